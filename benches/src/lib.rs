@@ -1,0 +1,1 @@
+//! Micro and system benchmarks.

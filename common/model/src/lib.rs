@@ -1,0 +1,1 @@
+//! ONNX models: read, list layers, cut stages, rewrite, write.

@@ -1,0 +1,1 @@
+//! Grids, encodings, range estimators, integer packing and metrics; pure.

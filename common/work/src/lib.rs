@@ -1,0 +1,1 @@
+//! Job specification, plan, ids and the task state machine; pure.

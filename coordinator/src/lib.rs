@@ -1,0 +1,1 @@
+//! Planner, scheduler, assembly and export.

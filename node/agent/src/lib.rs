@@ -1,0 +1,1 @@
+//! The node: executes leased tasks against its carries and statistics.

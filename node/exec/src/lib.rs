@@ -1,0 +1,1 @@
+//! Runs segments, taps layer inputs, accumulates statistics, holds carries.

@@ -1,0 +1,1 @@
+//! AdaRound: objective, schedule, optimiser, refinement, guard.
