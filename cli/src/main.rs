@@ -1,1 +1,45 @@
-fn main() {}
+//! The `halfstep` binary: parses the command line, runs a command, returns its exit code.
+//!
+//! Not here: anything about networks; that is behind `backend`.
+
+mod args;
+mod backend;
+mod commands;
+mod config;
+mod exit;
+mod job_file;
+mod options;
+mod render;
+mod values;
+mod verify;
+
+use std::io::Write;
+use std::panic::catch_unwind;
+use std::process::ExitCode;
+
+use clap::Parser;
+use exit::Exit;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = match args::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            let wrong = error.use_stderr();
+            return ExitCode::from(if wrong { Exit::Usage.code() } else { Exit::Solved.code() });
+        }
+    };
+    let filter = EnvFilter::try_from_env("HALFSTEP_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // A panic is our mistake: the hook has printed it, the code says so.
+    let exit = match catch_unwind(|| commands::run(cli)) {
+        Ok(Ok(exit)) => exit,
+        Ok(Err(error)) => {
+            let _ = writeln!(std::io::stderr(), "{error}");
+            error.exit
+        }
+        Err(_) => Exit::Internal,
+    };
+    ExitCode::from(exit.code())
+}

@@ -1,1 +1,25 @@
-//! Planner, scheduler, assembly and export.
+//! Decides what is computed, hands it out, and turns the results into files: planner, scheduler loop, assembly, export.
+//!
+//! Not here: computing (`agent` and the crates below it; the two sides meet only in `halfstep_work::Node`), the
+//! terminal (`cli`).
+
+mod assemble;
+mod config;
+pub mod dataset;
+mod error;
+mod manifest;
+mod planner;
+mod report;
+mod rules;
+mod run;
+mod source;
+mod staging;
+
+pub use assemble::{Assembled, assemble, export};
+pub use config::{EncodingsVersion, JobConfig, Rule};
+pub use error::{CoordinatorError, ErrorKind};
+pub use manifest::{FileRecord, Manifest, Verdict, verify};
+pub use planner::{Prepared, prepare, prepare_model, shard_samples};
+pub use report::{LayerOutcome, LayerReport, OutcomeKind, Report};
+pub use run::{RunEvent, run};
+pub use source::JobSource;

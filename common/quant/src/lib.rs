@@ -1,1 +1,23 @@
 //! Grids, encodings, range estimators, integer packing and metrics; pure.
+//!
+//! A layer is seen as a weight matrix `[rows, cols]`, row-major, one row per output channel. A [`GridSpec`] says what
+//! grid is wanted, [`estimate`] chooses scales and zero points from the weights, and the resulting [`Encodings`] map
+//! between real numbers and integers: `real = (q - zero_point) * scale`.
+//!
+//! Not here: which of the two neighbouring integers a weight takes (`halfstep-solver`), how a tensor becomes a matrix
+//! (`halfstep-model`), files. This crate does no I/O and reads no clock.
+
+pub mod aimet;
+mod encodings;
+mod enhanced;
+mod error;
+mod grid;
+pub mod metrics;
+mod mse_search;
+pub mod packing;
+mod range;
+
+pub use encodings::Encodings;
+pub use error::{ErrorKind, QuantError};
+pub use grid::{Granularity, GridSpec, RangeEstimator, Scheme};
+pub use range::{SCALE_MIN, estimate};

@@ -1,1 +1,20 @@
-//! Job specification, plan, ids and the task state machine; pure.
+//! What coordinator and nodes agree on: ids, settings, the plan, tasks, and the state of a running job.
+//!
+//! Pure: no clock (callers pass monotonic time), no files, no sockets. Not here: who decides the plan
+//! (`coordinator::planner`), who computes (`agent`), how messages travel (an in-process call today, gRPC later).
+
+mod ids;
+mod job;
+mod node;
+mod plan;
+mod state;
+mod task;
+
+pub use ids::{ChunkId, LayerId, LeaseId, NodeId, SegmentId, ShardId};
+pub use job::{Objective, PartitionNote, Propagation, SolverSettings, StartPoint};
+pub use node::{InputTensor, Node, NodeDescription, ScalarKind, Source, SourceError};
+pub use plan::{KeptLayer, LayerPlan, Plan, PlanError, StagePlan};
+pub use state::{Event, JobState, Lease, LeaseRefused, Progress, TaskState};
+pub use task::{
+    ChunkReport, Done, Failure, FailureClass, PeakRecord, Rounding, Task, TaskPhase, agree_peaks,
+};

@@ -1,1 +1,20 @@
 //! Devices behind one interface; the CPU reference.
+//!
+//! [`Device`] is what the solver is generic over: buffers of f32, products, Gram matrices, the fused AdaRound
+//! step and the refinement kernel. [`Cpu`] implements it with the plain functions of [`cpu`], which are also
+//! the twins other devices are tested against. [`random`] is the counter-based generator every device shares.
+//!
+//! All results are a function of the arguments and the instruction-set level alone, never of thread count.
+//!
+//! Not here: schedules, optimiser loops, guards (`solver`); running models (`exec`); choosing encodings (`quant`).
+
+pub mod activation;
+pub mod cpu;
+mod device;
+pub mod random;
+
+pub use activation::Activation;
+pub use cpu::step::{Gradient, StepArgs};
+pub use device::{
+    Cpu, CpuBuffer, Device, DeviceError, MatMut, MatRef, Product, RefineShape, StepBuffers, StepGradient,
+};

@@ -1,0 +1,162 @@
+//! The command line: commands and the flags that are not part of a job.
+//!
+//! Help is written for the person who decides whether to touch an option. Not here: options of a job (`options`).
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::exit::Exit;
+use crate::options::{DataOptions, JobOptions};
+
+/// Quantize trained networks to low-bit integers by learning which way each weight rounds (AdaRound)
+#[derive(Debug, Parser)]
+#[command(name = "halfstep", version, max_term_width = 100, after_help = Exit::table())]
+#[command(after_long_help = Exit::table(), arg_required_else_help = true, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Round the weights of an ONNX network and write the results
+    ///
+    /// Which options to change: `--samples` and `--iterations` at will; `--lambda` and `--damping` with caution;
+    /// `--beta-range` and `--warm-start` never. Before: fold batch norms (done here) and equalize across layers.
+    /// After: quantization-aware training may follow; bias correction should not, before or after.
+    #[command(after_help = Exit::table(), after_long_help = Exit::table())]
+    Quantize(QuantizeArgs),
+    /// Show what `quantize` would do: stages, bytes, estimated time; computes nothing
+    Plan(PlanArgs),
+    /// List the layers of a network and what would be rounded
+    Inspect(InspectArgs),
+    /// Measure networks on data: top-1, agreement with the original, signal-to-noise ratio
+    Eval(EvalArgs),
+    /// Check the files of a finished run against their manifest
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    #[command(flatten)]
+    pub(crate) job: JobOptions,
+
+    /// Read options from this job.toml; flags win over it
+    ///
+    /// Keys are the names of the flags, MODEL is `model`. Paths are relative to the job file. Unknown keys are errors.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Overwrite an output folder that is not empty
+    #[arg(long)]
+    pub(crate) force: bool,
+
+    #[command(flatten)]
+    pub(crate) show: ShowArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) job: JobOptions,
+
+    /// Read options from this job.toml; flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Read the network from this ONNX file
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: PathBuf,
+
+    /// Show batch norms as separate instead of folded into the layer before
+    #[arg(long)]
+    pub(crate) no_fold_batch_norm: bool,
+
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// Measure these networks, side by side
+    #[arg(value_name = "MODEL", required = true)]
+    pub(crate) models: Vec<PathBuf>,
+
+    /// Compare with this full-precision network: agreement of the top class and SQNR in dB
+    #[arg(long, value_name = "ORIGINAL")]
+    pub(crate) reference: Option<PathBuf>,
+
+    /// Data (array `y`: class ids [N], or acceptable classes as bool [N, C])
+    #[command(flatten)]
+    pub(crate) data: DataOptions,
+
+    /// Run this many samples at once
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) batch: usize,
+
+    /// Compute on this many threads [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+
+    /// Run networks by this ONNX Runtime library instead of the built-in engine
+    #[arg(long, value_name = "LIB", env = "HALFSTEP_ONNXRUNTIME")]
+    pub(crate) onnxruntime: Option<PathBuf>,
+
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Check the files named in this manifest.json
+    #[arg(value_name = "MANIFEST")]
+    pub(crate) manifest: PathBuf,
+
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How a run is shown.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct ShowArgs {
+    /// Print one JSON object per event to stdout instead of text to stderr
+    #[arg(long, conflicts_with = "quiet")]
+    pub(crate) json: bool,
+
+    /// Print errors only
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_has_a_first_line_that_begins_with_a_verb_or_noun_and_no_full_stop() {
+        for command in Cli::command().get_subcommands() {
+            for arg in command.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version")) {
+                let help = arg.get_help().unwrap_or_else(|| panic!("{} has no help", arg.get_id())).to_string();
+                let first = help.lines().next().unwrap_or("");
+                assert!(first.starts_with(char::is_uppercase) && !first.ends_with('.'), "{}: {help}", arg.get_id());
+            }
+        }
+    }
+}

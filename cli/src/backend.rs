@@ -1,0 +1,206 @@
+//! What the commands ask for, and its answers: the one seam between the command line and the machinery behind it.
+//!
+//! In: a [`RunConfig`] or paths. Out: events while running, then plain rows to render.
+//! Not here: rendering (`render`), parsing (`args`).
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::config::{DataConfig, RunConfig};
+use crate::exit::CliError;
+
+/// What happens during `quantize`, in order.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub(crate) enum Progress {
+    /// The work is known.
+    Planned {
+        layers: usize,
+        stages: usize,
+        shards: usize,
+        samples: usize,
+        threads: usize,
+        /// `None` when there is nothing to estimate from.
+        estimated_seconds: Option<f64>,
+    },
+    /// Statistics of a stage's layers are about to be collected, then the layers solved.
+    StageStarted { stage: usize, stages: usize, layers: usize },
+    /// Part of a stage's statistics is done.
+    ShardCaptured { stage: usize, shard: usize, shards: usize },
+    /// A layer is decided.
+    LayerSolved {
+        name: String,
+        /// Counts decided layers, from 1.
+        index: usize,
+        total: usize,
+        bits: u8,
+        /// Mean squared output error at nearest rounding and now.
+        objective_before: f64,
+        objective_after: f64,
+        sqnr_db: f64,
+        /// Weights not rounded to nearest, of `weights`.
+        rounded_away: u64,
+        weights: u64,
+        seconds: f64,
+    },
+    /// A layer stays as it is.
+    LayerKept { name: String, reason: String },
+    /// A layer could not be solved.
+    LayerFailed { name: String, cause: String },
+    /// Files are being written and read back.
+    Writing { path: PathBuf },
+    /// The end.
+    Summary { solved: usize, kept: usize, failed: usize, seconds: f64, output: PathBuf },
+}
+
+/// A layer that stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Kept {
+    pub(crate) name: String,
+    pub(crate) op: String,
+    pub(crate) reason: String,
+    /// Because of `--skip`: what the user asked for does not change the exit code.
+    pub(crate) requested: bool,
+}
+
+/// A layer that could not be solved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct FailedLayer {
+    pub(crate) name: String,
+    pub(crate) cause: String,
+}
+
+/// One solved layer in the report table.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct ReportRow {
+    pub(crate) name: String,
+    pub(crate) bits: u8,
+    /// Scheme and granularity, e.g. `symmetric per-channel`.
+    pub(crate) grid: String,
+    pub(crate) objective_before: f64,
+    pub(crate) objective_after: f64,
+    pub(crate) sqnr_db: f64,
+    pub(crate) rounded_away: u64,
+    pub(crate) weights: u64,
+    pub(crate) seconds: f64,
+}
+
+/// Result of `quantize`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct QuantizeOutcome {
+    pub(crate) solved: usize,
+    pub(crate) kept: Vec<Kept>,
+    pub(crate) failed: Vec<FailedLayer>,
+    pub(crate) rows: Vec<ReportRow>,
+    /// Seconds by phase: read, forward, statistics, solve, refine, export.
+    pub(crate) phases: Vec<(String, f64)>,
+    /// Files written, relative to the output folder.
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) notes: Vec<String>,
+}
+
+/// One layer that would be rounded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct LayerRow {
+    pub(crate) name: String,
+    pub(crate) op: String,
+    pub(crate) weight: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) groups: usize,
+    pub(crate) activation: String,
+    /// Nodes that use the weight; more than 1 means it is shared.
+    pub(crate) uses: usize,
+}
+
+/// Result of `inspect`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct InspectReport {
+    /// Each `name dtype [dims]`.
+    pub(crate) inputs: Vec<String>,
+    pub(crate) outputs: Vec<String>,
+    pub(crate) opset: i64,
+    pub(crate) layers: Vec<LayerRow>,
+    pub(crate) kept: Vec<Kept>,
+}
+
+/// One stage of a plan.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct StageRow {
+    pub(crate) stage: usize,
+    pub(crate) layers: Vec<String>,
+    /// Operators run to reach the stage from the one before.
+    pub(crate) nodes: usize,
+    pub(crate) chunks: usize,
+    pub(crate) carry_bytes: u64,
+    pub(crate) statistics_bytes: u64,
+    pub(crate) seconds: f64,
+}
+
+/// Result of `plan`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct PlanReport {
+    pub(crate) samples: usize,
+    pub(crate) shards: usize,
+    pub(crate) stages: Vec<StageRow>,
+    pub(crate) kept: Vec<Kept>,
+    pub(crate) peak_bytes: u64,
+    /// Bytes that go to files at this memory budget.
+    pub(crate) spill_bytes: u64,
+    pub(crate) output_bytes: u64,
+    pub(crate) seconds: f64,
+}
+
+/// What `eval` measures.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct EvalRequest {
+    pub(crate) models: Vec<PathBuf>,
+    pub(crate) reference: Option<PathBuf>,
+    pub(crate) data: DataConfig,
+    pub(crate) batch: usize,
+    pub(crate) threads: Option<usize>,
+    pub(crate) onnxruntime: Option<PathBuf>,
+}
+
+/// One network measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct EvalRow {
+    pub(crate) model: PathBuf,
+    pub(crate) samples: usize,
+    /// `None` without labels.
+    pub(crate) top1: Option<f64>,
+    /// Fraction of samples with the reference's top class; `None` without a reference.
+    pub(crate) agreement: Option<f64>,
+    /// Of the outputs against the reference's; infinite if equal, `None` without a reference.
+    pub(crate) sqnr_db: Option<f64>,
+    pub(crate) seconds: f64,
+}
+
+/// Quantizes a network.
+///
+/// # Errors
+/// Whatever stops the whole job; a layer that fails is part of the outcome.
+pub(crate) fn quantize(_config: &RunConfig, _events: &dyn Fn(Progress)) -> Result<QuantizeOutcome, CliError> {
+    Err(not_wired())
+}
+
+/// Plans without computing.
+pub(crate) fn plan(_config: &RunConfig) -> Result<PlanReport, CliError> {
+    Err(not_wired())
+}
+
+/// Lists layers.
+pub(crate) fn inspect(_model: &Path, _fold_batch_norm: bool) -> Result<InspectReport, CliError> {
+    Err(not_wired())
+}
+
+/// Measures networks; the reference, if any, is the first row.
+pub(crate) fn eval(_request: &EvalRequest) -> Result<Vec<EvalRow>, CliError> {
+    Err(not_wired())
+}
+
+fn not_wired() -> CliError {
+    CliError::internal("not wired")
+}

@@ -1,0 +1,156 @@
+//! One function per command: resolve options, ask the backend, render.
+//!
+//! Data goes to stdout, progress to stderr. Not here: what the commands compute (`backend`).
+
+use std::io::{self, IsTerminal, Write};
+
+use serde::Serialize;
+
+use crate::args::{Cli, Command, EvalArgs, InspectArgs, PlanArgs, QuantizeArgs, ShowArgs, VerifyArgs};
+use crate::backend::{self, EvalRequest, QuantizeOutcome};
+use crate::config::{DataConfig, RunConfig};
+use crate::exit::{CliError, Exit};
+use crate::job_file;
+use crate::options::JobOptions;
+use crate::render::progress::{Mode, Renderer};
+use crate::{render, verify};
+
+/// Runs a command.
+///
+/// # Errors
+/// What stopped it, with its exit code.
+pub(crate) fn run(cli: Cli) -> Result<Exit, CliError> {
+    match cli.command {
+        Command::Quantize(args) => quantize(args),
+        Command::Plan(args) => plan(args),
+        Command::Inspect(args) => inspect(&args),
+        Command::Eval(args) => eval(args),
+        Command::Verify(args) => check(&args),
+    }
+}
+
+fn quantize(args: QuantizeArgs) -> Result<Exit, CliError> {
+    let config = RunConfig::resolve(with_file(args.job, args.config.as_deref())?, args.force)?;
+    config.require_output()?;
+    let renderer = Renderer::new(mode(args.show));
+    let result = backend::quantize(&config, &|event| renderer.event(&event));
+    renderer.finish();
+    let outcome = result?;
+    if args.show.json {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            event: &'static str,
+            #[serde(flatten)]
+            outcome: &'a QuantizeOutcome,
+        }
+        // One line like the events before it, not indented.
+        let text = serde_json::to_string(&Line { event: "outcome", outcome: &outcome });
+        print(&format!("{}\n", text.map_err(CliError::internal)?))?;
+    } else if !args.show.quiet {
+        print(&render::outcome(&outcome))?;
+    }
+    Ok(exit_of(&outcome))
+}
+
+/// Failures outrank layers kept against the user's wish; `--skip` is the user's wish.
+fn exit_of(outcome: &QuantizeOutcome) -> Exit {
+    if !outcome.failed.is_empty() {
+        Exit::SomeFailed
+    } else if outcome.kept.iter().any(|layer| !layer.requested) {
+        Exit::SomeKept
+    } else {
+        Exit::Solved
+    }
+}
+
+fn plan(args: PlanArgs) -> Result<Exit, CliError> {
+    let config = RunConfig::resolve(with_file(args.job, args.config.as_deref())?, false)?;
+    let report = backend::plan(&config)?;
+    show(args.json, &report, render::plan)
+}
+
+fn inspect(args: &InspectArgs) -> Result<Exit, CliError> {
+    let report = backend::inspect(&args.model, !args.no_fold_batch_norm)?;
+    show(args.json, &report, render::inspect)
+}
+
+fn eval(args: EvalArgs) -> Result<Exit, CliError> {
+    if args.batch == 0 {
+        return Err(CliError::usage("batch is 0, expected 1 or more"));
+    }
+    let request = EvalRequest {
+        models: args.models,
+        reference: args.reference,
+        data: DataConfig::resolve(args.data)?,
+        batch: args.batch,
+        threads: args.threads,
+        onnxruntime: args.onnxruntime,
+    };
+    let rows = backend::eval(&request)?;
+    show(args.json, rows.as_slice(), render::eval)
+}
+
+fn check(args: &VerifyArgs) -> Result<Exit, CliError> {
+    let done = verify::verify(&args.manifest)?;
+    show(args.json, &done, render::verified)
+}
+
+fn with_file(flags: JobOptions, file: Option<&std::path::Path>) -> Result<JobOptions, CliError> {
+    Ok(match file {
+        Some(path) => flags.over(job_file::read(path)?),
+        None => flags,
+    })
+}
+
+fn mode(show: ShowArgs) -> Mode {
+    match show {
+        ShowArgs { json: true, .. } => Mode::Json,
+        ShowArgs { quiet: true, .. } => Mode::Quiet,
+        _ if io::stderr().is_terminal() => Mode::Terminal,
+        _ => Mode::Plain,
+    }
+}
+
+fn show<T: Serialize + ?Sized>(json: bool, report: &T, text: impl Fn(&T) -> String) -> Result<Exit, CliError> {
+    if json {
+        print(&format!("{}\n", serde_json::to_string_pretty(report).map_err(CliError::internal)?))?;
+    } else {
+        print(&text(report))?;
+    }
+    Ok(Exit::Solved)
+}
+
+/// Writes data to stdout; a reader that has seen enough (`| head`) is no error.
+fn print(text: &str) -> Result<(), CliError> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|error| CliError::internal(format!("stdout: cannot be written: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{FailedLayer, Kept};
+
+    #[test]
+    fn the_exit_code_tells_the_worst_thing_that_happened_unasked() {
+        let kept = |requested| Kept { name: "a".into(), op: "LSTM".into(), reason: "x".into(), requested };
+        let failed = FailedLayer { name: "b".into(), cause: "x".into() };
+        let of = |kept: Vec<Kept>, failed: Vec<FailedLayer>| {
+            exit_of(&QuantizeOutcome {
+                solved: 1,
+                kept,
+                failed,
+                rows: vec![],
+                phases: vec![],
+                files: vec![],
+                notes: vec![],
+            })
+        };
+        assert_eq!(of(vec![], vec![]), Exit::Solved);
+        assert_eq!(of(vec![kept(true)], vec![]), Exit::Solved);
+        assert_eq!(of(vec![kept(true), kept(false)], vec![]), Exit::SomeKept);
+        assert_eq!(of(vec![kept(false)], vec![failed]), Exit::SomeFailed);
+    }
+}

@@ -1,0 +1,307 @@
+//! The options of a job: one definition for flags and for `job.toml`.
+//!
+//! Every field is a flag `--name` and a key `name`. All are optional here; defaults and the checks that need more than
+//! one option are in `config`. Not here: flags that only concern one invocation (`args`).
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use halfstep_quant::Scheme;
+use halfstep_work::{Objective, Propagation, StartPoint};
+use serde::{Deserialize, Serialize};
+
+use crate::values::{BetaRange, ByteSize, Override, RangeArg, bits, fraction, named, non_negative};
+
+/// How scales are shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum GranularityKind {
+    PerTensor,
+    PerChannel,
+    PerGroup,
+}
+
+/// Dimension order of image batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Layout {
+    Nchw,
+    Nhwc,
+}
+
+/// Channels of images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Colours {
+    Rgb,
+    Bgr,
+    Gray,
+}
+
+/// Versions of AIMET encodings files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub(crate) enum EncodingsVersion {
+    #[value(name = "0.6.1")]
+    #[serde(rename = "0.6.1")]
+    V0_6_1,
+    #[value(name = "1.0.0")]
+    #[serde(rename = "1.0.0")]
+    V1_0_0,
+    #[value(name = "2.0.0")]
+    #[serde(rename = "2.0.0")]
+    V2_0_0,
+}
+
+/// Options of `quantize` and `plan`, as typed.
+#[derive(Debug, Clone, PartialEq, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct JobOptions {
+    /// Read the network from this ONNX file
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: Option<PathBuf>,
+
+    #[command(flatten)]
+    #[serde(skip)]
+    pub(crate) data: DataOptions,
+
+    /// Write results into this folder
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Round weights to this many bits: 2 to 8, or 16 [default: 4]
+    #[arg(long, value_name = "BITS", value_parser = bits, help_heading = "Grid")]
+    pub(crate) bits: Option<u8>,
+
+    /// Choose the integers: symmetric, symmetric-strict (without the lowest one), asymmetric [default: symmetric]
+    #[arg(long, value_name = "SCHEME", help_heading = "Grid")]
+    pub(crate) scheme: Option<Scheme>,
+
+    /// Share scales this way [default: per-channel]
+    #[arg(long, value_enum, value_name = "HOW", help_heading = "Grid")]
+    pub(crate) granularity: Option<GranularityKind>,
+
+    /// Share a scale among this many consecutive weights of a row; implies per-group
+    #[arg(long, value_name = "WEIGHTS", help_heading = "Grid")]
+    pub(crate) group_size: Option<usize>,
+
+    /// Choose the range by min-max, mse, percentile[:PER_CENT], enhanced [default: mse]
+    #[arg(long, value_name = "RANGE", help_heading = "Grid")]
+    pub(crate) range: Option<RangeArg>,
+
+    /// Leave the layers whose name matches as they are; `*` matches anything; may be repeated
+    #[arg(long, value_name = "PATTERN", help_heading = "Grid")]
+    #[serde(default)]
+    pub(crate) skip: Vec<String>,
+
+    /// Set bits, scheme, granularity or range of matching layers, as in 'conv1:bits=8'; may be repeated
+    #[arg(long = "override", value_name = "PATTERN:KEY=VALUE,..", help_heading = "Grid")]
+    #[serde(rename = "override", default)]
+    pub(crate) overrides: Vec<Override>,
+
+    /// Keep batch norms separate instead of folding them into the layer before
+    #[arg(long, help_heading = "Grid")]
+    #[serde(default)]
+    pub(crate) no_fold_batch_norm: bool,
+
+    /// Minimise the error by gram (all samples, no activation) or samples (minibatches, activation) [default: gram]
+    ///
+    /// `samples` is the method as published, and what to use to compare with other tools. It is much slower.
+    #[arg(long, value_name = "OBJECTIVE", value_parser = named::<Objective>, help_heading = "Rounding")]
+    pub(crate) objective: Option<Objective>,
+
+    /// Solve layers for inputs of the model quantized so far (sequential) or the original (independent)
+    /// [default: sequential]
+    #[arg(long, value_name = "HOW", value_parser = named::<Propagation>, help_heading = "Rounding")]
+    pub(crate) propagation: Option<Propagation>,
+
+    /// Learn the rounding of each layer for this many iterations [default: 300]
+    ///
+    /// Change at will: more iterations cost time and never make a layer worse than nearest rounding. 0 leaves the start
+    /// and refinement alone. The samples objective needs far more, 10000 as published.
+    #[arg(long, value_name = "N", help_heading = "Rounding")]
+    pub(crate) iterations: Option<u32>,
+
+    /// Step by this learning rate (Adam) [default: 0.01]
+    ///
+    /// Rarely worth changing. The published value for the samples objective is 0.001.
+    #[arg(long, value_name = "RATE", value_parser = non_negative, help_heading = "Rounding")]
+    pub(crate) learning_rate: Option<f32>,
+
+    /// Weigh the rounding loss, which drives weights to integers, by this much [default: 0.01]
+    ///
+    /// Change with caution: too small leaves weights between integers, to be cut off at the end; too large decides them
+    /// before the data could.
+    #[arg(long, value_name = "WEIGHT", value_parser = non_negative, help_heading = "Rounding")]
+    pub(crate) lambda: Option<f32>,
+
+    /// Anneal the exponent of the rounding loss from START to END [default: 20,2]
+    ///
+    /// Leave it: the published values work everywhere we looked.
+    #[arg(long, value_name = "START,END", help_heading = "Rounding")]
+    pub(crate) beta_range: Option<BetaRange>,
+
+    /// Start without rounding loss for this fraction of the iterations [default: 0.2]
+    ///
+    /// Leave it: the published value works everywhere we looked.
+    #[arg(long, value_name = "FRACTION", value_parser = fraction, help_heading = "Rounding")]
+    pub(crate) warm_start: Option<f32>,
+
+    /// Take this many positions per minibatch; samples objective only [default: 32]
+    #[arg(long, value_name = "N", help_heading = "Rounding")]
+    pub(crate) batch: Option<u32>,
+
+    /// Pull statistics towards the original weights by this fraction of their mean diagonal [default: 0.001]
+    ///
+    /// Guards against overfitting when samples are few. Change with caution: 0.0001 to 0.01.
+    #[arg(long, value_name = "FRACTION", value_parser = non_negative, help_heading = "Rounding")]
+    pub(crate) damping: Option<f32>,
+
+    /// Start from nearest, or from gptq where inputs are strongly correlated [default: nearest]
+    #[arg(long, value_name = "START", value_parser = named::<StartPoint>, help_heading = "Rounding")]
+    pub(crate) start: Option<StartPoint>,
+
+    /// Refine the result by at most this many sweeps over all weights [default: 10]
+    #[arg(long, value_name = "N", help_heading = "Rounding")]
+    pub(crate) refine_sweeps: Option<u32>,
+
+    /// Use this fraction of the positions of each sample for statistics [default: 1]
+    ///
+    /// Less is faster for convolutions on large images; the report states it.
+    #[arg(long, value_name = "FRACTION", value_parser = fraction, help_heading = "Rounding")]
+    pub(crate) positions: Option<f32>,
+
+    /// Draw random numbers from this seed; equal seeds give equal bytes [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Rounding")]
+    pub(crate) seed: Option<u64>,
+
+    /// Run this many samples through the network at once [default: 64]
+    ///
+    /// A property of the job: results depend on it in the last digits, never on the number of threads.
+    #[arg(long, value_name = "SAMPLES", help_heading = "Resources")]
+    pub(crate) shard_size: Option<usize>,
+
+    /// Hold activations in memory up to this size, beyond it in files [default: 4GiB]
+    #[arg(long, value_name = "BYTES", help_heading = "Resources")]
+    pub(crate) memory_budget: Option<ByteSize>,
+
+    /// Put files of activations into this folder [default: a temporary one]
+    #[arg(long, value_name = "DIR", help_heading = "Resources")]
+    pub(crate) spill_dir: Option<PathBuf>,
+
+    /// Compute on this many threads [default: one per core]
+    #[arg(long, value_name = "N", help_heading = "Resources")]
+    pub(crate) threads: Option<usize>,
+
+    /// Run the network by this ONNX Runtime library instead of the built-in engine
+    #[arg(long, value_name = "LIB", env = "HALFSTEP_ONNXRUNTIME", help_heading = "Resources")]
+    pub(crate) onnxruntime: Option<PathBuf>,
+
+    /// Write AIMET encodings files of this version; may be repeated [default: 1.0.0]
+    #[arg(long, value_enum, value_name = "VERSION", help_heading = "Output")]
+    #[serde(default)]
+    pub(crate) encodings: Vec<EncodingsVersion>,
+}
+
+/// Where calibration or evaluation data comes from and how images are prepared.
+#[derive(Debug, Clone, PartialEq, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct DataOptions {
+    /// Read samples from this .npz, .npz:ARRAY, .npy, or folder of those or of images
+    #[arg(long, visible_alias = "data", value_name = "PATH", help_heading = "Data")]
+    pub(crate) calibration: Option<PathBuf>,
+
+    /// Use the first N samples [default: all]
+    ///
+    /// Change at will: 500 to 1000 are enough for most networks; more cost time only.
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub(crate) samples: Option<usize>,
+
+    /// Scale images so that the shorter side has this many pixels
+    #[arg(long, value_name = "PIXELS", help_heading = "Data")]
+    pub(crate) resize: Option<u32>,
+
+    /// Cut a centred square of this many pixels out of images
+    #[arg(long, value_name = "PIXELS", help_heading = "Data")]
+    pub(crate) crop: Option<u32>,
+
+    /// Divide pixels (0 to 255) by this first [default: 255]
+    #[arg(long, value_name = "X", help_heading = "Data")]
+    pub(crate) scale: Option<f32>,
+
+    /// Subtract this from scaled pixels: one value, or one per channel [default: 0]
+    #[arg(long, value_name = "X,..", value_delimiter = ',', allow_negative_numbers = true, help_heading = "Data")]
+    #[serde(default)]
+    pub(crate) mean: Vec<f32>,
+
+    /// Divide pixels by this last: one value, or one per channel [default: 1]
+    #[arg(long, value_name = "X,..", value_delimiter = ',', help_heading = "Data")]
+    #[serde(default)]
+    pub(crate) std: Vec<f32>,
+
+    /// Order the dimensions of images this way [default: nchw]
+    #[arg(long, value_enum, value_name = "ORDER", help_heading = "Data")]
+    pub(crate) layout: Option<Layout>,
+
+    /// Give images these channels [default: rgb]
+    #[arg(long, value_enum, value_name = "COLOURS", help_heading = "Data")]
+    pub(crate) channels: Option<Colours>,
+}
+
+impl DataOptions {
+    /// `self` where it says something, else `below`.
+    pub(crate) fn over(self, below: Self) -> Self {
+        Self {
+            calibration: self.calibration.or(below.calibration),
+            samples: self.samples.or(below.samples),
+            resize: self.resize.or(below.resize),
+            crop: self.crop.or(below.crop),
+            scale: self.scale.or(below.scale),
+            mean: or_list(self.mean, below.mean),
+            std: or_list(self.std, below.std),
+            layout: self.layout.or(below.layout),
+            channels: self.channels.or(below.channels),
+        }
+    }
+}
+
+impl JobOptions {
+    /// `self` (flags) where it says something, else `below` (the job file).
+    pub(crate) fn over(self, below: Self) -> Self {
+        Self {
+            model: self.model.or(below.model),
+            data: self.data.over(below.data),
+            output: self.output.or(below.output),
+            bits: self.bits.or(below.bits),
+            scheme: self.scheme.or(below.scheme),
+            granularity: self.granularity.or(below.granularity),
+            group_size: self.group_size.or(below.group_size),
+            range: self.range.or(below.range),
+            skip: or_list(self.skip, below.skip),
+            overrides: or_list(self.overrides, below.overrides),
+            no_fold_batch_norm: self.no_fold_batch_norm || below.no_fold_batch_norm,
+            objective: self.objective.or(below.objective),
+            propagation: self.propagation.or(below.propagation),
+            iterations: self.iterations.or(below.iterations),
+            learning_rate: self.learning_rate.or(below.learning_rate),
+            lambda: self.lambda.or(below.lambda),
+            beta_range: self.beta_range.or(below.beta_range),
+            warm_start: self.warm_start.or(below.warm_start),
+            batch: self.batch.or(below.batch),
+            damping: self.damping.or(below.damping),
+            start: self.start.or(below.start),
+            refine_sweeps: self.refine_sweeps.or(below.refine_sweeps),
+            positions: self.positions.or(below.positions),
+            seed: self.seed.or(below.seed),
+            shard_size: self.shard_size.or(below.shard_size),
+            memory_budget: self.memory_budget.or(below.memory_budget),
+            spill_dir: self.spill_dir.or(below.spill_dir),
+            threads: self.threads.or(below.threads),
+            onnxruntime: self.onnxruntime.or(below.onnxruntime),
+            encodings: or_list(self.encodings, below.encodings),
+        }
+    }
+}
+
+fn or_list<T>(upper: Vec<T>, below: Vec<T>) -> Vec<T> {
+    if upper.is_empty() { below } else { upper }
+}

@@ -1,0 +1,282 @@
+//! Values of options that are more than a number: byte sizes, ranges, overrides.
+//!
+//! Each has one text form, used by flags and by job files alike.
+//! Not here: the options themselves (`options`).
+
+use std::fmt;
+use std::str::FromStr;
+
+use halfstep_quant::{Granularity, RangeEstimator, Scheme};
+use serde::de::DeserializeOwned;
+use serde::de::value::{Error as ValueError, StrDeserializer};
+use serde::{Deserialize, Serialize};
+
+/// Parses an enum from its serde name, e.g. `gram`.
+pub(crate) fn named<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    T::deserialize(StrDeserializer::<ValueError>::new(text)).map_err(|error| error.to_string())
+}
+
+/// Makes a type with `FromStr` readable from a job file's string.
+macro_rules! text_form {
+    ($($name:ty),*) => {$(
+        impl TryFrom<String> for $name {
+            type Error = String;
+            fn try_from(text: String) -> Result<Self, String> {
+                text.parse()
+            }
+        }
+    )*};
+}
+text_form!(ByteSize, RangeArg, BetaRange, Override);
+
+/// A number of bytes: `4GiB`, `512MB`, `1000000`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "u64")]
+pub(crate) struct ByteSize(pub(crate) u64);
+
+const UNITS: [(&str, u64); 10] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("KB", 1_000),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("B", 1),
+];
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refuse = || format!("`{text}` is not a size in bytes, expected for example 4GiB, 512MB or 1000000");
+        let unit = UNITS.iter().find(|(unit, _)| text.ends_with(unit));
+        let (number, factor) =
+            unit.map_or((text, 1), |(unit, factor)| (text.strip_suffix(unit).unwrap_or(text), *factor));
+        let number: f64 = number.trim().parse().map_err(|_| refuse())?;
+        let bytes = number * factor as f64;
+        // Beyond 2^63 an f64 no longer converts into an i64 file offset.
+        if bytes >= 1.0 && bytes < 9.2e18 { Ok(Self(bytes as u64)) } else { Err(refuse()) }
+    }
+}
+
+impl From<ByteSize> for u64 {
+    fn from(size: ByteSize) -> Self {
+        size.0
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+        match units.iter().find(|(_, size)| self.0 >= *size) {
+            Some((unit, size)) => f.pad(&format!("{:.1} {unit}", self.0 as f64 / *size as f64)),
+            None => f.pad(&format!("{} B", self.0)),
+        }
+    }
+}
+
+/// A range estimator; `percentile` alone means 99.9 %.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct RangeArg(pub(crate) RangeEstimator);
+
+impl FromStr for RangeArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = if text == "percentile" { "percentile:99.9" } else { text };
+        text.parse().map(Self).map_err(|error: halfstep_quant::QuantError| error.to_string())
+    }
+}
+
+/// Annealing of beta: `20,2`.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct BetaRange(pub(crate) f32, pub(crate) f32);
+
+impl FromStr for BetaRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refuse = || format!("`{text}` is not a beta range, expected START,END with START >= END > 0, as in 20,2");
+        let (start, end) = text.split_once(',').ok_or_else(refuse)?;
+        let parse = |text: &str| text.trim().parse::<f32>().ok().filter(|value| value.is_finite());
+        let (start, end) = (parse(start).ok_or_else(refuse)?, parse(end).ok_or_else(refuse)?);
+        if start >= end && end > 0.0 { Ok(Self(start, end)) } else { Err(refuse()) }
+    }
+}
+
+/// Other settings for the layers whose name matches: `conv1:bits=8,scheme=asymmetric`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Override {
+    /// Layer name pattern; `*` matches anything.
+    pub(crate) pattern: String,
+    pub(crate) bits: Option<u8>,
+    pub(crate) scheme: Option<Scheme>,
+    pub(crate) granularity: Option<Granularity>,
+    pub(crate) range: Option<RangeEstimator>,
+}
+
+const OVERRIDE_KEYS: [&str; 4] = ["bits", "scheme", "granularity", "range"];
+
+impl FromStr for Override {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (pattern, settings) = split_override(text)?;
+        let mut out =
+            Self { pattern: pattern.into(), bits: None, scheme: None, granularity: None, range: None };
+        for setting in settings.split(',') {
+            let (key, value) = setting
+                .split_once('=')
+                .ok_or_else(|| format!("`{setting}` is not KEY=VALUE in override `{text}`"))?;
+            out.set(key.trim(), value.trim())?;
+        }
+        Ok(out)
+    }
+}
+
+impl Override {
+    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match key {
+            "bits" => self.bits = Some(bits(value)?),
+            "scheme" => self.scheme = Some(value.parse::<Scheme>().map_err(|e| e.to_string())?),
+            "granularity" => {
+                self.granularity = Some(value.parse::<Granularity>().map_err(|e| e.to_string())?);
+            }
+            "range" => self.range = Some(value.parse::<RangeArg>()?.0),
+            _ => return Err(unknown(&format!("override setting `{key}`"), key, &OVERRIDE_KEYS)),
+        }
+        Ok(())
+    }
+}
+
+/// Layer names may contain colons, so the pattern ends at the first colon after which `key=` stands.
+fn split_override(text: &str) -> Result<(&str, &str), String> {
+    let colons = text.match_indices(':').map(|(at, _)| (&text[..at], &text[at + 1..]));
+    let is_setting = |rest: &str| {
+        let key = rest.split(['=', ':', '/', '.', '*']).next().unwrap_or("");
+        rest.len() > key.len() && rest.as_bytes()[key.len()] == b'='
+    };
+    colons
+        .into_iter()
+        .find(|(pattern, rest)| !pattern.is_empty() && is_setting(rest))
+        .ok_or_else(|| format!("`{text}` is not an override, expected PATTERN:KEY=VALUE,... as in conv1:bits=8"))
+}
+
+/// A bit width.
+pub(crate) fn bits(text: &str) -> Result<u8, String> {
+    let bits = text.parse::<u8>().ok().filter(|bits| matches!(bits, 2..=8 | 16));
+    bits.ok_or_else(|| format!("bit width is `{text}`, expected 2 to 8 or 16"))
+}
+
+/// A fraction in (0, 1].
+pub(crate) fn fraction(text: &str) -> Result<f32, String> {
+    let value = text.parse::<f32>().ok().filter(|value| *value > 0.0 && *value <= 1.0);
+    value.ok_or_else(|| format!("`{text}` is not a fraction, expected more than 0 and at most 1"))
+}
+
+/// A finite number, 0 or more.
+pub(crate) fn non_negative(text: &str) -> Result<f32, String> {
+    let value = text.parse::<f32>().ok().filter(|value| value.is_finite() && *value >= 0.0);
+    value.ok_or_else(|| format!("`{text}` is not a number, expected 0 or more"))
+}
+
+/// "`subject` is unknown, did you mean `x`?" or the list of what is known.
+pub(crate) fn unknown(subject: &str, key: &str, known: &[&str]) -> String {
+    match nearest(key, known) {
+        Some(near) => format!("{subject} is unknown, did you mean `{near}`?"),
+        None => format!("{subject} is unknown, expected one of {}", known.join(", ")),
+    }
+}
+
+/// The known word most like `key`, if any is like it at all.
+fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
+    let key = key.replace('_', "-").to_lowercase();
+    let scored = known.iter().map(|word| (strsim::jaro_winkler(&key, word), *word));
+    let (score, word) = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (score > 0.75).then_some(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use halfstep_work::Objective;
+
+    #[test]
+    fn byte_sizes_are_read_with_either_kind_of_unit() {
+        for (text, expect) in [
+            ("4GiB", Some(4 << 30)),
+            ("1.5 MiB", Some(3 << 19)),
+            ("512MB", Some(512_000_000)),
+            ("1000000", Some(1_000_000)),
+            ("7B", Some(7)),
+            ("0", None),
+            ("-1GiB", None),
+            ("4 gigs", None),
+            ("1e40GiB", None),
+            ("NaN", None),
+            ("", None),
+        ] {
+            assert_eq!(text.parse::<ByteSize>().ok().map(|size| size.0), expect, "{text}");
+        }
+        assert_eq!(ByteSize(3 << 29).to_string(), "1.5 GiB");
+        assert_eq!(ByteSize(1023).to_string(), "1023 B");
+    }
+
+    #[test]
+    fn overrides_keep_colons_of_layer_names() {
+        for (text, pattern) in [
+            ("conv1:bits=8", "conv1"),
+            ("scope/conv:0:bits=8,range=percentile:99", "scope/conv:0"),
+            ("*:bits=8,granularity=per-group:64", "*"),
+        ] {
+            let parsed: Override = text.parse().unwrap();
+            assert_eq!((parsed.pattern.as_str(), parsed.bits), (pattern, Some(8)), "{text}");
+        }
+        let parsed: Override = "a:scheme=asymmetric,granularity=per-group:64".parse().unwrap();
+        assert_eq!(parsed.scheme, Some(Scheme::Asymmetric));
+        assert_eq!(parsed.granularity, Some(Granularity::PerGroup { group_size: 64 }));
+    }
+
+    #[test]
+    fn wrong_overrides_say_what_is_wrong() {
+        for (text, expect) in [
+            ("conv1", "`conv1` is not an override, expected PATTERN:KEY=VALUE,... as in conv1:bits=8"),
+            (":bits=8", "`:bits=8` is not an override, expected PATTERN:KEY=VALUE,... as in conv1:bits=8"),
+            ("conv1:bit=8", "override setting `bit` is unknown, did you mean `bits`?"),
+            ("conv1:bits=9", "bit width is `9`, expected 2 to 8 or 16"),
+            ("conv1:bits=8,x", "`x` is not KEY=VALUE in override `conv1:bits=8,x`"),
+        ] {
+            assert_eq!(text.parse::<Override>().unwrap_err(), expect);
+        }
+    }
+
+    #[test]
+    fn a_range_is_two_falling_positive_numbers() {
+        assert_eq!("20,2".parse(), Ok(BetaRange(20.0, 2.0)));
+        for text in ["20", "2,20", "20,0", "inf,2", "20,NaN"] {
+            assert!(text.parse::<BetaRange>().is_err(), "{text}");
+        }
+        assert_eq!("percentile".parse(), Ok(RangeArg(RangeEstimator::Percentile { percentile: 99.9 })));
+        assert!("percentile:40".parse::<RangeArg>().is_err());
+    }
+
+    #[test]
+    fn the_nearest_word_is_offered_only_when_it_is_near() {
+        let known = ["iterations", "bits", "seed"];
+        assert_eq!(nearest("iteration", &known), Some("iterations"));
+        assert_eq!(nearest("Bits", &known), Some("bits"));
+        assert_eq!(nearest("zzz", &known), None);
+    }
+
+    #[test]
+    fn names_are_those_of_the_job_format() {
+        assert_eq!(named::<Objective>("samples"), Ok(Objective::Samples));
+        assert_eq!(named::<Objective>("sample"), Err("unknown variant `sample`, expected `gram` or `samples`".into()));
+    }
+}

@@ -1,0 +1,1 @@
+//! Folds batch normalisations into the convolutions before them.

@@ -1,0 +1,1 @@
+//! Writes rounded weights as integers behind DequantizeLinear.

@@ -1,0 +1,1 @@
+//! Element types of tensors inside a graph.

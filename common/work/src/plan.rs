@@ -1,0 +1,155 @@
+//! The plan: fixed before anything runs, a property of the job and never of the fleet.
+//!
+//! Not here: how it is chosen (`coordinator::planner`); weights and geometry, which nodes read from the model.
+
+use crate::{ChunkId, LayerId, PartitionNote, Propagation, SegmentId, ShardId, SolverSettings};
+use halfstep_quant::GridSpec;
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// One layer to be rounded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerPlan {
+    /// Its index.
+    pub id: LayerId,
+    /// Unique name in the model.
+    pub name: String,
+    /// Operator type in the model's vocabulary.
+    pub op_type: String,
+    /// Output channels.
+    pub rows: usize,
+    /// Inputs per group times kernel positions.
+    pub cols: usize,
+    /// Convolution groups; 1 for dense layers.
+    pub groups: usize,
+    /// The grid to round onto.
+    pub grid: GridSpec,
+    /// Rows of each chunk; in order, without gaps, never crossing a group.
+    pub chunks: Vec<Range<usize>>,
+    /// The stage after which its statistics are complete.
+    pub stage: SegmentId,
+}
+
+/// A layer with constant weights that stays as it is, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptLayer {
+    /// Its name in the model.
+    pub name: String,
+    /// Operator type.
+    pub op_type: String,
+    /// Why it is not quantized.
+    pub reason: String,
+}
+
+/// What happens at the end of one segment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StagePlan {
+    /// Layers whose statistics are complete here and which are solved now.
+    pub solve: Vec<LayerId>,
+}
+
+/// The whole job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Layers to round.
+    pub layers: Vec<LayerPlan>,
+    /// Layers left alone.
+    pub kept: Vec<KeptLayer>,
+    /// One per segment, in order.
+    pub stages: Vec<StagePlan>,
+    /// Samples of each shard; in order, without gaps.
+    pub shards: Vec<Range<usize>>,
+    /// Samples per forward run; shards are run in steps of this many.
+    pub batch: usize,
+    /// Sequential or independent.
+    pub propagation: Propagation,
+    /// Solver settings for every layer.
+    pub solver: SolverSettings,
+    /// Partition strategy.
+    pub partition: PartitionNote,
+}
+
+/// A plan that cannot be run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// Ranges that should tile `0..len` do not.
+    #[error("{subject}: ranges must tile 0..{len} in order, but range {index} is {start}..{end}")]
+    Gap {
+        /// Whose ranges.
+        subject: String,
+        /// What they should cover.
+        len: usize,
+        /// The first bad one.
+        index: usize,
+        /// Its start.
+        start: usize,
+        /// Its end.
+        end: usize,
+    },
+    /// A layer that no stage solves, or two do.
+    #[error("layer `{name}`: must be solved in exactly one stage, found in {found}")]
+    NotOnce {
+        /// The layer.
+        name: String,
+        /// How many stages name it.
+        found: usize,
+    },
+}
+
+impl Plan {
+    /// The layer with this id.
+    pub fn layer(&self, id: LayerId) -> &LayerPlan {
+        &self.layers[id.index()]
+    }
+
+    /// All shard ids, in order.
+    pub fn shard_ids(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.shards.len() as u32).map(ShardId)
+    }
+
+    /// All chunk ids of one layer, in order.
+    pub fn chunk_ids(&self, layer: LayerId) -> impl Iterator<Item = ChunkId> + use<> {
+        (0..self.layer(layer).chunks.len() as u32).map(ChunkId)
+    }
+
+    /// All samples of the job.
+    pub fn samples(&self) -> usize {
+        self.shards.last().map_or(0, |range| range.end)
+    }
+
+    /// Checks what every user of a plan relies on.
+    ///
+    /// # Errors
+    /// `Gap` if shards or a layer's chunks do not tile; `NotOnce` if a layer has no single stage.
+    pub fn validate(&self) -> Result<(), PlanError> {
+        tiles("shards", &self.shards, self.samples())?;
+        for layer in &self.layers {
+            tiles(&format!("chunks of layer `{}`", layer.name), &layer.chunks, layer.rows)?;
+            let found = self.stages.iter().flat_map(|stage| &stage.solve).filter(|id| **id == layer.id).count();
+            if found != 1 {
+                return Err(PlanError::NotOnce { name: layer.name.clone(), found });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn tiles(subject: &str, ranges: &[Range<usize>], len: usize) -> Result<(), PlanError> {
+    let mut next = 0;
+    for (index, range) in ranges.iter().enumerate() {
+        if range.start != next || range.end <= range.start || range.end > len {
+            return Err(PlanError::Gap {
+                subject: subject.into(),
+                len,
+                index,
+                start: range.start,
+                end: range.end,
+            });
+        }
+        next = range.end;
+    }
+    if next == len {
+        return Ok(());
+    }
+    Err(PlanError::Gap { subject: subject.into(), len, index: ranges.len(), start: next, end: next })
+}

@@ -1,0 +1,254 @@
+//! Tasks a node can be given, and what comes back.
+
+use crate::{ChunkId, LayerId, SegmentId, ShardId};
+use halfstep_quant::Encodings;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// A unit of leased work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Task {
+    /// Run one segment on one shard, on every stream the job has; keep the carry, report peaks.
+    Capture {
+        /// Which segment.
+        segment: SegmentId,
+        /// Which samples.
+        shard: ShardId,
+    },
+    /// Add one shard's layer inputs at a stage to the statistics, in the agreed fixed point.
+    Accumulate {
+        /// The stage at the end of this segment.
+        segment: SegmentId,
+        /// Which samples.
+        shard: ShardId,
+        /// Peaks over *all* shards: they fix the exponents.
+        peaks: Arc<Vec<PeakRecord>>,
+    },
+    /// Close the sums of one layer: from here on its rows can be solved.
+    Reduce {
+        /// Which layer.
+        layer: LayerId,
+    },
+    /// Decide the rounding of one row chunk.
+    Solve {
+        /// Which layer.
+        layer: LayerId,
+        /// Which rows.
+        chunk: ChunkId,
+    },
+}
+
+/// The four phases of a stage, in order; each waits for the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum TaskPhase {
+    /// Forward runs.
+    Capture,
+    /// Statistics of shards.
+    Accumulate,
+    /// Sums closed.
+    Reduce,
+    /// Rows solved.
+    Solve,
+}
+
+impl Task {
+    /// The phase it belongs to.
+    pub fn phase(&self) -> TaskPhase {
+        match self {
+            Self::Capture { .. } => TaskPhase::Capture,
+            Self::Accumulate { .. } => TaskPhase::Accumulate,
+            Self::Reduce { .. } => TaskPhase::Reduce,
+            Self::Solve { .. } => TaskPhase::Solve,
+        }
+    }
+
+    /// The layer that suffers if this task fails for good; none if the whole job does.
+    pub fn layer(&self) -> Option<LayerId> {
+        match self {
+            Self::Reduce { layer } | Self::Solve { layer, .. } => Some(*layer),
+            Self::Capture { .. } | Self::Accumulate { .. } => None,
+        }
+    }
+}
+
+/// Largest absolute input of one use of one layer, on both streams, and how many positions were seen.
+///
+/// Peaks and counts bound every sum of products, so they fix one fixed-point exponent for all shards.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeakRecord {
+    /// The layer.
+    pub layer: LayerId,
+    /// Which of its uses.
+    pub use_index: u32,
+    /// Original model.
+    pub full_precision: f32,
+    /// Model quantized so far.
+    pub quantized: f32,
+    /// Positions (rows of the unfolded input) that enter the statistics.
+    pub positions: u64,
+}
+
+/// Max of peaks and sum of positions over shards: associative and commutative, so order cannot matter.
+///
+/// Non-finite peaks stay non-finite (`f32::max` would drop a NaN): the layer must fail, not be solved on less data.
+pub fn agree_peaks(all: &mut Vec<PeakRecord>, shard: &[PeakRecord]) {
+    for record in shard {
+        match all.iter_mut().find(|r| (r.layer, r.use_index) == (record.layer, record.use_index)) {
+            Some(known) => {
+                known.full_precision = larger(known.full_precision, record.full_precision);
+                known.quantized = larger(known.quantized, record.quantized);
+                known.positions += record.positions;
+            }
+            None => all.push(*record),
+        }
+    }
+    all.sort_by_key(|record| (record.layer, record.use_index));
+}
+
+fn larger(a: f32, b: f32) -> f32 {
+    if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) }
+}
+
+/// Hard integers of one row chunk with their grid: the durable result of a `Solve`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rounding {
+    /// The layer.
+    pub layer: LayerId,
+    /// The rows.
+    pub chunk: ChunkId,
+    /// Grid of these rows.
+    pub encodings: Encodings,
+    /// `[rows of the chunk, cols]` row-major grid integers.
+    pub q: Vec<i32>,
+    /// What was achieved.
+    pub report: ChunkReport,
+}
+
+/// Quality of one solved chunk on the calibration statistics; sums over rows, so chunks add up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ChunkReport {
+    /// Mean squared output error of nearest rounding, summed over rows.
+    pub objective_nearest: f64,
+    /// The same for the result.
+    pub objective: f64,
+    /// Mean squared output of the original layer, summed over rows.
+    pub signal: f64,
+    /// Weights not rounded to nearest.
+    pub rounded_away: u64,
+    /// Rows where the guard fell back.
+    pub guarded_rows: u64,
+    /// Input columns that were zero on all data.
+    pub dead_inputs: u64,
+    /// Rows whose weights are all zero.
+    pub zero_rows: u64,
+    /// Seconds of the node that solved it: a measurement, not part of the result.
+    pub seconds: f64,
+    /// Of which refinement.
+    pub refine_seconds: f64,
+}
+
+impl ChunkReport {
+    /// Adds another chunk of the same layer. `dead_inputs` belong to the layer: the largest is kept.
+    pub fn add(&mut self, other: &Self) {
+        self.objective_nearest += other.objective_nearest;
+        self.objective += other.objective;
+        self.signal += other.signal;
+        self.rounded_away += other.rounded_away;
+        self.guarded_rows += other.guarded_rows;
+        self.dead_inputs = self.dead_inputs.max(other.dead_inputs);
+        self.zero_rows += other.zero_rows;
+        self.seconds += other.seconds;
+        self.refine_seconds += other.refine_seconds;
+    }
+}
+
+/// What a finished task reports.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Done {
+    /// Peaks of this shard at the segment's end.
+    Captured {
+        /// One per tapped use.
+        peaks: Vec<PeakRecord>,
+    },
+    /// Added.
+    Accumulated,
+    /// Closed.
+    Reduced,
+    /// The result.
+    Solved(Arc<Rounding>),
+}
+
+/// What kind of failure: decides retry, blame and exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum FailureClass {
+    /// The user's model or data cannot be used: never retried.
+    BadInput,
+    /// Non-finite statistics or loss: the layer fails, the job goes on.
+    NonFinite,
+    /// Not enough memory for the task.
+    OutOfMemory,
+    /// No space or no permission where the node writes.
+    Storage,
+    /// The node went away or its lease ran out.
+    NodeLost,
+    /// The job was told to stop.
+    Cancelled,
+    /// A broken promise inside Halfstep.
+    Internal,
+}
+
+impl FailureClass {
+    /// Whether another attempt can help.
+    pub fn retryable(self) -> bool {
+        matches!(self, Self::OutOfMemory | Self::NodeLost)
+    }
+
+    /// Whether the attempt counts against the task.
+    pub fn counts(self) -> bool {
+        !matches!(self, Self::OutOfMemory | Self::Cancelled)
+    }
+}
+
+/// A failed attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What kind.
+    pub class: FailureClass,
+    /// Subject, what is wrong, expected and actual.
+    pub message: String,
+}
+
+impl Failure {
+    /// Builds one from an error's text.
+    pub fn new(class: FailureClass, error: impl std::fmt::Display) -> Self {
+        Self { class, message: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(layer: u32, fp: f32, positions: u64) -> PeakRecord {
+        PeakRecord { layer: LayerId(layer), use_index: 0, full_precision: fp, quantized: fp / 2.0, positions }
+    }
+
+    #[test]
+    fn peaks_agree_on_the_maximum_in_any_order() {
+        let shards = [record(1, 3.0, 5), record(0, 9.0, 2), record(1, 4.0, 7)];
+        let mut forward = Vec::new();
+        let mut backward = Vec::new();
+        shards.iter().for_each(|r| agree_peaks(&mut forward, &[*r]));
+        shards.iter().rev().for_each(|r| agree_peaks(&mut backward, &[*r]));
+        assert_eq!(forward, backward);
+        assert_eq!(forward, vec![record(0, 9.0, 2), PeakRecord { quantized: 2.0, ..record(1, 4.0, 12) }]);
+    }
+
+    #[test]
+    fn a_nan_peak_survives_agreement() {
+        let mut all = vec![record(0, f32::NAN, 1)];
+        agree_peaks(&mut all, &[record(0, 1.0, 1)]);
+        assert!(all[0].full_precision.is_nan());
+    }
+}

@@ -1,0 +1,59 @@
+//! `.npz`: a zip of `.npy` files, one per array.
+//!
+//! Sizes in the directory are claims: deflate cannot expand more than 1032 times, so a claim beyond that is refused
+//! before memory is reserved.
+//! Not here: the arrays' own format (`npy`).
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use zip::ZipArchive;
+
+use super::{Array, DatasetError, npy};
+
+/// Deflate's greatest expansion (zlib manual, "maximum compression factor").
+const EXPANSION_MAX: u64 = 1032;
+
+/// Reads all arrays of a file in the order stored, or the one named `key`.
+pub(super) fn read(path: &Path, key: Option<&str>, samples: Option<usize>) -> Result<Vec<Array>, DatasetError> {
+    let file = File::open(path).map_err(|source| DatasetError::Io { path: path.into(), source })?;
+    let corrupt = |problem: String| DatasetError::Corrupt { path: path.into(), problem };
+    let mut zip = ZipArchive::new(BufReader::new(file))
+        .map_err(|e| corrupt(format!("is not a readable .npz (zip) file: {e}")))?;
+    let members: Vec<String> = (0..zip.len())
+        .filter_map(|index| zip.name_for_index(index).map(str::to_string))
+        .filter(|name| name.ends_with(".npy"))
+        .collect();
+    let wanted = select(path, &members, key)?;
+    wanted.iter().map(|member| read_member(&mut zip, member, path, samples)).collect()
+}
+
+fn select(path: &Path, members: &[String], key: Option<&str>) -> Result<Vec<String>, DatasetError> {
+    let Some(key) = key else { return Ok(members.to_vec()) };
+    match members.iter().find(|member| array_name(member) == key) {
+        Some(member) => Ok(vec![member.clone()]),
+        None => {
+            let found = members.iter().map(|member| array_name(member).to_string()).collect();
+            Err(DatasetError::NoSuchArray { path: path.into(), key: key.into(), found })
+        }
+    }
+}
+
+fn array_name(member: &str) -> &str {
+    member.strip_suffix(".npy").unwrap_or(member)
+}
+
+fn read_member(
+    zip: &mut ZipArchive<BufReader<File>>,
+    member: &str,
+    path: &Path,
+    samples: Option<usize>,
+) -> Result<Array, DatasetError> {
+    let name = array_name(member);
+    let place = format!("{}:{name}", path.display());
+    let corrupt = |problem: String| DatasetError::Corrupt { path: place.clone().into(), problem };
+    let entry = zip.by_name(member).map_err(|e| corrupt(format!("cannot be opened: {e}")))?;
+    let size_max = entry.size().min(entry.compressed_size().saturating_mul(EXPANSION_MAX));
+    npy::read_from(entry, size_max, name, Path::new(&place), samples)
+}

@@ -1,0 +1,88 @@
+//! The coordinator's errors, with the kind that decides an exit code.
+
+use crate::dataset::DatasetError;
+use halfstep_model::ModelError;
+use halfstep_quant::QuantError;
+use halfstep_work::{Failure, FailureClass, PlanError};
+use std::path::PathBuf;
+
+/// Who has to act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The model or the data cannot be used.
+    BadInput,
+    /// The request contradicts itself or the model.
+    Configuration,
+    /// Reading or writing failed outside Halfstep.
+    Storage,
+    /// The user stopped the job.
+    Interrupted,
+    /// A broken promise inside Halfstep.
+    Internal,
+}
+
+/// Anything that stops a job.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The calibration data.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// A grid.
+    #[error(transparent)]
+    Quant(#[from] QuantError),
+    /// A plan that does not hold together.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A node's failure that ends the job.
+    #[error(transparent)]
+    Failure(#[from] Failure),
+    /// A setting that cannot be.
+    #[error("{0}")]
+    Configuration(String),
+    /// A model or data set that cannot be quantized.
+    #[error("{0}")]
+    BadInput(String),
+    /// Files.
+    #[error("{path}: cannot {action}: {source}")]
+    Storage {
+        /// Which file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// What was written is not what was solved.
+    #[error("{subject}: read back after writing, {what}")]
+    ReadBack {
+        /// File or layer.
+        subject: String,
+        /// The difference.
+        what: String,
+    },
+}
+
+impl CoordinatorError {
+    /// Who has to act.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Model(_) | Self::Dataset(_) | Self::BadInput(_) => ErrorKind::BadInput,
+            Self::Configuration(_) | Self::Quant(_) => ErrorKind::Configuration,
+            Self::Storage { .. } => ErrorKind::Storage,
+            Self::Plan(_) | Self::ReadBack { .. } => ErrorKind::Internal,
+            Self::Failure(failure) => match failure.class {
+                FailureClass::BadInput | FailureClass::NonFinite => ErrorKind::BadInput,
+                FailureClass::Storage | FailureClass::OutOfMemory => ErrorKind::Storage,
+                FailureClass::Cancelled => ErrorKind::Interrupted,
+                FailureClass::NodeLost | FailureClass::Internal => ErrorKind::Internal,
+            },
+        }
+    }
+
+    pub(crate) fn storage(path: impl Into<PathBuf>, action: &'static str, source: std::io::Error) -> Self {
+        Self::Storage { path: path.into(), action, source }
+    }
+}

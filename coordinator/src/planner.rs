@@ -1,0 +1,249 @@
+//! From a model and a configuration to a plan. Pure but for reading the model.
+//!
+//! Shards and row chunks depend on the job alone, never on who will compute them (DESIGN section 4).
+
+use crate::rules::{Decision, decide};
+use crate::{CoordinatorError, JobConfig};
+use halfstep_model::{Cut, Dim, Layer, Model, Unsupported, cut, fold_batch_norms, list_layers, normalize};
+use halfstep_work::{
+    KeptLayer, LayerId, LayerPlan, PartitionNote, Plan, SegmentId, StagePlan,
+};
+use std::ops::Range;
+use std::path::Path;
+
+/// Rows of a chunk lie in this range where the layer is large enough: few enough that two cores share a small layer,
+/// enough that a product of them runs near full speed.
+const CHUNK_ROWS: Range<usize> = 16..128;
+/// Inputs of one shard stay below this many bytes, as far as whole samples allow.
+const SHARD_INPUT_BYTES: usize = 5 << 20;
+/// And below this many samples.
+const SHARD_SAMPLES_MAX: usize = 32;
+
+/// A model that is ready to be quantized, and what will happen to it.
+pub struct Prepared {
+    /// Normalised, batch norms folded: what nodes execute and what the outputs are made from.
+    pub model: Model,
+    /// The layers of the plan, in plan order, with their geometry.
+    pub layers: Vec<Layer>,
+    /// Segments and taps; layer indexes are plan indexes.
+    pub cut: Cut,
+    /// The plan.
+    pub plan: Plan,
+    /// Facts the user should know, one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Reads a model and brings it into the form that everything else works on.
+///
+/// # Errors
+/// A model that cannot be read or is not valid.
+pub fn prepare_model(path: &Path, fold: bool) -> Result<(Model, Vec<String>), CoordinatorError> {
+    let mut model = Model::read(path)?;
+    normalize(&mut model)?;
+    let mut notes = Vec::new();
+    if fold {
+        let folded = fold_batch_norms(&mut model)?;
+        if !folded.is_empty() {
+            notes.push(format!("{} batch norms folded into the layers before them", folded.len()));
+        }
+    }
+    Ok((model, notes))
+}
+
+/// How many samples one shard holds: the model's own batch where that is fixed.
+///
+/// # Errors
+/// `BadInput` if the inputs' fixed batch sizes differ.
+pub fn shard_samples(
+    model: &Model,
+    asked: Option<usize>,
+    sample_bytes: usize,
+) -> Result<(usize, bool), CoordinatorError> {
+    let mut fixed: Option<(String, usize)> = None;
+    for input in model.inputs() {
+        if let Some(Dim::Known(size)) = input.dims.first() {
+            match &fixed {
+                Some((name, known)) if known != size => {
+                    return Err(CoordinatorError::BadInput(format!(
+                        "model inputs `{name}` and `{}`: first dimensions must agree, found {known} and {size}",
+                        input.name
+                    )));
+                }
+                _ => fixed = Some((input.name.clone(), *size)),
+            }
+        }
+    }
+    if let Some((name, size)) = fixed {
+        if let Some(asked) = asked.filter(|asked| *asked != size) {
+            return Err(CoordinatorError::Configuration(format!(
+                "shard size {asked}: model input `{name}` has a fixed batch of {size}; expected {size}"
+            )));
+        }
+        return Ok((size.max(1), true));
+    }
+    let by_bytes = SHARD_INPUT_BYTES / sample_bytes.max(1);
+    Ok((asked.unwrap_or(by_bytes.clamp(1, SHARD_SAMPLES_MAX)).max(1), false))
+}
+
+/// Plans a job.
+///
+/// `samples`: how many calibration samples there are; `sample_bytes`: size of one, all inputs together.
+///
+/// # Errors
+/// `BadInput` if the model has no layer to quantize or there are too few samples; `Configuration` for bad rules.
+pub fn prepare(config: &JobConfig, samples: usize, sample_bytes: usize) -> Result<Prepared, CoordinatorError> {
+    let (model, mut notes) = prepare_model(&config.model, config.fold_batch_norm)?;
+    let (listed, unsupported) = list_layers(&model)?;
+    let decisions = decide(&listed, config.grid, &config.rules)?;
+    let (layers, grids, kept) = select(listed, decisions, unsupported);
+    if layers.is_empty() {
+        return Err(CoordinatorError::BadInput(no_layer(&config.model, &kept)));
+    }
+    let selected = vec![true; layers.len()];
+    let cut = cut(&model, &layers, &selected)?;
+    let (shard, fixed) = shard_samples(&model, config.shard_size, sample_bytes)?;
+    let shards = shards(samples, shard, fixed, &mut notes)?;
+    let stages = stages(&layers, &cut);
+    let plans = layers.iter().zip(grids).enumerate().map(|(index, (layer, grid))| LayerPlan {
+        id: LayerId(index as u32),
+        name: layer.name.clone(),
+        op_type: layer.op_type.clone(),
+        rows: layer.rows,
+        cols: layer.cols,
+        groups: layer.groups,
+        grid,
+        chunks: chunks(layer.rows, layer.groups),
+        stage: SegmentId(stages.iter().position(|s| s.solve.contains(&LayerId(index as u32))).unwrap_or(0) as u32),
+    });
+    let plan = Plan {
+        layers: plans.collect(),
+        kept,
+        stages,
+        batch: shard,
+        shards,
+        propagation: config.propagation,
+        solver: config.solver,
+        partition: PartitionNote::Batches,
+    };
+    plan.validate()?;
+    Ok(Prepared { model, layers, cut, plan, notes })
+}
+
+type Selected = (Vec<Layer>, Vec<halfstep_quant::GridSpec>, Vec<KeptLayer>);
+
+fn select(listed: Vec<Layer>, decisions: Vec<Decision>, unsupported: Vec<Unsupported>) -> Selected {
+    let mut layers = Vec::new();
+    let mut grids = Vec::new();
+    let mut kept: Vec<KeptLayer> = unsupported
+        .into_iter()
+        .map(|u| KeptLayer { name: u.name, op_type: u.op_type, reason: u.reason })
+        .collect();
+    for (layer, decision) in listed.into_iter().zip(decisions) {
+        match decision {
+            Decision::Quantize(grid) => {
+                layers.push(layer);
+                grids.push(grid);
+            }
+            Decision::Skip { pattern } => kept.push(KeptLayer {
+                name: layer.name,
+                op_type: layer.op_type,
+                reason: format!("skipped by pattern `{pattern}`"),
+            }),
+        }
+    }
+    (layers, grids, kept)
+}
+
+fn no_layer(path: &Path, kept: &[KeptLayer]) -> String {
+    let first = kept.first().map_or(String::new(), |k| format!("; first of them `{}`: {}", k.name, k.reason));
+    format!(
+        "{}: no layer to quantize, expected at least one Conv, ConvTranspose, Gemm or MatMul with constant weights, \
+         found {} layers that are kept{first}",
+        path.display(),
+        kept.len()
+    )
+}
+
+fn shards(
+    samples: usize,
+    size: usize,
+    fixed: bool,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Range<usize>>, CoordinatorError> {
+    if samples == 0 || (fixed && samples < size) {
+        return Err(CoordinatorError::BadInput(format!(
+            "calibration data: too few samples, expected at least {}, found {samples}",
+            if fixed { size } else { 1 }
+        )));
+    }
+    let used = if fixed { samples / size * size } else { samples };
+    if used < samples {
+        notes.push(format!(
+            "{} of {samples} samples left out: the model's batch is fixed at {size}",
+            samples - used
+        ));
+    }
+    Ok((0..used).step_by(size).map(|start| start..(start + size).min(used)).collect())
+}
+
+/// A layer is solved at the stage of its last use.
+fn stages(layers: &[Layer], cut: &Cut) -> Vec<StagePlan> {
+    let mut last = vec![0usize; layers.len()];
+    for (stage, segment) in cut.segments.iter().enumerate() {
+        for tap in &segment.taps {
+            last[tap.layer] = last[tap.layer].max(stage);
+        }
+    }
+    (0..cut.segments.len())
+        .map(|stage| StagePlan {
+            solve: (0..layers.len()).filter(|l| last[*l] == stage).map(|l| LayerId(l as u32)).collect(),
+        })
+        .collect()
+}
+
+/// Fixed row chunks: whole groups where groups are small, parts of one group where it is large.
+pub(crate) fn chunks(rows: usize, groups: usize) -> Vec<Range<usize>> {
+    let per_group = rows / groups.max(1);
+    let target = rows.div_ceil(4).next_multiple_of(CHUNK_ROWS.start).min(CHUNK_ROWS.end);
+    if per_group <= target {
+        let step = (target / per_group.max(1)).max(1) * per_group.max(1);
+        return (0..rows).step_by(step).map(|s| s..(s + step).min(rows)).collect();
+    }
+    (0..groups)
+        .flat_map(|g| {
+            let base = g * per_group;
+            (0..per_group).step_by(target).map(move |s| base + s..base + (s + target).min(per_group))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_tile_and_never_split_across_groups() {
+        for (rows, groups) in [(1, 1), (10, 1), (64, 1), (1000, 1), (96, 96), (1152, 1152), (48, 3), (300, 2)] {
+            let all = chunks(rows, groups);
+            let per_group = rows / groups;
+            let mut next = 0;
+            for chunk in &all {
+                assert_eq!(chunk.start, next, "{rows}x{groups}");
+                let inside = chunk.start / per_group == (chunk.end - 1) / per_group;
+                let whole = chunk.start % per_group == 0 && chunk.end % per_group == 0;
+                assert!(inside || whole, "{rows}x{groups}: {chunk:?}");
+                next = chunk.end;
+            }
+            assert_eq!(next, rows);
+        }
+    }
+
+    #[test]
+    fn a_fixed_batch_leaves_the_remainder_out_and_says_so() {
+        let mut notes = Vec::new();
+        assert_eq!(shards(10, 4, true, &mut notes).expect("enough"), vec![0..4, 4..8]);
+        assert!(notes[0].starts_with("2 of 10 samples left out"), "{notes:?}");
+        assert!(shards(3, 4, true, &mut notes).is_err());
+        assert_eq!(shards(10, 4, false, &mut notes).expect("enough").last(), Some(&(8..10)));
+    }
+}

@@ -1,0 +1,196 @@
+//! Gram and cross-Gram matrices, added into f32 accumulators in a fixed order.
+//!
+//! Method: samples in slabs of at most [`SLAB`], inside a slab the lower triangle by recursive halving down to tiles of
+//! 128 columns, so that nearly all work is large square products and little more than half of the full product is done.
+//! Narrow matrices (depthwise convolutions: 9 or 25 columns) go through a kernel that reads each sample once and
+//! keeps the sums in registers. An entry's summation order depends on the shape alone.
+//!
+//! Not here: exact sums over shards (fixed point, in `exec`), damping (`solver`).
+#![expect(unsafe_code, reason = "calls functions compiled for an instruction-set level found at run time")]
+
+use super::isa::{Isa, isa};
+use super::math::fma;
+use super::product::{SLAB, Stored, matmul_tn, multiply, slabs};
+use crate::device::Product;
+
+/// Columns of a tile on the diagonal, which is computed in full.
+const TILE: usize = 128;
+/// Widest matrix for the narrow kernel (by measurement: beyond it `gemm` is as fast).
+const NARROW: usize = 32;
+/// Lanes of one vector of columns.
+const LANES: usize = 16;
+/// Samples summed before they are added to the result: the panel stays in the first-level cache, and short sums
+/// lose less to rounding.
+const PANEL: usize = 128;
+/// Elements a narrow kernel may read past a panel's last sample.
+const OVERREAD: usize = 2 * NARROW;
+
+/// `g += x^T x`, lower triangle (row >= column) of `g`; some of the upper triangle is overwritten.
+///
+/// `x: [n, k]`, one sample per row; `g: [k, k]`. Follow with [`mirror_lower`] when all samples are in.
+///
+/// # Panics
+/// If a slice does not hold its shape.
+pub fn gram_lower(x: &[f32], n: usize, k: usize, g: &mut [f32]) {
+    check(x.len(), n, k, g.len());
+    if k <= NARROW {
+        return narrow(isa(), x, x, n, k, true, g);
+    }
+    for rows in slabs(n, SLAB) {
+        let x = &x[rows.start * k..rows.end * k];
+        triangle(x, rows.len(), k, 0, k, g);
+    }
+}
+
+/// The lower triangle of columns `start..end`, by halves.
+fn triangle(x: &[f32], n: usize, k: usize, start: usize, end: usize, g: &mut [f32]) {
+    let tiles = (end - start).div_ceil(TILE);
+    if tiles <= 1 {
+        return rectangle(x, n, k, start..end, start..end, g);
+    }
+    let middle = start + tiles / 2 * TILE;
+    triangle(x, n, k, start, middle, g);
+    rectangle(x, n, k, middle..end, start..middle, g);
+    triangle(x, n, k, middle, end, g);
+}
+
+/// `g[rows, columns] += x[:, rows]^T x[:, columns]`.
+fn rectangle(x: &[f32], n: usize, k: usize, rows: std::ops::Range<usize>, columns: std::ops::Range<usize>, g: &mut [f32]) {
+    let product = Product { m: rows.len(), n: columns.len(), k: n, alpha: 1.0, beta: 1.0 };
+    let a = Stored { data: &x[rows.start..], stride: k, transposed: true };
+    let b = Stored { data: &x[columns.start..], stride: k, transposed: false };
+    multiply(product, a, b, &mut g[rows.start * k + columns.start..], k);
+}
+
+/// Copies the lower triangle of `g: [k, k]` to the upper.
+///
+/// # Panics
+/// If `g` is shorter than `k * k`.
+pub fn mirror_lower(g: &mut [f32], k: usize) {
+    assert!(k.checked_mul(k).is_some_and(|area| area <= g.len()), "mirror: expected [{k}, {k}], actual {} elements", g.len());
+    const BLOCK: usize = 32;
+    for row in (0..k).step_by(BLOCK) {
+        for column in (0..=row).step_by(BLOCK) {
+            for i in row..k.min(row + BLOCK) {
+                for j in column..i.min(column + BLOCK) {
+                    g[j * k + i] = g[i * k + j];
+                }
+            }
+        }
+    }
+}
+
+/// `c += x^T xq`, i.e. `c[i][j] += sum x_i xq_j`; `x`, `xq`: `[n, k]`, `c: [k, k]`.
+///
+/// # Panics
+/// If a slice does not hold its shape.
+pub fn cross_gram(x: &[f32], xq: &[f32], n: usize, k: usize, c: &mut [f32]) {
+    check(x.len(), n, k, c.len());
+    check(xq.len(), n, k, c.len());
+    if k <= NARROW {
+        return narrow(isa(), x, xq, n, k, false, c);
+    }
+    matmul_tn(k, k, n, 1.0, x, k, xq, k, 1.0, c, k);
+}
+
+fn check(x: usize, n: usize, k: usize, g: usize) {
+    assert!(n.checked_mul(k).is_some_and(|area| area <= x), "gram: expected [{n}, {k}] samples, actual {x} elements");
+    assert!(k.checked_mul(k).is_some_and(|area| area <= g), "gram: expected a [{k}, {k}] result, actual {g} elements");
+}
+
+/// The narrow kernel at a given level, panel by panel; `lower`: only the lower triangle is needed.
+fn narrow(level: Isa, x: &[f32], y: &[f32], n: usize, k: usize, lower: bool, c: &mut [f32]) {
+    if k == 0 {
+        return;
+    }
+    let mut tail = [[0.0; PANEL * NARROW + OVERREAD]; 2];
+    let mut sums = [[0.0; NARROW]; NARROW];
+    for start in (0..n).step_by(PANEL) {
+        let rows = PANEL.min(n - start);
+        let needed = start * k + rows * k + OVERREAD;
+        if needed <= x.len() && needed <= y.len() {
+            panel(level, &x[start * k..needed], &y[start * k..needed], rows, k, lower, &mut sums);
+        } else {
+            let [x_tail, y_tail] = &mut tail;
+            x_tail[..rows * k].copy_from_slice(&x[start * k..][..rows * k]);
+            y_tail[..rows * k].copy_from_slice(&y[start * k..][..rows * k]);
+            panel(level, x_tail, y_tail, rows, k, lower, &mut sums);
+        }
+        for (row, sums) in c.chunks_exact_mut(k).zip(&sums) {
+            for (value, sum) in row.iter_mut().zip(sums) {
+                *value += sum;
+            }
+        }
+    }
+}
+
+/// `sums = x^T y` over one panel; both slices go on for `OVERREAD` elements after the last row.
+fn panel(level: Isa, x: &[f32], y: &[f32], rows: usize, k: usize, lower: bool, sums: &mut [[f32; NARROW]; NARROW]) {
+    assert!(level <= isa(), "this machine lacks {}", level.name());
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `level <= isa()`, and `isa()` found these features on this machine.
+        Isa::Avx512 => unsafe { panel_avx512(x, y, rows, k, lower, sums) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 => unsafe { panel_avx2(x, y, rows, k, lower, sums) },
+        _ => panel_baseline(x, y, rows, k, lower, sums),
+    }
+}
+
+/// Rows `first..first + HEIGHT` of the sums, `VECTORS` vectors of columns wide.
+#[inline(always)]
+fn strip<const FUSED: bool, const HEIGHT: usize, const VECTORS: usize>(x: &[f32], y: &[f32], rows: usize, k: usize, first: usize, sums: &mut [[f32; NARROW]; NARROW]) {
+    let mut acc = [[[0.0_f32; LANES]; VECTORS]; HEIGHT];
+    for row in 0..rows {
+        let left: &[f32; HEIGHT] = x[row * k + first..].first_chunk().expect("the caller left room for over-reading");
+        let right = y[row * k..].first_chunk::<NARROW>().expect("the caller left room for over-reading");
+        for (acc, left) in acc.iter_mut().zip(left) {
+            for (vector, acc) in acc.iter_mut().enumerate() {
+                for lane in 0..LANES {
+                    acc[lane] = fma::<FUSED>(*left, right[vector * LANES + lane], acc[lane]);
+                }
+            }
+        }
+    }
+    for (sums, acc) in sums[first..].iter_mut().zip(&acc) {
+        for (sum, value) in sums.iter_mut().zip(acc.iter().flatten()) {
+            *sum = *value;
+        }
+    }
+}
+
+/// All strips of a panel. A strip on or above the diagonal's first vector needs one vector of columns only.
+#[inline(always)]
+fn strips<const FUSED: bool>(x: &[f32], y: &[f32], rows: usize, k: usize, lower: bool, sums: &mut [[f32; NARROW]; NARROW]) {
+    let mut first = 0;
+    while first < k {
+        let height = if k - first > 8 { 12 } else if k - first > 4 { 8 } else { 4 };
+        let last = if lower { k.min(first + height) } else { k };
+        match (height, last > LANES) {
+            (12, false) => strip::<FUSED, 12, 1>(x, y, rows, k, first, sums),
+            (12, true) => strip::<FUSED, 12, 2>(x, y, rows, k, first, sums),
+            (8, false) => strip::<FUSED, 8, 1>(x, y, rows, k, first, sums),
+            (8, true) => strip::<FUSED, 8, 2>(x, y, rows, k, first, sums),
+            (_, false) => strip::<FUSED, 4, 1>(x, y, rows, k, first, sums),
+            (_, true) => strip::<FUSED, 4, 2>(x, y, rows, k, first, sums),
+        }
+        first += height;
+    }
+}
+
+/// Compiles `strips` for one level.
+macro_rules! level {
+    ($name:ident, $fused:literal, #[$attribute:meta]) => {
+        #[$attribute]
+        fn $name(x: &[f32], y: &[f32], rows: usize, k: usize, lower: bool, sums: &mut [[f32; NARROW]; NARROW]) {
+            strips::<$fused>(x, y, rows, k, lower, sums);
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+level!(panel_avx512, true, #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]);
+#[cfg(target_arch = "x86_64")]
+level!(panel_avx2, true, #[target_feature(enable = "avx2,fma")]);
+level!(panel_baseline, false, #[inline(never)]);

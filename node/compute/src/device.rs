@@ -1,0 +1,470 @@
+//! The device interface, and the CPU behind it.
+//!
+//! A row chunk's state (weights, rounding variables, moments, residuals) stays in [`Device::Buffer`]s for the whole
+//! solve; the host sees it on `download`. Every method checks shapes and returns a [`DeviceError`]; none allocates
+//! except `zeros` and `upload`.
+//!
+//! Not here: the kernels (`cpu`), anything about AdaRound's schedule (`solver`).
+
+use std::ops::{Deref, DerefMut, Range};
+
+use crate::activation::{self, Activation};
+use crate::cpu;
+use crate::cpu::step::{Gradient, StepArgs};
+
+/// What can go wrong on a device.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// A buffer is shorter than the shape asks for, or a shape overflows.
+    #[error("{operand}: buffer too short, expected at least {expected} elements, actual {actual}")]
+    Length {
+        /// Which operand.
+        operand: &'static str,
+        /// Elements the shape needs (`usize::MAX` if that overflows).
+        expected: usize,
+        /// Elements the buffer has.
+        actual: usize,
+    },
+    /// A row stride is smaller than the row.
+    #[error("{operand}: row stride {stride} is smaller than the row of {columns} elements")]
+    Stride {
+        /// Which operand.
+        operand: &'static str,
+        /// The stride given.
+        stride: usize,
+        /// Row length it has to cover.
+        columns: usize,
+    },
+    /// An index or range lies outside its matrix.
+    #[error("{operand}: index {index} out of range, expected less than {limit}")]
+    Index {
+        /// Which operand.
+        operand: &'static str,
+        /// The offending index.
+        index: usize,
+        /// Exclusive limit.
+        limit: usize,
+    },
+    /// The device or its driver failed.
+    #[error("{device}: {reason}")]
+    Failed {
+        /// The device's description.
+        device: String,
+        /// What it said.
+        reason: String,
+    },
+}
+
+/// A read-only matrix inside a buffer: row-major from `offset`, rows `stride` apart.
+///
+/// `transposed` says that the *stored* matrix is the transpose of the operand.
+#[derive(Debug)]
+pub struct MatRef<'a, B> {
+    /// Where it is stored.
+    pub buffer: &'a B,
+    /// Elements before the first.
+    pub offset: usize,
+    /// Elements from one stored row to the next.
+    pub stride: usize,
+    /// Use the stored matrix transposed.
+    pub transposed: bool,
+}
+
+impl<'a, B> MatRef<'a, B> {
+    /// The matrix at the start of `buffer`, rows `stride` apart.
+    pub fn new(buffer: &'a B, stride: usize) -> Self {
+        Self { buffer, offset: 0, stride, transposed: false }
+    }
+    /// The stored matrix at the start of `buffer`, used transposed.
+    pub fn transposed(buffer: &'a B, stride: usize) -> Self {
+        Self { buffer, offset: 0, stride, transposed: true }
+    }
+    /// The same, starting `offset` elements into the buffer.
+    #[must_use]
+    pub fn at(mut self, offset: usize) -> Self {
+        self.offset = offset;
+        self
+    }
+}
+
+/// A matrix inside a buffer that is written.
+#[derive(Debug)]
+pub struct MatMut<'a, B> {
+    /// Where it is stored.
+    pub buffer: &'a mut B,
+    /// Elements before the first.
+    pub offset: usize,
+    /// Elements from one row to the next.
+    pub stride: usize,
+}
+
+impl<'a, B> MatMut<'a, B> {
+    /// The matrix at the start of `buffer`, rows `stride` apart.
+    pub fn new(buffer: &'a mut B, stride: usize) -> Self {
+        Self { buffer, offset: 0, stride }
+    }
+    /// The same, starting `offset` elements into the buffer.
+    #[must_use]
+    pub fn at(mut self, offset: usize) -> Self {
+        self.offset = offset;
+        self
+    }
+}
+
+/// `out[m, n] = alpha * a[m, k] * b[k, n] + beta * out`; with `beta == 0`, `out` is not read.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Product {
+    /// Rows of `a` and `out`.
+    pub m: usize,
+    /// Columns of `b` and `out`.
+    pub n: usize,
+    /// Columns of `a`, rows of `b`.
+    pub k: usize,
+    /// Factor on the product.
+    pub alpha: f32,
+    /// Factor on what `out` held.
+    pub beta: f32,
+}
+
+impl Product {
+    /// The plain product, `out = a * b`.
+    pub fn new(m: usize, n: usize, k: usize) -> Self {
+        Self { m, n, k, alpha: 1.0, beta: 0.0 }
+    }
+}
+
+/// Where the step's data gradient comes from.
+#[derive(Debug)]
+pub enum StepGradient<'a, B> {
+    /// Gram objective: `grad_scale * (product - target)`; both `[len]`.
+    Difference {
+        /// `W~ H`.
+        product: &'a B,
+        /// `W C`.
+        target: &'a B,
+    },
+    /// Samples objective: `grad_scale * gradient`, `[len]`.
+    Given {
+        /// dL/dW~.
+        gradient: &'a B,
+    },
+}
+
+/// Everything one AdaRound iteration reads and writes, each `[len]`.
+#[derive(Debug)]
+pub struct StepBuffers<'a, B> {
+    /// Elements (rows * columns of the chunk).
+    pub len: usize,
+    /// Data gradient with respect to the soft weights.
+    pub gradient: StepGradient<'a, B>,
+    /// Dequantized floor value.
+    pub lo: &'a B,
+    /// Scale; 0 where the weight is fixed.
+    pub delta: &'a B,
+    /// Rounding variables.
+    pub v: &'a mut B,
+    /// Adam's first moment.
+    pub m1: &'a mut B,
+    /// Adam's second moment.
+    pub m2: &'a mut B,
+    /// Receives `lo + delta * h(v)`.
+    pub soft: &'a mut B,
+}
+
+/// Which part of which matrix a refinement step works on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefineShape {
+    /// Rows of the chunk.
+    pub rows: usize,
+    /// Columns of the chunk; also the side of `h`.
+    pub cols: usize,
+    /// Columns decided by this call.
+    pub block: Range<usize>,
+}
+
+/// A device: memory of f32 and the few kernels the solver needs.
+pub trait Device: Send + Sync {
+    /// A device array of f32.
+    type Buffer: Send + Sync;
+
+    /// Kind, model and level, for the manifest.
+    fn describe(&self) -> String;
+
+    /// A new buffer of `len` zeros.
+    fn zeros(&self, len: usize) -> Result<Self::Buffer, DeviceError>;
+
+    /// A new buffer with the host's values.
+    fn upload(&self, host: &[f32]) -> Result<Self::Buffer, DeviceError>;
+
+    /// Overwrites the start of `buffer`.
+    fn write(&self, host: &[f32], buffer: &mut Self::Buffer) -> Result<(), DeviceError>;
+
+    /// Reads the first `host.len()` values of `buffer`.
+    fn download(&self, buffer: &Self::Buffer, host: &mut [f32]) -> Result<(), DeviceError>;
+
+    /// `out = alpha * a * b + beta * out`.
+    fn matmul(
+        &self,
+        product: Product,
+        a: MatRef<'_, Self::Buffer>,
+        b: MatRef<'_, Self::Buffer>,
+        out: MatMut<'_, Self::Buffer>,
+    ) -> Result<(), DeviceError>;
+
+    /// `g += x^T x`, `x: [n, k]`, `g: [k, k]`, both triangles of `g` written (the upper copied from the lower).
+    fn gram(&self, x: &Self::Buffer, n: usize, k: usize, g: &mut Self::Buffer) -> Result<(), DeviceError>;
+
+    /// One fused AdaRound iteration; see [`cpu::adaround_step`].
+    fn adaround_step(&self, args: &StepArgs, buffers: StepBuffers<'_, Self::Buffer>) -> Result<(), DeviceError>;
+
+    /// One pass of coordinate descent over a block of columns; see [`cpu::refine_block`] for shapes.
+    ///
+    /// `residual` is only read; the caller then adds `flips[rows, block] * h[block, :]` to it (one product over all
+    /// columns, block included).
+    fn refine_block(
+        &self,
+        shape: &RefineShape,
+        h: &Self::Buffer,
+        residual: &Self::Buffer,
+        delta: &Self::Buffer,
+        up: &mut Self::Buffer,
+        flips: &mut Self::Buffer,
+    ) -> Result<u64, DeviceError>;
+
+    /// Copies rows `indices` of `source: [_, k]` to `out: [indices.len(), k]`.
+    fn gather_rows(
+        &self,
+        source: &Self::Buffer,
+        k: usize,
+        indices: &[u32],
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// In place `z = (f(z + bias) - target) * f'(z + bias)`, `z` and `target`: `[rows, cols]`.
+    ///
+    /// `activations` and `bias` have one entry per row; `activations` may have one entry for all rows and `bias`
+    /// may be empty (zero).
+    fn activation_residual(
+        &self,
+        activations: &[Activation],
+        bias: &[f32],
+        rows: usize,
+        cols: usize,
+        z: &mut Self::Buffer,
+        target: &Self::Buffer,
+    ) -> Result<(), DeviceError>;
+}
+
+/// The CPU as a device.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cpu;
+
+impl Cpu {
+    /// The instruction-set level results depend on: "x86-64 avx512", "x86-64 avx2" or "baseline".
+    pub fn isa(&self) -> &'static str {
+        cpu::isa().name()
+    }
+}
+
+/// Host memory as a device buffer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct CpuBuffer(pub Vec<f32>);
+
+impl Deref for CpuBuffer {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl DerefMut for CpuBuffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.0
+    }
+}
+
+/// `rows * cols`, saturating: a shape that overflows fits no buffer.
+fn area(rows: usize, cols: usize) -> usize {
+    rows.checked_mul(cols).unwrap_or(usize::MAX)
+}
+
+fn first<'a>(operand: &'static str, slice: &'a [f32], len: usize) -> Result<&'a [f32], DeviceError> {
+    slice.get(..len).ok_or(DeviceError::Length { operand, expected: len, actual: slice.len() })
+}
+
+fn first_mut<'a>(operand: &'static str, slice: &'a mut [f32], len: usize) -> Result<&'a mut [f32], DeviceError> {
+    let actual = slice.len();
+    slice.get_mut(..len).ok_or(DeviceError::Length { operand, expected: len, actual })
+}
+
+/// Checks a stored matrix of `rows` by `cols` and returns the elements it spans.
+fn span(operand: &'static str, len: usize, offset: usize, stride: usize, rows: usize, cols: usize) -> Result<Range<usize>, DeviceError> {
+    if rows > 1 && stride < cols {
+        return Err(DeviceError::Stride { operand, stride, columns: cols });
+    }
+    let end = match rows.checked_sub(1) {
+        Some(before) => before.checked_mul(stride).and_then(|n| n.checked_add(cols)).and_then(|n| n.checked_add(offset)),
+        None => Some(offset),
+    };
+    let expected = end.unwrap_or(usize::MAX);
+    if expected > len {
+        return Err(DeviceError::Length { operand, expected, actual: len });
+    }
+    Ok(offset..expected)
+}
+
+fn operand<'a>(name: &'static str, mat: &MatRef<'a, CpuBuffer>, rows: usize, cols: usize) -> Result<&'a [f32], DeviceError> {
+    let (rows, cols) = if mat.transposed { (cols, rows) } else { (rows, cols) };
+    let buffer: &'a CpuBuffer = mat.buffer;
+    Ok(&buffer[span(name, buffer.len(), mat.offset, mat.stride, rows, cols)?])
+}
+
+impl Device for Cpu {
+    type Buffer = CpuBuffer;
+
+    fn describe(&self) -> String {
+        format!("cpu {}", self.isa())
+    }
+
+    fn zeros(&self, len: usize) -> Result<CpuBuffer, DeviceError> {
+        let mut values = Vec::new();
+        values.try_reserve_exact(len).map_err(|_| DeviceError::Failed {
+            device: self.describe(),
+            reason: format!("out of memory: {len} f32 asked for"),
+        })?;
+        values.resize(len, 0.0);
+        Ok(CpuBuffer(values))
+    }
+
+    fn upload(&self, host: &[f32]) -> Result<CpuBuffer, DeviceError> {
+        Ok(CpuBuffer(host.to_vec()))
+    }
+
+    fn write(&self, host: &[f32], buffer: &mut CpuBuffer) -> Result<(), DeviceError> {
+        first_mut("write", buffer, host.len())?.copy_from_slice(host);
+        Ok(())
+    }
+
+    fn download(&self, buffer: &CpuBuffer, host: &mut [f32]) -> Result<(), DeviceError> {
+        host.copy_from_slice(first("download", buffer, host.len())?);
+        Ok(())
+    }
+
+    fn matmul(
+        &self,
+        product: Product,
+        a: MatRef<'_, CpuBuffer>,
+        b: MatRef<'_, CpuBuffer>,
+        out: MatMut<'_, CpuBuffer>,
+    ) -> Result<(), DeviceError> {
+        let Product { m, n, k, .. } = product;
+        let lhs = cpu::product::Stored { data: operand("matmul a", &a, m, k)?, stride: a.stride, transposed: a.transposed };
+        let rhs = cpu::product::Stored { data: operand("matmul b", &b, k, n)?, stride: b.stride, transposed: b.transposed };
+        let range = span("matmul out", out.buffer.len(), out.offset, out.stride, m, n)?;
+        cpu::product::multiply(product, lhs, rhs, &mut out.buffer[range], out.stride);
+        Ok(())
+    }
+
+    fn gram(&self, x: &CpuBuffer, n: usize, k: usize, g: &mut CpuBuffer) -> Result<(), DeviceError> {
+        let x = first("gram x", x, area(n, k))?;
+        let g = first_mut("gram g", g, area(k, k))?;
+        cpu::gram_lower(x, n, k, g);
+        cpu::mirror_lower(g, k);
+        Ok(())
+    }
+
+    fn adaround_step(&self, args: &StepArgs, buffers: StepBuffers<'_, CpuBuffer>) -> Result<(), DeviceError> {
+        let len = buffers.len;
+        let gradient = match buffers.gradient {
+            StepGradient::Difference { product, target } => Gradient::Difference {
+                product: first("step product", product, len)?,
+                target: first("step target", target, len)?,
+            },
+            StepGradient::Given { gradient } => Gradient::Given(first("step gradient", gradient, len)?),
+        };
+        cpu::adaround_step(
+            args,
+            gradient,
+            first("step lo", buffers.lo, len)?,
+            first("step delta", buffers.delta, len)?,
+            first_mut("step v", buffers.v, len)?,
+            first_mut("step m1", buffers.m1, len)?,
+            first_mut("step m2", buffers.m2, len)?,
+            first_mut("step soft", buffers.soft, len)?,
+        );
+        Ok(())
+    }
+
+    fn refine_block(
+        &self,
+        shape: &RefineShape,
+        h: &CpuBuffer,
+        residual: &CpuBuffer,
+        delta: &CpuBuffer,
+        up: &mut CpuBuffer,
+        flips: &mut CpuBuffer,
+    ) -> Result<u64, DeviceError> {
+        let RefineShape { rows, cols, ref block } = *shape;
+        if block.end > cols || block.start > block.end {
+            return Err(DeviceError::Index { operand: "refine block", index: block.end, limit: cols.saturating_add(1) });
+        }
+        if block.len() > cpu::REFINE_BLOCK {
+            return Err(DeviceError::Index { operand: "refine block length", index: block.len(), limit: cpu::REFINE_BLOCK + 1 });
+        }
+        let len = area(rows, cols);
+        Ok(cpu::refine_block(
+            rows,
+            cols,
+            block.clone(),
+            first("refine h", h, area(cols, cols))?,
+            first("refine residual", residual, len)?,
+            first("refine delta", delta, len)?,
+            first_mut("refine up", up, len)?,
+            first_mut("refine flips", flips, area(rows, block.len()))?,
+        ))
+    }
+
+    fn gather_rows(&self, source: &CpuBuffer, k: usize, indices: &[u32], out: &mut CpuBuffer) -> Result<(), DeviceError> {
+        let out = first_mut("gather out", out, area(indices.len(), k))?;
+        if k == 0 {
+            return Ok(());
+        }
+        let limit = source.len() / k;
+        for (&index, row) in indices.iter().zip(out.chunks_exact_mut(k)) {
+            let index = index as usize;
+            if index >= limit {
+                return Err(DeviceError::Index { operand: "gather source", index, limit });
+            }
+            row.copy_from_slice(&source[index * k..(index + 1) * k]);
+        }
+        Ok(())
+    }
+
+    fn activation_residual(
+        &self,
+        activations: &[Activation],
+        bias: &[f32],
+        rows: usize,
+        cols: usize,
+        z: &mut CpuBuffer,
+        target: &CpuBuffer,
+    ) -> Result<(), DeviceError> {
+        if activations.len() != 1 && activations.len() != rows {
+            return Err(DeviceError::Length { operand: "activations", expected: rows, actual: activations.len() });
+        }
+        if !bias.is_empty() && bias.len() != rows {
+            return Err(DeviceError::Length { operand: "activation bias", expected: rows, actual: bias.len() });
+        }
+        let len = area(rows, cols);
+        let z = first_mut("activation z", z, len)?;
+        let target = first("activation target", target, len)?;
+        if cols == 0 {
+            return Ok(());
+        }
+        for (row, (z, target)) in z.chunks_exact_mut(cols).zip(target.chunks_exact(cols)).enumerate() {
+            let activation = if activations.len() == 1 { activations[0] } else { activations[row] };
+            activation::residual(activation, bias.get(row).copied().unwrap_or(0.0), z, target);
+        }
+        Ok(())
+    }
+}
