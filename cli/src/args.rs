@@ -18,6 +18,9 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+const EVAL_DATA: &str = "Read samples from this .npz, .npy or folder; array `y`, if there is one, holds class ids [N] or \
+                         acceptable classes (bool [N, C])";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Round the weights of an ONNX network and write the results
@@ -86,6 +89,7 @@ pub(crate) struct InspectArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_arg("calibration", |arg| arg.long("data").help(EVAL_DATA)))]
 pub(crate) struct EvalArgs {
     /// Measure these networks, side by side
     #[arg(value_name = "MODEL", required = true)]
@@ -95,7 +99,6 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "ORIGINAL")]
     pub(crate) reference: Option<PathBuf>,
 
-    /// Data (array `y`: class ids [N], or acceptable classes as bool [N, C])
     #[command(flatten)]
     pub(crate) data: DataOptions,
 
@@ -108,7 +111,7 @@ pub(crate) struct EvalArgs {
     pub(crate) threads: Option<usize>,
 
     /// Run networks by this ONNX Runtime library instead of the built-in engine
-    #[arg(long, value_name = "LIB", env = "HALFSTEP_ONNXRUNTIME")]
+    #[arg(long, value_name = "LIB", env = "HALFSTEP_ONNXRUNTIME", hide_env_values = true)]
     pub(crate) onnxruntime: Option<PathBuf>,
 
     /// Print JSON instead of a table
@@ -152,10 +155,17 @@ mod tests {
     #[test]
     fn every_option_has_a_first_line_that_begins_with_a_verb_or_noun_and_no_full_stop() {
         for command in Cli::command().get_subcommands() {
-            for arg in command.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version")) {
-                let help = arg.get_help().unwrap_or_else(|| panic!("{} has no help", arg.get_id())).to_string();
+            for arg in
+                command.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version"))
+            {
+                let help =
+                    arg.get_help().unwrap_or_else(|| panic!("{} has no help", arg.get_id())).to_string();
                 let first = help.lines().next().unwrap_or("");
-                assert!(first.starts_with(char::is_uppercase) && !first.ends_with('.'), "{}: {help}", arg.get_id());
+                assert!(
+                    first.starts_with(char::is_uppercase) && !first.ends_with('.'),
+                    "{}: {help}",
+                    arg.get_id()
+                );
             }
         }
     }

@@ -40,7 +40,6 @@ fn quantize(args: QuantizeArgs) -> Result<Exit, CliError> {
         #[derive(Serialize)]
         struct Line<'a> {
             event: &'static str,
-            #[serde(flatten)]
             outcome: &'a QuantizeOutcome,
         }
         // One line like the events before it, not indented.
@@ -81,7 +80,7 @@ fn eval(args: EvalArgs) -> Result<Exit, CliError> {
     let request = EvalRequest {
         models: args.models,
         reference: args.reference,
-        data: DataConfig::resolve(args.data)?,
+        data: DataConfig::resolve(args.data, "--data")?,
         batch: args.batch,
         threads: args.threads,
         onnxruntime: args.onnxruntime,
@@ -111,7 +110,11 @@ fn mode(show: ShowArgs) -> Mode {
     }
 }
 
-fn show<T: Serialize + ?Sized>(json: bool, report: &T, text: impl Fn(&T) -> String) -> Result<Exit, CliError> {
+fn show<T: Serialize + ?Sized>(
+    json: bool,
+    report: &T,
+    text: impl Fn(&T) -> String,
+) -> Result<Exit, CliError> {
     if json {
         print(&format!("{}\n", serde_json::to_string_pretty(report).map_err(CliError::internal)?))?;
     } else {

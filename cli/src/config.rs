@@ -113,7 +113,7 @@ impl RunConfig {
             rounding: rounding(&options),
             resources: resources(&options),
             encodings: encodings(&options.encodings),
-            data: DataConfig::resolve(options.data)?,
+            data: DataConfig::resolve(options.data, "--calibration")?,
         };
         config.check()?;
         Ok(config)
@@ -160,13 +160,13 @@ impl Override {
 }
 
 impl DataConfig {
-    /// Fills in defaults.
+    /// Fills in defaults. `flag` is what the path is called on the command line.
     ///
     /// # Errors
     /// Usage if no data is named; bad configuration for a sample count of 0.
-    pub(crate) fn resolve(options: DataOptions) -> Result<Self, CliError> {
+    pub(crate) fn resolve(options: DataOptions, flag: &str) -> Result<Self, CliError> {
         let path = options.calibration.ok_or_else(|| {
-            let hint = "add `--calibration PATH`: an .npz, an .npy, or a folder of those or of images";
+            let hint = format!("add `{flag} PATH`: an .npz, an .npy, or a folder of those or of images");
             CliError::usage("no data given").hint(hint)
         })?;
         if options.samples == Some(0) {
@@ -277,7 +277,9 @@ mod tests {
         assert_eq!(grid(of(None, None)), Granularity::PerChannel);
         assert_eq!(grid(of(None, Some(64))), Granularity::PerGroup { group_size: 64 });
         assert!(error(of(Some(GranularityKind::PerGroup), None)).contains("no group size is given"));
-        assert!(error(of(Some(GranularityKind::PerTensor), Some(8))).contains("granularity is not per-group"));
+        assert!(
+            error(of(Some(GranularityKind::PerTensor), Some(8))).contains("granularity is not per-group")
+        );
         assert!(error(of(None, Some(0))).contains("group size is 0"));
     }
 
@@ -289,7 +291,10 @@ mod tests {
         );
         let no_data = JobOptions { data: DataOptions::default(), ..minimal() };
         assert!(error(no_data).starts_with("error: no data given\nhint: add `--calibration PATH`"));
-        assert_eq!(error(JobOptions { shard_size: Some(0), ..minimal() }), "error: shard-size is 0, expected 1 or more");
+        assert_eq!(
+            error(JobOptions { shard_size: Some(0), ..minimal() }),
+            "error: shard-size is 0, expected 1 or more"
+        );
     }
 
     #[test]

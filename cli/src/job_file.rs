@@ -30,7 +30,8 @@ pub(crate) fn read(path: &Path) -> Result<JobOptions, CliError> {
 }
 
 fn parse(text: &str) -> Result<JobOptions, String> {
-    let table: Table = text.parse().map_err(|error: toml::de::Error| error.to_string().trim_end().to_string())?;
+    let table: Table =
+        text.parse().map_err(|error: toml::de::Error| error.to_string().trim_end().to_string())?;
     let (data_keys, job_keys) = (keys::<DataOptions>(), keys::<JobOptions>());
     let known: Vec<&str> = job_keys.iter().map(String::as_str).collect();
     let (mut data, mut job) = (Table::new(), Table::new());
@@ -130,8 +131,14 @@ mod tests {
             ("group_size = 5", "key `group_size` is unknown, did you mean `group-size`?"),
             ("bits = 9", "key `bits`: bit width is `9`, expected 2 to 8 or 16"),
             ("bits = 'four'", "key `bits`: invalid type: string \"four\", expected u8"),
-            ("warm-start = 2.0", "key `warm-start`: `2` is not a fraction, expected more than 0 and at most 1"),
-            ("override = ['a:bit=1']", "key `override`: override setting `bit` is unknown, did you mean `bits`?"),
+            (
+                "warm-start = 2.0",
+                "key `warm-start`: `2` is not a fraction, expected more than 0 and at most 1",
+            ),
+            (
+                "override = ['a:bit=1']",
+                "key `override`: override setting `bit` is unknown, did you mean `bits`?",
+            ),
         ] {
             assert_eq!(parse(text).unwrap_err(), expect);
         }

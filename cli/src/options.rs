@@ -193,7 +193,13 @@ pub(crate) struct JobOptions {
     pub(crate) threads: Option<usize>,
 
     /// Run the network by this ONNX Runtime library instead of the built-in engine
-    #[arg(long, value_name = "LIB", env = "HALFSTEP_ONNXRUNTIME", help_heading = "Resources")]
+    #[arg(
+        long,
+        value_name = "LIB",
+        env = "HALFSTEP_ONNXRUNTIME",
+        hide_env_values = true,
+        help_heading = "Resources"
+    )]
     pub(crate) onnxruntime: Option<PathBuf>,
 
     /// Write AIMET encodings files of this version; may be repeated [default: 1.0.0]
@@ -207,7 +213,7 @@ pub(crate) struct JobOptions {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) struct DataOptions {
     /// Read samples from this .npz, .npz:ARRAY, .npy, or folder of those or of images
-    #[arg(long, visible_alias = "data", value_name = "PATH", help_heading = "Data")]
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub(crate) calibration: Option<PathBuf>,
 
     /// Use the first N samples [default: all]
@@ -229,7 +235,13 @@ pub(crate) struct DataOptions {
     pub(crate) scale: Option<f32>,
 
     /// Subtract this from scaled pixels: one value, or one per channel [default: 0]
-    #[arg(long, value_name = "X,..", value_delimiter = ',', allow_negative_numbers = true, help_heading = "Data")]
+    #[arg(
+        long,
+        value_name = "X,..",
+        value_delimiter = ',',
+        allow_negative_numbers = true,
+        help_heading = "Data"
+    )]
     #[serde(default)]
     pub(crate) mean: Vec<f32>,
 

@@ -51,7 +51,8 @@ impl FromStr for ByteSize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let refuse = || format!("`{text}` is not a size in bytes, expected for example 4GiB, 512MB or 1000000");
+        let refuse =
+            || format!("`{text}` is not a size in bytes, expected for example 4GiB, 512MB or 1000000");
         let unit = UNITS.iter().find(|(unit, _)| text.ends_with(unit));
         let (number, factor) =
             unit.map_or((text, 1), |(unit, factor)| (text.strip_suffix(unit).unwrap_or(text), *factor));
@@ -101,7 +102,8 @@ impl FromStr for BetaRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let refuse = || format!("`{text}` is not a beta range, expected START,END with START >= END > 0, as in 20,2");
+        let refuse =
+            || format!("`{text}` is not a beta range, expected START,END with START >= END > 0, as in 20,2");
         let (start, end) = text.split_once(',').ok_or_else(refuse)?;
         let parse = |text: &str| text.trim().parse::<f32>().ok().filter(|value| value.is_finite());
         let (start, end) = (parse(start).ok_or_else(refuse)?, parse(end).ok_or_else(refuse)?);
@@ -162,10 +164,9 @@ fn split_override(text: &str) -> Result<(&str, &str), String> {
         let key = rest.split(['=', ':', '/', '.', '*']).next().unwrap_or("");
         rest.len() > key.len() && rest.as_bytes()[key.len()] == b'='
     };
-    colons
-        .into_iter()
-        .find(|(pattern, rest)| !pattern.is_empty() && is_setting(rest))
-        .ok_or_else(|| format!("`{text}` is not an override, expected PATTERN:KEY=VALUE,... as in conv1:bits=8"))
+    colons.into_iter().find(|(pattern, rest)| !pattern.is_empty() && is_setting(rest)).ok_or_else(|| {
+        format!("`{text}` is not an override, expected PATTERN:KEY=VALUE,... as in conv1:bits=8")
+    })
 }
 
 /// A bit width.
@@ -277,6 +278,9 @@ mod tests {
     #[test]
     fn names_are_those_of_the_job_format() {
         assert_eq!(named::<Objective>("samples"), Ok(Objective::Samples));
-        assert_eq!(named::<Objective>("sample"), Err("unknown variant `sample`, expected `gram` or `samples`".into()));
+        assert_eq!(
+            named::<Objective>("sample"),
+            Err("unknown variant `sample`, expected `gram` or `samples`".into())
+        );
     }
 }

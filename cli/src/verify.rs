@@ -82,7 +82,8 @@ fn inside(path: &Path) -> Result<&Path, CliError> {
     if plain && path.components().next().is_some() {
         return Ok(path);
     }
-    let message = format!("output `{}`: leaves the folder of the manifest, expected a path inside it", path.display());
+    let message =
+        format!("output `{}`: leaves the folder of the manifest, expected a path inside it", path.display());
     Err(CliError::bad_input(message))
 }
 

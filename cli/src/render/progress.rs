@@ -102,7 +102,8 @@ fn style() -> ProgressStyle {
 }
 
 fn json(event: &Progress) -> String {
-    serde_json::to_string(event).unwrap_or_else(|error| format!("{{\"event\":\"error\",\"message\":\"{error}\"}}"))
+    serde_json::to_string(event)
+        .unwrap_or_else(|error| format!("{{\"event\":\"error\",\"message\":\"{error}\"}}"))
 }
 
 /// The line of an event, `None` for events that only move the bar.
@@ -138,7 +139,9 @@ fn line(event: &Progress, total: usize) -> Option<String> {
             solved + kept + failed,
             output.display()
         ),
-        Progress::StageStarted { .. } | Progress::ShardCaptured { .. } | Progress::Writing { .. } => return None,
+        Progress::StageStarted { .. } | Progress::ShardCaptured { .. } | Progress::Writing { .. } => {
+            return None;
+        }
     })
 }
 
@@ -228,7 +231,8 @@ mod tests {
     #[test]
     fn json_is_one_object_per_event() {
         let text = shown(Mode::Json);
-        let objects: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let objects: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let names: Vec<_> = objects.iter().map(|object| object["event"].as_str().unwrap()).collect();
         assert_eq!(names, ["planned", "stage-started", "layer-solved", "layer-kept", "summary"]);
         assert_eq!(objects[2]["rounded_away"], 3);

@@ -45,7 +45,8 @@ pub(crate) fn inspect(report: &InspectReport) -> String {
             out += &format!("{side} {value}\n");
         }
     }
-    let mut table = Table::new(&["<layer", "<op", "<weight", "rows", "cols", "groups", "<activation", "uses"]);
+    let mut table =
+        Table::new(&["<layer", "<op", "<weight", "rows", "cols", "groups", "<activation", "uses"]);
     for layer in &report.layers {
         table.row([
             layer.name.clone(),
@@ -65,7 +66,8 @@ pub(crate) fn inspect(report: &InspectReport) -> String {
 
 /// Stages, bytes and time.
 pub(crate) fn plan(report: &PlanReport) -> String {
-    let mut table = Table::new(&["stage", "layers", "ops", "chunks", "carry", "statistics", "s", "<first layer"]);
+    let mut table =
+        Table::new(&["stage", "layers", "ops", "chunks", "carry", "statistics", "s", "<first layer"]);
     for stage in &report.stages {
         table.row([
             stage.stage.to_string(),
@@ -287,7 +289,8 @@ mod tests {
             sqnr_db,
             seconds: 1.26,
         };
-        let rows = [row("a.onnx", Some(1.0), Some(f64::INFINITY)), row("quantized.onnx", Some(0.984), Some(22.51))];
+        let rows =
+            [row("a.onnx", Some(1.0), Some(f64::INFINITY)), row("quantized.onnx", Some(0.984), Some(22.51))];
         insta::assert_snapshot!(eval(&rows), @r"
         model           samples   top-1  agreement  SQNR dB    s
         a.onnx            10000  0.9083     1.0000    equal  1.3
@@ -302,7 +305,9 @@ mod tests {
 
     #[test]
     fn durations_are_as_coarse_as_they_are_long() {
-        for (seconds, expect) in [(0.4, "0 s"), (89.0, "89 s"), (90.0, "2 min"), (660.0, "11 min"), (7500.0, "2 h 05 min")] {
+        for (seconds, expect) in
+            [(0.4, "0 s"), (89.0, "89 s"), (90.0, "2 min"), (660.0, "11 min"), (7500.0, "2 h 05 min")]
+        {
             assert_eq!(duration(seconds), expect);
         }
     }

@@ -4,6 +4,8 @@
 //! of each end alone, then least squares: for fixed integers `k` the best scale is `sum w k / sum k^2`, which cannot
 //! raise the error and is repeated while it helps. Passes per grid: about 95 (symmetric) or 130 (asymmetric).
 //! The loops have no branches and no calls, so that they compile to vector code on any x86-64 or aarch64.
+//! Limit: from 5 bits on, a short row's error is a jagged function of the scale and a denser scan can find up to
+//! 1.4 times less; up to 4 bits the search is within 1 % of one (`mse_search_is_close_to_a_dense_scan`).
 //! Not here: output error, which needs activations; that is the solver's objective.
 
 use crate::range::{Cell, Entry, Integers, usable};

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 fn encodings(scheme: Scheme, granularity: Granularity, bits: u8, rows: usize, cols: usize) -> Encodings {
     let w: Vec<f32> = (0..rows * cols).map(|i| ((i * 37 + 11) % 101) as f32 / 50.0 - 0.7).collect();
     let spec = GridSpec { bits, scheme, granularity, range: RangeEstimator::MinMax };
-    estimate(&spec, &w, rows, cols, None).unwrap()
+    estimate(&spec, &w, rows, cols, None).expect("a valid grid of finite weights")
 }
 
 fn param(encodings: Encodings) -> ParamEncoding {

@@ -106,9 +106,13 @@ impl Array {
         if shape.is_empty() {
             return Err(corrupt("is a single number, expected a first dimension that counts samples".into()));
         }
-        let expected = byte_len(&shape, dtype).ok_or_else(|| corrupt(format!("shape {shape:?} overflows")))?;
+        let expected =
+            byte_len(&shape, dtype).ok_or_else(|| corrupt(format!("shape {shape:?} overflows")))?;
         if bytes.len() != expected {
-            return Err(corrupt(format!("shape {shape:?} of {dtype} needs {expected} bytes, has {}", bytes.len())));
+            return Err(corrupt(format!(
+                "shape {shape:?} of {dtype} needs {expected} bytes, has {}",
+                bytes.len()
+            )));
         }
         Ok(Self { name: name.into(), shape, dtype, stored: dtype, bytes })
     }
@@ -289,7 +293,11 @@ mod tests {
         for (from, bytes, values) in [
             (DType::U8, vec![0, 127, 255], [0.0, 127.0, 255.0]),
             (DType::I8, vec![0x80, 0, 0x7f], [-128.0, 0.0, 127.0]),
-            (DType::F64, [-1.5f64, 0.0, 3.25].iter().flat_map(|v| v.to_le_bytes()).collect(), [-1.5, 0.0, 3.25]),
+            (
+                DType::F64,
+                [-1.5f64, 0.0, 3.25].iter().flat_map(|v| v.to_le_bytes()).collect(),
+                [-1.5, 0.0, 3.25],
+            ),
         ] {
             let a = array(from, &[3], bytes).deliver_as("input", DType::F32).unwrap();
             let expect: Vec<u8> = values.iter().flat_map(|v: &f32| v.to_le_bytes()).collect();

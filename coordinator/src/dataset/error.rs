@@ -96,7 +96,9 @@ pub enum DatasetError {
         arrays: Vec<String>,
     },
     /// An array cannot feed an input exactly.
-    #[error("array `{array}` is {actual}, model input `{input}` needs {expected}: only exact conversions are made")]
+    #[error(
+        "array `{array}` is {actual}, model input `{input}` needs {expected}: only exact conversions are made"
+    )]
     DType {
         /// The array.
         array: String,

@@ -251,7 +251,13 @@ mod tests {
     fn crop_is_centred_and_normalisation_is_scale_mean_std() {
         let folder = tempfile::tempdir().unwrap();
         let files = [write(folder.path(), "a.png", 6, 4)];
-        let options = ImageOptions { crop: Some(2), scale: 2.0, mean: vec![1.0, 0.5, 0.0], std: vec![0.5], ..options() };
+        let options = ImageOptions {
+            crop: Some(2),
+            scale: 2.0,
+            mean: vec![1.0, 0.5, 0.0],
+            std: vec![0.5],
+            ..options()
+        };
         // Columns 2 and 3, rows 1 and 2.
         let expect = [0., 1., 0., 1., 0., 0., 1., 1., 200., 200., 200., 200.];
         assert_eq!(values(&read(&files, &options).unwrap()), expect);

@@ -47,7 +47,12 @@ fn position(names: &[String], input: &ModelInput, inputs: usize) -> Option<usize
 
 fn fit(array: Array, input: &ModelInput) -> Result<Array, DatasetError> {
     let agrees = input.dims.len() == array.shape.len()
-        && input.dims.iter().zip(&array.shape).skip(1).all(|(dim, actual)| dim.is_none_or(|dim| dim == *actual));
+        && input
+            .dims
+            .iter()
+            .zip(&array.shape)
+            .skip(1)
+            .all(|(dim, actual)| dim.is_none_or(|dim| dim == *actual));
     if !agrees {
         let (array, actual) = (array.name, array.shape);
         let expected = describe(&input.dims);
@@ -88,7 +93,8 @@ mod tests {
     #[test]
     fn several_inputs_are_matched_by_name_in_model_order() {
         let arrays = vec![array("mask", &[2, 4]), array("ids", &[2, 5])];
-        let matched = match_inputs(arrays, &[input("ids", &[None, None]), input("mask", &[None, None])]).unwrap();
+        let matched =
+            match_inputs(arrays, &[input("ids", &[None, None]), input("mask", &[None, None])]).unwrap();
         assert_eq!(matched[0].shape, [2, 5]);
         assert_eq!(matched[1].shape, [2, 4]);
     }
@@ -104,7 +110,8 @@ mod tests {
     fn a_shape_that_differs_is_refused_with_both_shapes() {
         for shape in [&[2, 28, 28][..], &[2, 3, 28, 28]] {
             let dims = [Some(1), Some(1), None, Some(28)];
-            let error = match_inputs(vec![array("x", shape)], &[input("input", &dims)]).unwrap_err().to_string();
+            let error =
+                match_inputs(vec![array("x", shape)], &[input("input", &dims)]).unwrap_err().to_string();
             let expect = format!("array `x` has shape {shape:?}, model input `input` needs [N, 1, ?, 28]");
             assert_eq!(error, expect);
         }

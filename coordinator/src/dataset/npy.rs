@@ -117,7 +117,8 @@ impl Header {
     }
 
     fn too_large(&self, available: u64) -> String {
-        let claim = self.file_bytes().map_or("more bytes than can be counted".into(), |n| format!("{n} bytes"));
+        let claim =
+            self.file_bytes().map_or("more bytes than can be counted".into(), |n| format!("{n} bytes"));
         format!("header claims shape {:?}, {claim}; the file holds {available}", self.shape)
     }
 }
@@ -151,17 +152,14 @@ fn shape(rest: &str) -> Result<Vec<usize>, String> {
 
 impl Kind {
     fn parse(descr: &str) -> Result<Self, String> {
-        let refuse = || {
-            format!("has dtype `{descr}`, expected float16/32/64, int8/16/32/64, uint8/16/32 or bool")
-        };
+        let refuse =
+            || format!("has dtype `{descr}`, expected float16/32/64, int8/16/32/64, uint8/16/32 or bool");
         let mut chars = descr.chars();
         let order = chars.next().ok_or_else(refuse)?;
         let code = chars.next().ok_or_else(refuse)?;
         let width: usize = chars.as_str().parse().map_err(|_| refuse())?;
-        let known = matches!(
-            (code, width),
-            ('f', 2 | 4 | 8) | ('i', 1 | 2 | 4 | 8) | ('u', 1 | 2 | 4) | ('b', 1)
-        );
+        let known =
+            matches!((code, width), ('f', 2 | 4 | 8) | ('i', 1 | 2 | 4 | 8) | ('u', 1 | 2 | 4) | ('b', 1));
         if !known || !matches!(order, '<' | '>' | '|' | '=') {
             return Err(refuse());
         }
@@ -224,7 +222,10 @@ fn read_elements(
     let read = reader.take(expected as u64).read_to_end(&mut bytes);
     read.map_err(|e| corrupt(format!("elements cannot be read: {e}")))?;
     if bytes.len() != expected {
-        return Err(corrupt(format!("is cut off: shape {shape:?} needs {expected} bytes, has {}", bytes.len())));
+        return Err(corrupt(format!(
+            "is cut off: shape {shape:?} needs {expected} bytes, has {}",
+            bytes.len()
+        )));
     }
     Ok(bytes)
 }

@@ -16,7 +16,11 @@ use super::{Array, DatasetError, npy};
 const EXPANSION_MAX: u64 = 1032;
 
 /// Reads all arrays of a file in the order stored, or the one named `key`.
-pub(super) fn read(path: &Path, key: Option<&str>, samples: Option<usize>) -> Result<Vec<Array>, DatasetError> {
+pub(super) fn read(
+    path: &Path,
+    key: Option<&str>,
+    samples: Option<usize>,
+) -> Result<Vec<Array>, DatasetError> {
     let file = File::open(path).map_err(|source| DatasetError::Io { path: path.into(), source })?;
     let corrupt = |problem: String| DatasetError::Corrupt { path: path.into(), problem };
     let mut zip = ZipArchive::new(BufReader::new(file))

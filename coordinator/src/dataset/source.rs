@@ -114,9 +114,10 @@ fn read_folder(path: &Path, options: &DatasetOptions) -> Result<Read, DatasetErr
     let (arrays, pictures): (Vec<_>, Vec<_>) =
         files.drain(..).partition(|file| matches!(extension(file).as_str(), "npz" | "npy"));
     match (arrays.is_empty(), pictures.is_empty()) {
-        (true, true) => {
-            Err(DatasetError::Folder { path: path.into(), problem: "has no .npy, .npz or image files".into() })
-        }
+        (true, true) => Err(DatasetError::Folder {
+            path: path.into(),
+            problem: "has no .npy, .npz or image files".into(),
+        }),
         (false, false) => Err(DatasetError::Folder {
             path: path.into(),
             problem: format!("mixes {} array files and {} images", arrays.len(), pictures.len()),
@@ -134,7 +135,8 @@ fn list(path: &Path) -> Result<Vec<PathBuf>, DatasetError> {
         let file = entry.map_err(io)?.path();
         let hidden = file.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
         let kind = extension(&file);
-        if !hidden && (matches!(kind.as_str(), "npz" | "npy") || images::EXTENSIONS.contains(&kind.as_str())) {
+        if !hidden && (matches!(kind.as_str(), "npz" | "npy") || images::EXTENSIONS.contains(&kind.as_str()))
+        {
             files.push(file);
         }
     }
@@ -169,8 +171,11 @@ fn concatenate(files: Vec<PathBuf>, options: &DatasetOptions) -> Result<Read, Da
 }
 
 fn append(all: &mut [Array], part: Vec<Array>, file: &Path) -> Result<(), DatasetError> {
-    let misfit =
-        |array: &str, problem: String| DatasetError::Concatenation { path: file.into(), array: array.into(), problem };
+    let misfit = |array: &str, problem: String| DatasetError::Concatenation {
+        path: file.into(),
+        array: array.into(),
+        problem,
+    };
     if part.len() != all.len() {
         let problem = format!("{} arrays where the files before have {}", part.len(), all.len());
         return Err(misfit(&part.first().map_or(String::new(), |array| array.name.clone()), problem));

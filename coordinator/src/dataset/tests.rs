@@ -91,9 +91,13 @@ fn unusable_paths_are_refused() {
 fn nan_in_a_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.npy");
-    let data: Vec<u8> = [0.0, 1.0, f32::NEG_INFINITY, 2.0].iter().flat_map(|v: &f32| v.to_le_bytes()).collect();
+    let data: Vec<u8> =
+        [0.0, 1.0, f32::NEG_INFINITY, 2.0].iter().flat_map(|v: &f32| v.to_le_bytes()).collect();
     fs::write(&path, npy("<f4", false, "(2, 2)", &data)).unwrap();
-    assert_eq!(open(&path).unwrap_err().to_string(), "array `x`: element [1, 0] is -inf, expected finite numbers");
+    assert_eq!(
+        open(&path).unwrap_err().to_string(),
+        "array `x`: element [1, 0] is -inf, expected finite numbers"
+    );
 }
 
 #[test]
@@ -119,7 +123,8 @@ fn the_example_data_is_read() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/fashion-mnist");
     let calibration = open(&folder.join("calibration.npz")).unwrap();
     assert_eq!(calibration.arrays[0].shape, [1024, 1, 28, 28]);
-    let input = ModelInput { name: "input".into(), dtype: DType::F32, dims: vec![None, Some(1), Some(28), Some(28)] };
+    let input =
+        ModelInput { name: "input".into(), dtype: DType::F32, dims: vec![None, Some(1), Some(28), Some(28)] };
     assert_eq!(calibration.for_inputs(&[input]).unwrap().arrays[0].name, "input");
     let some = DatasetOptions { samples: Some(10), ..DatasetOptions::default() };
     let mut eval = Dataset::open(&folder.join("eval.npz"), &some).unwrap();

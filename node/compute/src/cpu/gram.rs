@@ -9,7 +9,9 @@
 #![expect(unsafe_code, reason = "calls functions compiled for an instruction-set level found at run time")]
 
 use super::isa::{Isa, isa};
-use super::math::fma;
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Avx2, Avx512};
+use super::lanes::{LANES, Lanes, Plain};
 use super::product::{SLAB, Stored, matmul_tn, multiply, slabs};
 use crate::device::Product;
 
@@ -17,8 +19,6 @@ use crate::device::Product;
 const TILE: usize = 128;
 /// Widest matrix for the narrow kernel (by measurement: beyond it `gemm` is as fast).
 const NARROW: usize = 32;
-/// Lanes of one vector of columns.
-const LANES: usize = 16;
 /// Samples summed before they are added to the result: the panel stays in the first-level cache, and short sums
 /// lose less to rounding.
 const PANEL: usize = 128;
@@ -140,40 +140,40 @@ fn panel(level: Isa, x: &[f32], y: &[f32], rows: usize, k: usize, lower: bool, s
 
 /// Rows `first..first + HEIGHT` of the sums, `VECTORS` vectors of columns wide.
 #[inline(always)]
-fn strip<const FUSED: bool, const HEIGHT: usize, const VECTORS: usize>(x: &[f32], y: &[f32], rows: usize, k: usize, first: usize, sums: &mut [[f32; NARROW]; NARROW]) {
-    let mut acc = [[[0.0_f32; LANES]; VECTORS]; HEIGHT];
-    for row in 0..rows {
-        let left: &[f32; HEIGHT] = x[row * k + first..].first_chunk().expect("the caller left room for over-reading");
-        let right = y[row * k..].first_chunk::<NARROW>().expect("the caller left room for over-reading");
-        for (acc, left) in acc.iter_mut().zip(left) {
-            for (vector, acc) in acc.iter_mut().enumerate() {
-                for lane in 0..LANES {
-                    acc[lane] = fma::<FUSED>(*left, right[vector * LANES + lane], acc[lane]);
-                }
+fn strip<V: Lanes, const HEIGHT: usize, const VECTORS: usize>(x: &[f32], y: &[f32], rows: usize, k: usize, first: usize, sums: &mut [[f32; NARROW]; NARROW]) {
+    let mut acc = [[V::splat(0.0); VECTORS]; HEIGHT];
+    for (left, right) in x[first..].windows(HEIGHT).step_by(k).zip(y.windows(NARROW).step_by(k)).take(rows) {
+        let right: [V; VECTORS] = std::array::from_fn(|vector| {
+            V::load(right[vector * LANES..].first_chunk().expect("a window holds two vectors"))
+        });
+        for i in 0..HEIGHT {
+            let left = V::splat(left[i]);
+            for vector in 0..VECTORS {
+                acc[i][vector] = left.fma(right[vector], acc[i][vector]);
             }
         }
     }
     for (sums, acc) in sums[first..].iter_mut().zip(&acc) {
-        for (sum, value) in sums.iter_mut().zip(acc.iter().flatten()) {
-            *sum = *value;
+        for (sum, acc) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(acc) {
+            acc.store(sum);
         }
     }
 }
 
 /// All strips of a panel. A strip on or above the diagonal's first vector needs one vector of columns only.
 #[inline(always)]
-fn strips<const FUSED: bool>(x: &[f32], y: &[f32], rows: usize, k: usize, lower: bool, sums: &mut [[f32; NARROW]; NARROW]) {
+fn strips<V: Lanes>(x: &[f32], y: &[f32], rows: usize, k: usize, lower: bool, sums: &mut [[f32; NARROW]; NARROW]) {
     let mut first = 0;
     while first < k {
         let height = if k - first > 8 { 12 } else if k - first > 4 { 8 } else { 4 };
         let last = if lower { k.min(first + height) } else { k };
         match (height, last > LANES) {
-            (12, false) => strip::<FUSED, 12, 1>(x, y, rows, k, first, sums),
-            (12, true) => strip::<FUSED, 12, 2>(x, y, rows, k, first, sums),
-            (8, false) => strip::<FUSED, 8, 1>(x, y, rows, k, first, sums),
-            (8, true) => strip::<FUSED, 8, 2>(x, y, rows, k, first, sums),
-            (_, false) => strip::<FUSED, 4, 1>(x, y, rows, k, first, sums),
-            (_, true) => strip::<FUSED, 4, 2>(x, y, rows, k, first, sums),
+            (12, false) => strip::<V, 12, 1>(x, y, rows, k, first, sums),
+            (12, true) => strip::<V, 12, 2>(x, y, rows, k, first, sums),
+            (8, false) => strip::<V, 8, 1>(x, y, rows, k, first, sums),
+            (8, true) => strip::<V, 8, 2>(x, y, rows, k, first, sums),
+            (_, false) => strip::<V, 4, 1>(x, y, rows, k, first, sums),
+            (_, true) => strip::<V, 4, 2>(x, y, rows, k, first, sums),
         }
         first += height;
     }
@@ -181,16 +181,16 @@ fn strips<const FUSED: bool>(x: &[f32], y: &[f32], rows: usize, k: usize, lower:
 
 /// Compiles `strips` for one level.
 macro_rules! level {
-    ($name:ident, $fused:literal, #[$attribute:meta]) => {
+    ($name:ident, $lanes:ty, #[$attribute:meta]) => {
         #[$attribute]
         fn $name(x: &[f32], y: &[f32], rows: usize, k: usize, lower: bool, sums: &mut [[f32; NARROW]; NARROW]) {
-            strips::<$fused>(x, y, rows, k, lower, sums);
+            strips::<$lanes>(x, y, rows, k, lower, sums);
         }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
-level!(panel_avx512, true, #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]);
+level!(panel_avx512, Avx512, #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]);
 #[cfg(target_arch = "x86_64")]
-level!(panel_avx2, true, #[target_feature(enable = "avx2,fma")]);
-level!(panel_baseline, false, #[inline(never)]);
+level!(panel_avx2, Avx2, #[target_feature(enable = "avx2,fma")]);
+level!(panel_baseline, Plain, #[inline(never)]);

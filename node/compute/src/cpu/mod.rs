@@ -5,7 +5,8 @@
 
 pub mod gram;
 pub mod isa;
-pub mod math;
+mod lanes;
+pub(crate) mod math;
 pub mod product;
 pub mod refine;
 pub mod step;

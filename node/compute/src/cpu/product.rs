@@ -73,7 +73,7 @@ impl Stored<'_> {
 /// # Panics
 /// If an operand does not hold its shape.
 pub fn multiply(product: Product, a: Stored<'_>, b: Stored<'_>, out: &mut [f32], out_stride: usize) {
-    let Product { m, n, k, alpha, beta } = product;
+    let Product { m, n, k, beta, .. } = product;
     assert!(a.fits(m, k), "a: expected [{m}, {k}], stride {}, actual {} elements", a.stride, a.data.len());
     assert!(b.fits(k, n), "b: expected [{k}, {n}], stride {}, actual {} elements", b.stride, b.data.len());
     assert!(fits(out.len(), m, n, out_stride), "out: expected [{m}, {n}], stride {out_stride}, actual {} elements", out.len());

@@ -10,13 +10,12 @@
 use std::ops::Range;
 
 use super::isa::{Isa, isa};
-use super::math::fma;
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Avx2, Avx512};
+use super::lanes::{LANES, Lanes, Plain};
 
 /// Columns per refinement block that the caller should use; blocks may be shorter, never longer.
 pub const REFINE_BLOCK: usize = 128;
-
-/// Rows side by side.
-const LANES: usize = 16;
 
 /// A flip must win more than this fraction of its own curvature `d^2 H_jj`: differences below it are rounding, and
 /// would let two weights flip for ever.
@@ -55,47 +54,46 @@ fn store(tile: &Tile, matrix: &mut [f32], at: Window) {
     }
 }
 
-/// The flips of one column, `d` per lane (0 if kept), and the new `up`.
+/// The flips of one column, `d` per lane (0 if kept), and which lanes flip; updates `up`.
 #[inline(always)]
-fn decide<const FUSED: bool>(residual: &[f32; LANES], delta: &[f32; LANES], up: &mut [f32; LANES], curvature: f32) -> ([f32; LANES], bool) {
-    let mut flips = [0.0; LANES];
-    let mut any = 0u32;
-    for lane in 0..LANES {
-        let direction = fma::<FUSED>(-2.0, up[lane], 1.0);
-        let d = direction * delta[lane];
-        let cost = d * d * curvature;
-        let change = fma::<FUSED>(2.0 * d, residual[lane], cost);
-        let flip = change < -FLIP_TOLERANCE * cost;
-        flips[lane] = if flip { d } else { 0.0 };
-        up[lane] = if flip { up[lane] + direction } else { up[lane] };
-        any |= u32::from(flip);
+fn decide<V: Lanes>(residual: &[f32; LANES], delta: &[f32; LANES], up: &mut [f32; LANES], curvature: f32) -> (V, u32) {
+    let was = V::load(up);
+    let direction = was.fma(V::splat(-2.0), V::splat(1.0));
+    let d = direction.mul(V::load(delta));
+    let cost = d.mul(d).mul(V::splat(curvature));
+    let change = d.mul(V::splat(2.0)).fma(V::load(residual), cost);
+    let bound = cost.mul(V::splat(-FLIP_TOLERANCE));
+    let (flips, bits) = change.less_then(bound, d);
+    if bits != 0 {
+        change.less_then(bound, direction).0.fma(V::splat(1.0), was).store(up);
     }
-    (flips, any != 0)
+    (flips, bits)
 }
 
-/// One pass over a transposed tile; `h` starts at the block's first row and column.
+/// One pass over a transposed tile; `h` starts at the block's first row and column. Returns the number of flips.
 #[inline(always)]
-fn sweep_tile<const FUSED: bool>(width: usize, h: &[f32], stride: usize, residual: &mut Tile, delta: &Tile, up: &mut Tile, flips: &mut Tile) {
+fn sweep_tile<V: Lanes>(width: usize, h: &[f32], stride: usize, residual: &mut Tile, delta: &Tile, up: &mut Tile, flips: &mut Tile) -> u64 {
+    let mut count = 0;
     for j in 0..width {
         let h_row = &h[j * stride..][..width];
-        let (flipped, any) = decide::<FUSED>(&residual[j], &delta[j], &mut up[j], h_row[j]);
-        flips[j] = flipped;
-        if any {
+        let (flipped, bits) = decide::<V>(&residual[j], &delta[j], &mut up[j], h_row[j]);
+        flipped.store(&mut flips[j]);
+        count += u64::from(bits.count_ones());
+        if bits != 0 {
             for (column, weight) in residual[j + 1..width].iter_mut().zip(&h_row[j + 1..]) {
-                for lane in 0..LANES {
-                    column[lane] = fma::<FUSED>(flipped[lane], *weight, column[lane]);
-                }
+                flipped.fma(V::splat(*weight), V::load(column)).store(column);
             }
         }
     }
+    count
 }
 
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a kernel: each argument is one array")]
-fn pass<const FUSED: bool>(rows: usize, cols: usize, block: Range<usize>, h: &[f32], residual: &[f32], delta: &[f32], up: &mut [f32], flips: &mut [f32]) -> u64 {
+fn pass<V: Lanes>(rows: usize, cols: usize, block: Range<usize>, h: &[f32], residual: &[f32], delta: &[f32], up: &mut [f32], flips: &mut [f32]) -> u64 {
     let width = block.len();
     let h = &h[block.start * cols + block.start..];
-    let (mut r, mut d, mut u, mut f) = ([[0.0; LANES]; REFINE_BLOCK], [[0.0; LANES]; REFINE_BLOCK], [[0.0; LANES]; REFINE_BLOCK], [[0.0; LANES]; REFINE_BLOCK]);
+    let [mut r, mut d, mut u, mut f] = [[[0.0; LANES]; REFINE_BLOCK]; 4];
     let mut count = 0;
     for row in (0..rows).step_by(LANES) {
         let lanes = LANES.min(rows - row);
@@ -107,30 +105,29 @@ fn pass<const FUSED: bool>(rows: usize, cols: usize, block: Range<usize>, h: &[f
         load(&mut r, residual, at);
         load(&mut d, delta, at);
         load(&mut u, up, at);
-        sweep_tile::<FUSED>(width, h, cols, &mut r, &d, &mut u, &mut f);
+        count += sweep_tile::<V>(width, h, cols, &mut r, &d, &mut u, &mut f);
         store(&u, up, at);
         store(&f, flips, Window { start: 0, cols: width, ..at });
-        count += f[..width].iter().flatten().filter(|d| **d != 0.0).count() as u64;
     }
     count
 }
 
 /// Compiles `pass` for one level.
 macro_rules! level {
-    ($name:ident, $fused:literal, #[$attribute:meta]) => {
+    ($name:ident, $lanes:ty, #[$attribute:meta]) => {
         #[$attribute]
         #[expect(clippy::too_many_arguments, reason = "a kernel: each argument is one array")]
         fn $name(rows: usize, cols: usize, block: Range<usize>, h: &[f32], residual: &[f32], delta: &[f32], up: &mut [f32], flips: &mut [f32]) -> u64 {
-            pass::<$fused>(rows, cols, block, h, residual, delta, up, flips)
+            pass::<$lanes>(rows, cols, block, h, residual, delta, up, flips)
         }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
-level!(pass_avx512, true, #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]);
+level!(pass_avx512, Avx512, #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]);
 #[cfg(target_arch = "x86_64")]
-level!(pass_avx2, true, #[target_feature(enable = "avx2,fma")]);
-level!(pass_baseline, false, #[inline(never)]);
+level!(pass_avx2, Avx2, #[target_feature(enable = "avx2,fma")]);
+level!(pass_baseline, Plain, #[inline(never)]);
 
 /// One pass over the columns `block` of `rows` independent rows; returns how many weights flipped.
 ///

@@ -1,0 +1,123 @@
+//! From committed chunks to whole layers, with every chunk accounted for.
+
+use crate::report::{LayerOutcome, LayerReport, OutcomeKind, Report};
+use crate::{CoordinatorError, Prepared};
+use halfstep_model::Layer;
+use halfstep_quant::Encodings;
+use halfstep_work::{ChunkReport, JobState, LayerPlan, Plan, Rounding};
+use std::sync::Arc;
+
+/// A layer's decided integers.
+pub struct AssembledLayer {
+    /// Geometry and names.
+    pub layer: Layer,
+    /// Grid of all rows.
+    pub encodings: Encodings,
+    /// `[rows, cols]` grid integers.
+    pub q: Vec<i32>,
+}
+
+/// Everything that the exporters need.
+pub struct Assembled {
+    /// Solved layers in plan order.
+    pub layers: Vec<AssembledLayer>,
+    /// Report over all layers.
+    pub report: Report,
+}
+
+/// Puts chunks together and checks their coverage.
+///
+/// # Errors
+/// `ReadBack` naming the layer if chunks are missing, overlap or leave their grid.
+pub fn assemble(prepared: &Prepared, state: &JobState) -> Result<Assembled, CoordinatorError> {
+    let plan = &prepared.plan;
+    let mut layers = Vec::new();
+    let mut outcomes = Vec::new();
+    for (entry, layer) in plan.layers.iter().zip(&prepared.layers) {
+        if let Some(failure) = state.failed_layers().get(&entry.id) {
+            outcomes.push(without_numbers(
+                &entry.name,
+                &entry.op_type,
+                OutcomeKind::Failed { reason: failure.message.clone() },
+            ));
+            continue;
+        }
+        let roundings = state
+            .roundings(entry.id)
+            .ok_or_else(|| broken(entry, "not all chunks were committed".into()))?;
+        let (encodings, q) = join(entry, &roundings)?;
+        outcomes.push(solved(entry, &roundings));
+        layers.push(AssembledLayer { layer: layer.clone(), encodings, q });
+    }
+    for kept in &plan.kept {
+        outcomes.push(without_numbers(&kept.name, &kept.op_type, OutcomeKind::Kept { reason: kept.reason.clone() }));
+    }
+    Ok(Assembled { layers, report: report(plan, outcomes, prepared.notes.clone()) })
+}
+
+fn broken(entry: &LayerPlan, what: String) -> CoordinatorError {
+    CoordinatorError::ReadBack { subject: format!("layer `{}`", entry.name), what }
+}
+
+fn join(entry: &LayerPlan, roundings: &[Arc<Rounding>]) -> Result<(Encodings, Vec<i32>), CoordinatorError> {
+    let mut q = Vec::with_capacity(entry.rows * entry.cols);
+    let mut parts = Vec::with_capacity(roundings.len());
+    for (rounding, rows) in roundings.iter().zip(&entry.chunks) {
+        let expected = rows.len() * entry.cols;
+        if rounding.q.len() != expected || rounding.encodings.rows != rows.len() {
+            return Err(broken(
+                entry,
+                format!("{}: expected {expected} integers, found {}", rounding.chunk, rounding.q.len()),
+            ));
+        }
+        rounding.encodings.validate()?;
+        let range = rounding.encodings.qmin()..=rounding.encodings.qmax();
+        if let Some(off) = rounding.q.iter().find(|v| !range.contains(v)) {
+            return Err(broken(entry, format!("{}: integer {off} is outside {range:?}", rounding.chunk)));
+        }
+        q.extend_from_slice(&rounding.q);
+        parts.push(rounding.encodings.clone());
+    }
+    Ok((Encodings::concat_rows(&parts)?, q))
+}
+
+fn without_numbers(name: &str, op_type: &str, kind: OutcomeKind) -> LayerOutcome {
+    LayerOutcome { name: name.into(), op_type: op_type.into(), kind, solved: None }
+}
+
+fn solved(entry: &LayerPlan, roundings: &[Arc<Rounding>]) -> LayerOutcome {
+    let mut sum = ChunkReport::default();
+    roundings.iter().for_each(|r| sum.add(&r.report));
+    let numbers = LayerReport {
+        grid: entry.grid,
+        rows: entry.rows,
+        cols: entry.cols,
+        weights: (entry.rows * entry.cols) as u64,
+        objective_nearest: sum.objective_nearest,
+        objective: sum.objective,
+        sqnr_db: (sum.objective > 0.0 && sum.signal > 0.0).then(|| 10.0 * (sum.signal / sum.objective).log10()),
+        rounded_away: sum.rounded_away,
+        guarded_rows: sum.guarded_rows,
+        dead_inputs: sum.dead_inputs,
+        zero_rows: sum.zero_rows,
+    };
+    LayerOutcome {
+        name: entry.name.clone(),
+        op_type: entry.op_type.clone(),
+        kind: OutcomeKind::Solved,
+        solved: Some(numbers),
+    }
+}
+
+fn report(plan: &Plan, layers: Vec<LayerOutcome>, notes: Vec<String>) -> Report {
+    let count = |f: fn(&OutcomeKind) -> bool| layers.iter().filter(|l| f(&l.kind)).count();
+    Report {
+        version: 1,
+        samples: plan.samples(),
+        solved: count(|k| matches!(k, OutcomeKind::Solved)),
+        kept: count(|k| matches!(k, OutcomeKind::Kept { .. })),
+        failed: count(|k| matches!(k, OutcomeKind::Failed { .. })),
+        notes,
+        layers,
+    }
+}
