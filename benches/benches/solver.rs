@@ -11,7 +11,7 @@ use halfstep_compute::random::Stream;
 use halfstep_compute::{Gradient, StepArgs, cpu};
 
 /// Repetitions; the best is kept.
-const REPETITIONS: u32 = 15;
+const REPETITIONS: u32 = 25;
 /// Shortest time of one repetition, in seconds; quick functions are called often enough to reach it.
 const REPETITION_SECONDS: f64 = 0.02;
 
@@ -47,7 +47,11 @@ fn flops(m: usize, n: usize, k: usize) -> f64 {
 
 fn gemm_rate() {
     let seconds = product_seconds(1024, 1024, 1024);
-    println!("gemm 1024^3: {:.1} GFLOP/s ({}, one thread)", flops(1024, 1024, 1024) / seconds / 1e9, cpu::isa().name());
+    println!(
+        "gemm 1024^3: {:.1} GFLOP/s ({}, one thread)",
+        flops(1024, 1024, 1024) / seconds / 1e9,
+        cpu::isa().name()
+    );
 }
 
 fn gram(n: usize, k: usize) {
@@ -59,7 +63,9 @@ fn gram(n: usize, k: usize) {
     let bytes = (n * k * 4) as f64 / half / 1e9;
     println!(
         "gram [{n}, {k}]: lower {:.1} GFLOP/s counted as full, full product {:.1}, ratio {:.2}; reads {bytes:.1} GB/s",
-        rate(half), rate(full), full / half
+        rate(half),
+        rate(full),
+        full / half
     );
 }
 
@@ -72,10 +78,14 @@ fn step(m: usize, k: usize) {
     let mut report = |name: &str, lambda: f32| {
         let args = StepArgs { lambda, beta: 7.3, ..StepArgs::adam(1e-3) };
         let gradient = Gradient::Difference { product: &prod, target: &target };
-        let pass = best(|| cpu::adaround_step(&args, gradient, &lo, &delta, &mut v, &mut m1, &mut m2, &mut soft));
+        let pass =
+            best(|| cpu::adaround_step(&args, gradient, &lo, &delta, &mut v, &mut m1, &mut m2, &mut soft));
         println!(
             "step [{m}, {k}] {name}: product {:.3} ms, pass {:.3} ms ({:.2} ns per weight), iteration / product {:.3}",
-            product * 1e3, pass * 1e3, pass * 1e9 / len as f64, (product + pass) / product
+            product * 1e3,
+            pass * 1e3,
+            pass * 1e9 / len as f64,
+            (product + pass) / product
         );
     };
     report("warm start", 0.0);
@@ -83,7 +93,15 @@ fn step(m: usize, k: usize) {
 }
 
 /// One sweep as the solver does it: blocks in column order, each followed by its product.
-fn sweep(m: usize, k: usize, h: &[f32], residual: &mut [f32], delta: &[f32], up: &mut [f32], flips: &mut [f32]) -> u64 {
+fn sweep(
+    m: usize,
+    k: usize,
+    h: &[f32],
+    residual: &mut [f32],
+    delta: &[f32],
+    up: &mut [f32],
+    flips: &mut [f32],
+) -> u64 {
     let mut flipped = 0;
     for start in (0..k).step_by(cpu::REFINE_BLOCK) {
         let block = start..k.min(start + cpu::REFINE_BLOCK);
@@ -101,11 +119,11 @@ fn refine(m: usize, k: usize) {
     cpu::gram_lower(&x, n, k, &mut h);
     cpu::mirror_lower(&mut h, k);
     let (start, delta) = (uniform(9, m * k), vec![0.1; m * k]);
-    let mut error = start.iter().map(|e| e * 0.05).collect::<Vec<_>>();
+    let error = start.iter().map(|e| e * 0.05).collect::<Vec<_>>();
     let mut first = vec![0.0; m * k];
     cpu::matmul(m, k, k, 1.0, &error, k, &h, k, 0.0, &mut first, k);
-    error.clear();
-    let (mut residual, mut up, mut flips) = (first.clone(), vec![0.0; m * k], vec![0.0; m * cpu::REFINE_BLOCK]);
+    let (mut residual, mut up, mut flips) =
+        (first.clone(), vec![0.0; m * k], vec![0.0; m * cpu::REFINE_BLOCK]);
     let mut flipped = 0;
     let seconds = best(|| {
         residual.copy_from_slice(&first);
@@ -122,13 +140,17 @@ fn refine(m: usize, k: usize) {
     let product = product_seconds(m, k, k);
     println!(
         "refine [{m}, {k}]: sweep {:.3} ms (kernel alone {:.3}), {flipped} of {} flipped, sweep / product {:.2}",
-        seconds * 1e3, blocks * 1e3, m * k, seconds / product
+        seconds * 1e3,
+        blocks * 1e3,
+        m * k,
+        seconds / product
     );
 }
 
 fn main() {
     gemm_rate();
-    for (n, k) in [(4096, 512), (4096, 576), (4096, 1280), (8192, 147), (32768, 64), (65536, 25), (65536, 9)] {
+    for (n, k) in [(4096, 512), (4096, 576), (4096, 1280), (8192, 147), (32768, 64), (65536, 25), (65536, 9)]
+    {
         gram(n, k);
     }
     for (m, k) in [(256, 576), (512, 1152), (1280, 1280), (512, 512)] {

@@ -182,7 +182,10 @@ pub(crate) struct EvalRow {
 ///
 /// # Errors
 /// Whatever stops the whole job; a layer that fails is part of the outcome.
-pub(crate) fn quantize(_config: &RunConfig, _events: &dyn Fn(Progress)) -> Result<QuantizeOutcome, CliError> {
+pub(crate) fn quantize(
+    _config: &RunConfig,
+    _events: &(dyn Fn(Progress) + Sync),
+) -> Result<QuantizeOutcome, CliError> {
     Err(not_wired())
 }
 

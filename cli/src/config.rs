@@ -61,7 +61,8 @@ pub(crate) struct RoundingConfig {
     pub(crate) refine_sweeps: u32,
     pub(crate) positions: f32,
     pub(crate) seed: u64,
-    pub(crate) shard_size: usize,
+    /// `None`: chosen by the size of samples.
+    pub(crate) shard_size: Option<usize>,
 }
 
 /// What the job may use; never changes its result.
@@ -87,7 +88,6 @@ pub(crate) mod defaults {
     pub(crate) const REFINE_SWEEPS: u32 = 10;
     pub(crate) const POSITIONS: f32 = 1.0;
     pub(crate) const SEED: u64 = 0;
-    pub(crate) const SHARD_SIZE: usize = 64;
     pub(crate) const MEMORY_BUDGET: u64 = 4 << 30;
     pub(crate) const PIXEL_SCALE: f32 = 255.0;
 }
@@ -129,7 +129,7 @@ impl RunConfig {
 
     fn check(&self) -> Result<(), CliError> {
         let at_least_one = [
-            ("shard-size", Some(self.rounding.shard_size)),
+            ("shard-size", self.rounding.shard_size),
             ("batch", usize::try_from(self.rounding.batch).ok()),
             ("threads", self.resources.threads),
         ];
@@ -225,7 +225,7 @@ fn rounding(options: &JobOptions) -> RoundingConfig {
         refine_sweeps: options.refine_sweeps.unwrap_or(defaults::REFINE_SWEEPS),
         positions: options.positions.unwrap_or(defaults::POSITIONS),
         seed: options.seed.unwrap_or(defaults::SEED),
-        shard_size: options.shard_size.unwrap_or(defaults::SHARD_SIZE),
+        shard_size: options.shard_size,
     }
 }
 
@@ -316,7 +316,6 @@ mod tests {
             ("refine-sweeps", defaults::REFINE_SWEEPS.to_string()),
             ("positions", defaults::POSITIONS.to_string()),
             ("seed", defaults::SEED.to_string()),
-            ("shard-size", defaults::SHARD_SIZE.to_string()),
             ("memory-budget", format!("{}GiB", defaults::MEMORY_BUDGET >> 30)),
             ("scale", defaults::PIXEL_SCALE.to_string()),
         ] {

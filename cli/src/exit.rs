@@ -42,7 +42,7 @@ impl Exit {
             Self::Usage => "wrong usage of the command line",
             Self::SomeKept => "finished, but some layers were kept as they are or at nearest rounding",
             Self::SomeFailed => "finished, but some layers failed",
-            Self::BadInput => "a model, data file or manifest cannot be used",
+            Self::BadInput => "a file cannot be used: model, data, manifest, or a place to write to",
             Self::Interrupted => "interrupted; nothing partial was left, start it again",
             Self::BadConfiguration => "a setting or job file cannot be used",
         }

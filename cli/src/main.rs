@@ -7,6 +7,7 @@ mod backend;
 mod commands;
 mod config;
 mod exit;
+mod job;
 mod job_file;
 mod options;
 mod render;

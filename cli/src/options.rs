@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::values::{BetaRange, ByteSize, Override, RangeArg, bits, fraction, named, non_negative};
 
 /// How scales are shared.
+#[expect(clippy::enum_variant_names, reason = "these are the names users type")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum GranularityKind {
@@ -88,12 +89,12 @@ pub(crate) struct JobOptions {
     #[arg(long, value_name = "RANGE", help_heading = "Grid")]
     pub(crate) range: Option<RangeArg>,
 
-    /// Leave the layers whose name matches as they are; `*` matches anything; may be repeated
+    /// Leave matching layers as they are: `*` matches anything, `first` and `last` that layer; repeatable
     #[arg(long, value_name = "PATTERN", help_heading = "Grid")]
     #[serde(default)]
     pub(crate) skip: Vec<String>,
 
-    /// Set bits, scheme, granularity or range of matching layers, as in 'conv1:bits=8'; may be repeated
+    /// Set bits, scheme, granularity or range of matching layers, as in 'conv1:bits=8'; repeatable
     #[arg(long = "override", value_name = "PATTERN:KEY=VALUE,..", help_heading = "Grid")]
     #[serde(rename = "override", default)]
     pub(crate) overrides: Vec<Override>,
@@ -174,7 +175,7 @@ pub(crate) struct JobOptions {
     #[arg(long, value_name = "N", help_heading = "Rounding")]
     pub(crate) seed: Option<u64>,
 
-    /// Run this many samples through the network at once [default: 64]
+    /// Run this many samples through the network at once [default: chosen by their size]
     ///
     /// A property of the job: results depend on it in the last digits, never on the number of threads.
     #[arg(long, value_name = "SAMPLES", help_heading = "Resources")]
@@ -202,7 +203,7 @@ pub(crate) struct JobOptions {
     )]
     pub(crate) onnxruntime: Option<PathBuf>,
 
-    /// Write AIMET encodings files of this version; may be repeated [default: 1.0.0]
+    /// Write AIMET encodings files of this version; repeatable [default: 1.0.0]
     #[arg(long, value_enum, value_name = "VERSION", help_heading = "Output")]
     #[serde(default)]
     pub(crate) encodings: Vec<EncodingsVersion>,

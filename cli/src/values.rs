@@ -59,7 +59,7 @@ impl FromStr for ByteSize {
         let number: f64 = number.trim().parse().map_err(|_| refuse())?;
         let bytes = number * factor as f64;
         // Beyond 2^63 an f64 no longer converts into an i64 file offset.
-        if bytes >= 1.0 && bytes < 9.2e18 { Ok(Self(bytes as u64)) } else { Err(refuse()) }
+        if (1.0..9.2e18).contains(&bytes) { Ok(Self(bytes as u64)) } else { Err(refuse()) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `verify`: hashes of files against a manifest.
 //!
-//! A manifest is JSON with `outputs` and `inputs`, lists of `{"path", "bytes", "blake3"}`. Output paths are relative
+//! A manifest is JSON with `version` 1, `outputs` and `inputs`, lists of `{"path", "bytes", "blake3"}`. Output paths are relative
 //! to the manifest's folder and may not leave it. Inputs are checked where they still are; a missing one is reported,
 //! not an error, since a result may outlive its data.
 //! Not here: writing manifests (`coordinator`).
@@ -17,6 +17,7 @@ const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
 #[derive(Debug, Deserialize)]
 struct Manifest {
+    version: u32,
     outputs: Vec<Entry>,
     #[serde(default)]
     inputs: Vec<Entry>,
@@ -45,6 +46,13 @@ pub(crate) struct Verified {
 /// Bad input naming the first file that is missing, of another length, or of another hash.
 pub(crate) fn verify(path: &Path) -> Result<Verified, CliError> {
     let manifest = read(path)?;
+    if manifest.version != 1 {
+        let version = manifest.version;
+        return Err(CliError::bad_input(format!(
+            "manifest `{}`: has version {version}, expected 1",
+            path.display()
+        )));
+    }
     if manifest.outputs.is_empty() {
         return Err(CliError::bad_input(format!("manifest `{}`: names no outputs", path.display())));
     }
@@ -152,6 +160,10 @@ mod tests {
 
     #[test]
     fn something_else_is_not_a_manifest() {
+        let (future, _) = folder(&json!([]));
+        let path = future.path().join("manifest.json");
+        std::fs::write(&path, r#"{"version": 2, "outputs": []}"#).unwrap();
+        assert!(verify(&path).unwrap_err().message.ends_with("has version 2, expected 1"));
         let (folder, manifest) = folder(&json!([]));
         assert!(verify(&manifest).unwrap_err().message.ends_with("names no outputs"));
         let error = verify(&folder.path().join("model.onnx")).unwrap_err();

@@ -1,5 +1,7 @@
 //! The real binary: usage errors, job files, help. What a user sees before any network is read.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -54,7 +56,7 @@ fn help_says_what_there_is_and_what_exit_codes_mean() {
        2  wrong usage of the command line
        3  finished, but some layers were kept as they are or at nearest rounding
        4  finished, but some layers failed
-      65  a model, data file or manifest cannot be used
+      65  a file cannot be used: model, data, manifest, or a place to write to
       75  interrupted; nothing partial was left, start it again
       78  a setting or job file cannot be used
     ");
@@ -171,7 +173,8 @@ fn verify_exits_65_and_names_the_changed_file() {
     std::fs::write(&file, b"").unwrap();
     // BLAKE3 of nothing, from the paper's test vectors.
     let hash = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
-    let text_of = format!(r#"{{"outputs": [{{"path": "model.onnx", "bytes": 0, "blake3": "{hash}"}}]}}"#);
+    let text_of =
+        format!(r#"{{"version": 1, "outputs": [{{"path": "model.onnx", "bytes": 0, "blake3": "{hash}"}}]}}"#);
     std::fs::write(&manifest, text_of).unwrap();
     let good = halfstep(&["verify", manifest.to_str().unwrap()]);
     assert_eq!(

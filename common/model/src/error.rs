@@ -79,7 +79,9 @@ pub enum ModelError {
         problem: &'static str,
     },
     /// Data that does not fit the shape and type.
-    #[error("tensor `{tensor}`: {field} must hold {expected} {unit} for its shape and type, but holds {actual}")]
+    #[error(
+        "tensor `{tensor}`: {field} must hold {expected} {unit} for its shape and type, but holds {actual}"
+    )]
     DataLength {
         /// The tensor.
         tensor: String,
@@ -145,7 +147,9 @@ pub enum ModelError {
         problem: String,
     },
     /// A model whose protobuf part passes the limit of the format even with its weights outside.
-    #[error("the model without its weights takes {actual} bytes, more than the {limit} a protobuf file may have")]
+    #[error(
+        "the model without its weights takes {actual} bytes, more than the {limit} a protobuf file may have"
+    )]
     TooLarge {
         /// Bytes of the encoded model without external tensors.
         actual: u64,

@@ -49,7 +49,7 @@ pub enum Unfold {
     /// `x: [.., K]`: every leading index is a position (MatMul with the constant on the right, Gemm).
     Rows,
     /// `x: [.., K, P]`: every leading index and every column is a position (MatMul with the constant on the
-    /// left, Gemm with a transposed input).
+    /// left, Gemm with a transposed input). An `x` of rank 1, `[K]`, is one position.
     Columns,
     /// `x: [N, C, spatial..]`: one position per output cell, one column per (channel in group, kernel cell).
     Conv(Geometry),
@@ -80,7 +80,9 @@ pub enum GeometryError {
         dimension: usize,
     },
     /// The window does not fit into the padded input, or padding exceeds the transposed output.
-    #[error("convolution does not fit: spatial dimension {dimension} has input {input}, window {window}, padding {padding}")]
+    #[error(
+        "convolution does not fit: spatial dimension {dimension} has input {input}, window {window}, padding {padding}"
+    )]
     NoOutput {
         /// Spatial dimension, from 0.
         dimension: usize,
@@ -129,7 +131,8 @@ impl Geometry {
                 return Err(GeometryError::Rank { what, expected, actual: vector.len() });
             }
         }
-        for (what, vector) in [("kernel", &self.kernel), ("stride", &self.strides), ("dilation", &self.dilations)]
+        for (what, vector) in
+            [("kernel", &self.kernel), ("stride", &self.strides), ("dilation", &self.dilations)]
         {
             if let Some(dimension) = vector.iter().position(|&v| v == 0) {
                 return Err(GeometryError::Zero { what, dimension });
@@ -243,7 +246,13 @@ impl Geometry {
 mod tests {
     use super::*;
 
-    fn line(kernel: usize, stride: usize, dilation: usize, pads: (usize, usize), auto_pad: AutoPad) -> Geometry {
+    fn line(
+        kernel: usize,
+        stride: usize,
+        dilation: usize,
+        pads: (usize, usize),
+        auto_pad: AutoPad,
+    ) -> Geometry {
         Geometry {
             kernel: vec![kernel],
             strides: vec![stride],
@@ -268,7 +277,9 @@ mod tests {
     #[test]
     fn conv_output_counts_the_windows_that_fit() {
         for input in 1..9 {
-            for (kernel, stride, dilation) in [(1, 1, 1), (2, 1, 1), (3, 2, 1), (3, 1, 2), (2, 3, 3), (1, 4, 1)] {
+            for (kernel, stride, dilation) in
+                [(1, 1, 1), (2, 1, 1), (3, 2, 1), (3, 1, 2), (2, 3, 3), (1, 4, 1)]
+            {
                 for pads in [(0, 0), (1, 0), (2, 3)] {
                     let geometry = line(kernel, stride, dilation, pads, AutoPad::NotSet);
                     let expected = windows(input, &geometry, pads);

@@ -73,6 +73,11 @@ impl<'a> GraphIndex<'a> {
         self.inputs.contains(tensor) && !self.is_constant(tensor)
     }
 
+    /// Whether the tensor is a graph input that an initializer backs: a default that a caller may override.
+    pub fn is_overridable(&self, tensor: &str) -> bool {
+        self.inputs.contains(tensor) && self.is_constant(tensor)
+    }
+
     /// Whether the tensor is an output of the graph.
     pub fn is_output(&self, tensor: &str) -> bool {
         self.outputs.contains(tensor)

@@ -61,8 +61,7 @@ impl WeightLayout {
     /// `Shape` for a rank below 2, a size of 0, a product beyond the address space, channels that `groups` does
     /// not divide.
     pub fn matrix_shape(&self, shape: &[usize]) -> Result<MatrixShape, LayoutError> {
-        let refuse =
-            |expected| LayoutError::Shape { shape: shape.to_vec(), layout: *self, expected };
+        let refuse = |expected| LayoutError::Shape { shape: shape.to_vec(), layout: *self, expected };
         if shape.len() < 2 {
             return Err(refuse("at least 2 dimensions"));
         }
@@ -181,7 +180,11 @@ mod tests {
             let MatrixShape { rows, cols } = layout.matrix_shape(shape).unwrap();
             for r in 0..rows {
                 for c in 0..cols {
-                    assert_eq!(matrix[r * cols + c], place(layout, shape, r, c), "{layout:?} {shape:?} {r} {c}");
+                    assert_eq!(
+                        matrix[r * cols + c],
+                        place(layout, shape, r, c),
+                        "{layout:?} {shape:?} {r} {c}"
+                    );
                 }
             }
         }

@@ -16,8 +16,10 @@ mod layout;
 mod model;
 mod node;
 mod normalize;
+mod products;
 pub mod qdq;
 mod read;
+mod refused;
 mod tensor;
 mod types;
 mod validate;
@@ -27,9 +29,7 @@ mod write;
 #[expect(
     missing_docs,
     clippy::all,
-    clippy::unwrap_used,
     rustdoc::all,
-    unreachable_pub,
     reason = "generated code; the documentation is in onnx.proto"
 )]
 pub mod onnx {

@@ -98,11 +98,7 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::write`]; `TooLarge` does not depend on `inline_bytes_max`.
-    pub fn write_with_limit(
-        &self,
-        path: impl AsRef<Path>,
-        inline_bytes_max: u64,
-    ) -> Result<(), ModelError> {
+    pub fn write_with_limit(&self, path: impl AsRef<Path>, inline_bytes_max: u64) -> Result<(), ModelError> {
         write::model(&self.proto, path.as_ref(), inline_bytes_max)
     }
 
@@ -144,10 +140,7 @@ impl Model {
     /// The tensors a caller must supply, in order: graph inputs that no initializer backs.
     pub fn inputs(&self) -> Vec<ValueInfo> {
         let inputs = self.graph().input.iter();
-        inputs
-            .filter(|i| !self.has_initializer(i.name()))
-            .map(value_info)
-            .collect()
+        inputs.filter(|i| !self.has_initializer(i.name())).map(value_info).collect()
     }
 
     /// The tensors the model computes, in order.

@@ -27,9 +27,7 @@ pub(crate) fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a Attri
 
 /// An integer attribute, or `default`.
 pub(crate) fn int(node: &NodeProto, name: &str, default: i64) -> i64 {
-    attribute(node, name)
-        .and_then(|a| a.i)
-        .unwrap_or(default)
+    attribute(node, name).and_then(|a| a.i).unwrap_or(default)
 }
 
 /// The graphs among an attribute's values.
@@ -73,10 +71,7 @@ fn captured(graph: &GraphProto) -> Vec<&str> {
     local.extend(graph.node.iter().flat_map(|n| &n.output).map(String::as_str));
     let inner = graph.node.iter().flat_map(reads);
     let outputs = graph.output.iter().map(|o| o.name());
-    inner
-        .chain(outputs)
-        .filter(|name| !name.is_empty() && !local.contains(name))
-        .collect()
+    inner.chain(outputs).filter(|name| !name.is_empty() && !local.contains(name)).collect()
 }
 
 /// Names of the sparse initializers.

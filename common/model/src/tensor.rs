@@ -254,11 +254,8 @@ impl Tensor {
 
 /// The dimensions, checked: none negative, at most 2^48 elements.
 pub(crate) fn shape(proto: &TensorProto) -> Result<Vec<usize>, ModelError> {
-    let wrong = |problem| ModelError::Dims {
-        tensor: proto.name().to_owned(),
-        dims: proto.dims.clone(),
-        problem,
-    };
+    let wrong =
+        |problem| ModelError::Dims { tensor: proto.name().to_owned(), dims: proto.dims.clone(), problem };
     let mut product = 1u64;
     let mut shape = Vec::with_capacity(proto.dims.len());
     for dim in &proto.dims {

@@ -102,9 +102,8 @@ fn edges(graph: &GraphProto) -> Result<(), ModelError> {
     defined.extend(graph.initializer.iter().map(|t| t.name()));
     defined.extend(node::sparse_names(graph));
     defined.extend(graph.node.iter().flat_map(|n| &n.output).map(String::as_str));
-    let undefined = |reader: String, tensor: &str| {
-        Err(ModelError::Undefined { reader, tensor: tensor.to_owned() })
-    };
+    let undefined =
+        |reader: String, tensor: &str| Err(ModelError::Undefined { reader, tensor: tensor.to_owned() });
     for n in &graph.node {
         if let Some(name) = node::reads(n).into_iter().find(|name| !defined.contains(name)) {
             return undefined(format!("node `{}`", node::label(n)), name);

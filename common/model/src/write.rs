@@ -73,10 +73,8 @@ fn externalize(proto: &mut ModelProto, location: &str) -> Result<Vec<(u64, Bytes
 
 /// Replaces the tensor's data by a reference.
 fn refer(proto: &mut TensorProto, location: &str, offset: u64, length: usize) {
-    let entry = |key: &str, value: String| StringStringEntryProto {
-        key: Some(key.to_owned()),
-        value: Some(value),
-    };
+    let entry =
+        |key: &str, value: String| StringStringEntryProto { key: Some(key.to_owned()), value: Some(value) };
     let external_data = vec![
         entry("location", location.to_owned()),
         entry("offset", offset.to_string()),

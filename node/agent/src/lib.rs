@@ -1,1 +1,16 @@
 //! The node: executes leased tasks against its carries and statistics.
+//!
+//! In: a plan, a source of artefacts, leases. Out: peaks, roundings, classified failures. Method: each task is a pure
+//! function of the plan, the source and the carries; carries and statistics are rebuilt from those if lost.
+//! Not here: which task comes next (`work`, `coordinator`), mathematics (`solver`), engines (`exec`).
+
+mod failure;
+mod forward;
+mod layer_problem;
+mod local;
+mod program;
+mod transit;
+
+pub use forward::{Forward, ForwardError};
+pub use halfstep_exec::{CarryUse, CountingEngine, Engine, ExecError, NodeCounts, RtenEngine};
+pub use local::{LocalNode, NodeOptions};

@@ -215,7 +215,11 @@ pub trait Device: Send + Sync {
     fn gram(&self, x: &Self::Buffer, n: usize, k: usize, g: &mut Self::Buffer) -> Result<(), DeviceError>;
 
     /// One fused AdaRound iteration; see [`cpu::adaround_step`].
-    fn adaround_step(&self, args: &StepArgs, buffers: StepBuffers<'_, Self::Buffer>) -> Result<(), DeviceError>;
+    fn adaround_step(
+        &self,
+        args: &StepArgs,
+        buffers: StepBuffers<'_, Self::Buffer>,
+    ) -> Result<(), DeviceError>;
 
     /// One pass of coordinate descent over a block of columns; see [`cpu::refine_block`] for shapes.
     ///
@@ -285,25 +289,38 @@ impl DerefMut for CpuBuffer {
 
 /// `rows * cols`, saturating: a shape that overflows fits no buffer.
 fn area(rows: usize, cols: usize) -> usize {
-    rows.checked_mul(cols).unwrap_or(usize::MAX)
+    rows.saturating_mul(cols)
 }
 
 fn first<'a>(operand: &'static str, slice: &'a [f32], len: usize) -> Result<&'a [f32], DeviceError> {
     slice.get(..len).ok_or(DeviceError::Length { operand, expected: len, actual: slice.len() })
 }
 
-fn first_mut<'a>(operand: &'static str, slice: &'a mut [f32], len: usize) -> Result<&'a mut [f32], DeviceError> {
+fn first_mut<'a>(
+    operand: &'static str,
+    slice: &'a mut [f32],
+    len: usize,
+) -> Result<&'a mut [f32], DeviceError> {
     let actual = slice.len();
     slice.get_mut(..len).ok_or(DeviceError::Length { operand, expected: len, actual })
 }
 
 /// Checks a stored matrix of `rows` by `cols` and returns the elements it spans.
-fn span(operand: &'static str, len: usize, offset: usize, stride: usize, rows: usize, cols: usize) -> Result<Range<usize>, DeviceError> {
+fn span(
+    operand: &'static str,
+    len: usize,
+    offset: usize,
+    stride: usize,
+    rows: usize,
+    cols: usize,
+) -> Result<Range<usize>, DeviceError> {
     if rows > 1 && stride < cols {
         return Err(DeviceError::Stride { operand, stride, columns: cols });
     }
     let end = match rows.checked_sub(1) {
-        Some(before) => before.checked_mul(stride).and_then(|n| n.checked_add(cols)).and_then(|n| n.checked_add(offset)),
+        Some(before) => {
+            before.checked_mul(stride).and_then(|n| n.checked_add(cols)).and_then(|n| n.checked_add(offset))
+        }
         None => Some(offset),
     };
     let expected = end.unwrap_or(usize::MAX);
@@ -313,7 +330,12 @@ fn span(operand: &'static str, len: usize, offset: usize, stride: usize, rows: u
     Ok(offset..expected)
 }
 
-fn operand<'a>(name: &'static str, mat: &MatRef<'a, CpuBuffer>, rows: usize, cols: usize) -> Result<&'a [f32], DeviceError> {
+fn operand<'a>(
+    name: &'static str,
+    mat: &MatRef<'a, CpuBuffer>,
+    rows: usize,
+    cols: usize,
+) -> Result<&'a [f32], DeviceError> {
     let (rows, cols) = if mat.transposed { (cols, rows) } else { (rows, cols) };
     let buffer: &'a CpuBuffer = mat.buffer;
     Ok(&buffer[span(name, buffer.len(), mat.offset, mat.stride, rows, cols)?])
@@ -358,8 +380,16 @@ impl Device for Cpu {
         out: MatMut<'_, CpuBuffer>,
     ) -> Result<(), DeviceError> {
         let Product { m, n, k, .. } = product;
-        let lhs = cpu::product::Stored { data: operand("matmul a", &a, m, k)?, stride: a.stride, transposed: a.transposed };
-        let rhs = cpu::product::Stored { data: operand("matmul b", &b, k, n)?, stride: b.stride, transposed: b.transposed };
+        let lhs = cpu::product::Stored {
+            data: operand("matmul a", &a, m, k)?,
+            stride: a.stride,
+            transposed: a.transposed,
+        };
+        let rhs = cpu::product::Stored {
+            data: operand("matmul b", &b, k, n)?,
+            stride: b.stride,
+            transposed: b.transposed,
+        };
         let range = span("matmul out", out.buffer.len(), out.offset, out.stride, m, n)?;
         cpu::product::multiply(product, lhs, rhs, &mut out.buffer[range], out.stride);
         Ok(())
@@ -406,10 +436,18 @@ impl Device for Cpu {
     ) -> Result<u64, DeviceError> {
         let RefineShape { rows, cols, ref block } = *shape;
         if block.end > cols || block.start > block.end {
-            return Err(DeviceError::Index { operand: "refine block", index: block.end, limit: cols.saturating_add(1) });
+            return Err(DeviceError::Index {
+                operand: "refine block",
+                index: block.end,
+                limit: cols.saturating_add(1),
+            });
         }
         if block.len() > cpu::REFINE_BLOCK {
-            return Err(DeviceError::Index { operand: "refine block length", index: block.len(), limit: cpu::REFINE_BLOCK + 1 });
+            return Err(DeviceError::Index {
+                operand: "refine block length",
+                index: block.len(),
+                limit: cpu::REFINE_BLOCK + 1,
+            });
         }
         let len = area(rows, cols);
         Ok(cpu::refine_block(
@@ -424,7 +462,13 @@ impl Device for Cpu {
         ))
     }
 
-    fn gather_rows(&self, source: &CpuBuffer, k: usize, indices: &[u32], out: &mut CpuBuffer) -> Result<(), DeviceError> {
+    fn gather_rows(
+        &self,
+        source: &CpuBuffer,
+        k: usize,
+        indices: &[u32],
+        out: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
         let out = first_mut("gather out", out, area(indices.len(), k))?;
         if k == 0 {
             return Ok(());
@@ -450,10 +494,18 @@ impl Device for Cpu {
         target: &CpuBuffer,
     ) -> Result<(), DeviceError> {
         if activations.len() != 1 && activations.len() != rows {
-            return Err(DeviceError::Length { operand: "activations", expected: rows, actual: activations.len() });
+            return Err(DeviceError::Length {
+                operand: "activations",
+                expected: rows,
+                actual: activations.len(),
+            });
         }
         if !bias.is_empty() && bias.len() != rows {
-            return Err(DeviceError::Length { operand: "activation bias", expected: rows, actual: bias.len() });
+            return Err(DeviceError::Length {
+                operand: "activation bias",
+                expected: rows,
+                actual: bias.len(),
+            });
         }
         let len = area(rows, cols);
         let z = first_mut("activation z", z, len)?;
@@ -466,5 +518,152 @@ impl Device for Cpu {
             activation::residual(activation, bias.get(row).copied().unwrap_or(0.0), z, target);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn upload(values: &[f32]) -> CpuBuffer {
+        Cpu.upload(values).unwrap()
+    }
+
+    #[test]
+    fn buffers_round_trip_and_refuse_more_than_they_hold() {
+        let mut buffer = Cpu.zeros(3).unwrap();
+        Cpu.write(&[1.0, 2.0], &mut buffer).unwrap();
+        let mut host = [9.0; 3];
+        Cpu.download(&buffer, &mut host).unwrap();
+        assert_eq!(host, [1.0, 2.0, 0.0]);
+        let error = Cpu.write(&[0.0; 4], &mut buffer).unwrap_err();
+        assert_eq!(error.to_string(), "write: buffer too short, expected at least 4 elements, actual 3");
+        assert!(Cpu.download(&buffer, &mut [0.0; 4]).is_err());
+        assert!(matches!(Cpu.zeros(usize::MAX / 2), Err(DeviceError::Failed { .. })));
+    }
+
+    #[test]
+    fn matmul_uses_offsets_strides_and_transposes() {
+        let a = upload(&[0.0, 1.0, 2.0, 9.0, 3.0, 4.0, 9.0]);
+        let b = upload(&[5.0, 7.0, 6.0, 8.0]);
+        let mut out = Cpu.zeros(6).unwrap();
+        let a = MatRef::new(&a, 3).at(1);
+        Cpu.matmul(Product::new(2, 2, 2), a, MatRef::transposed(&b, 2), MatMut::new(&mut out, 3).at(1))
+            .unwrap();
+        assert_eq!(out.0, [0.0, 19.0, 22.0, 0.0, 43.0, 50.0]);
+    }
+
+    #[test]
+    fn matmul_names_the_operand_that_does_not_fit() {
+        let (short, fine) = (upload(&[0.0; 3]), upload(&[0.0; 4]));
+        let call = |a: MatRef<'_, CpuBuffer>, b: MatRef<'_, CpuBuffer>, m: usize, stride: usize| {
+            let mut out = CpuBuffer(vec![0.0; 4]);
+            Cpu.matmul(Product::new(m, 2, 2), a, b, MatMut::new(&mut out, stride)).unwrap_err().to_string()
+        };
+        let two = |buffer| MatRef::new(buffer, 2);
+        assert!(
+            call(two(&short), two(&fine), 2, 2)
+                .starts_with("matmul a: buffer too short, expected at least 4")
+        );
+        assert!(
+            call(two(&fine), two(&fine).at(1), 2, 2)
+                .starts_with("matmul b: buffer too short, expected at least 5")
+        );
+        assert!(call(two(&fine), two(&fine), 2, 1).starts_with("matmul out: row stride 1"));
+        assert!(
+            call(MatRef::new(&fine, usize::MAX), two(&fine), 2, 2).starts_with("matmul a: buffer too short")
+        );
+        assert!(call(two(&fine), two(&fine), usize::MAX, 2).starts_with("matmul a: buffer too short"));
+    }
+
+    #[test]
+    fn gram_is_symmetric_and_accumulates() {
+        let x = upload(&[1.0, 2.0, 3.0, 4.0]);
+        let mut g = Cpu.zeros(4).unwrap();
+        Cpu.gram(&x, 2, 2, &mut g).unwrap();
+        Cpu.gram(&x, 1, 2, &mut g).unwrap();
+        assert_eq!(g.0, [11.0, 16.0, 16.0, 24.0]);
+        assert!(Cpu.gram(&x, 2, 3, &mut g).is_err());
+        assert!(Cpu.gram(&x, usize::MAX, 2, &mut g).is_err());
+    }
+
+    #[test]
+    fn gather_copies_rows_and_refuses_one_past_the_end() {
+        let source = upload(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let mut out = Cpu.zeros(4).unwrap();
+        Cpu.gather_rows(&source, 2, &[2, 0], &mut out).unwrap();
+        assert_eq!(out.0, [5.0, 6.0, 1.0, 2.0]);
+        let error = Cpu.gather_rows(&source, 2, &[3], &mut out).unwrap_err();
+        assert_eq!(error.to_string(), "gather source: index 3 out of range, expected less than 3");
+    }
+
+    #[test]
+    fn step_and_refinement_are_the_plain_functions() {
+        let args = StepArgs::adam(0.1);
+        let (lo, delta, product, target) =
+            (upload(&[0.0; 2]), upload(&[1.0; 2]), upload(&[1.0, -1.0]), upload(&[0.0; 2]));
+        let [mut v, mut m1, mut m2, mut soft] = [(); 4].map(|()| CpuBuffer(vec![0.0; 2]));
+        let gradient = StepGradient::Difference { product: &product, target: &target };
+        let buffers = StepBuffers {
+            len: 2,
+            gradient,
+            lo: &lo,
+            delta: &delta,
+            v: &mut v,
+            m1: &mut m1,
+            m2: &mut m2,
+            soft: &mut soft,
+        };
+        Cpu.adaround_step(&args, buffers).unwrap();
+        assert!(v[0] < 0.0 && v[1] > 0.0 && soft[0] < 0.5 && soft[1] > 0.5, "downhill: {v:?} {soft:?}");
+        let (h, residual) = (upload(&[1.0, 0.0, 0.0, 1.0]), upload(&[-2.0, 2.0]));
+        let (mut up, mut flips) = (upload(&[0.0; 2]), upload(&[0.0; 2]));
+        let shape = RefineShape { rows: 1, cols: 2, block: 0..2 };
+        assert_eq!(Cpu.refine_block(&shape, &h, &residual, &delta, &mut up, &mut flips).unwrap(), 1);
+        assert_eq!((up.0.clone(), flips.0.clone()), (vec![1.0, 0.0], vec![1.0, 0.0]));
+        let outside = RefineShape { block: 1..3, ..shape };
+        assert!(Cpu.refine_block(&outside, &h, &residual, &delta, &mut up, &mut flips).is_err());
+    }
+
+    #[test]
+    fn activation_residual_takes_one_entry_or_one_per_row() {
+        let target = upload(&[1.0, 1.0]);
+        let mut z = upload(&[-3.0, 3.0]);
+        let activations = [Activation::PRelu { slope: 0.5 }, Activation::Relu];
+        Cpu.activation_residual(&activations, &[1.0, 0.0], 2, 1, &mut z, &target).unwrap();
+        assert_eq!(z.0, [(-1.0 - 1.0) * 0.5, 2.0]);
+        Cpu.activation_residual(&[Activation::Identity], &[], 2, 1, &mut z, &target).unwrap();
+        assert_eq!(z.0, [-2.0, 1.0]);
+        assert!(Cpu.activation_residual(&activations, &[0.0], 2, 1, &mut z, &target).is_err());
+        assert!(Cpu.activation_residual(&activations, &[], 3, 1, &mut z, &target).is_err());
+    }
+
+    /// Small numbers most of the time, sometimes enormous ones.
+    fn size() -> impl Strategy<Value = usize> {
+        prop_oneof![9 => 0..6usize, 1 => Just(usize::MAX), 1 => Just(1usize << 40)]
+    }
+
+    proptest! {
+        #[test]
+        fn no_shape_makes_the_cpu_panic(
+            (m, n, k) in (size(), size(), size()),
+            (strides, offsets) in ((size(), size(), size()), (size(), size(), size())),
+            transposed in any::<[bool; 2]>(),
+            lens in (0..40usize, 0..40usize, 0..40usize),
+        ) {
+            let (a, b) = (CpuBuffer(vec![1.0; lens.0]), CpuBuffer(vec![1.0; lens.1]));
+            let mut out = CpuBuffer(vec![0.0; lens.2]);
+            let lhs = MatRef { buffer: &a, offset: offsets.0, stride: strides.0, transposed: transposed[0] };
+            let rhs = MatRef { buffer: &b, offset: offsets.1, stride: strides.1, transposed: transposed[1] };
+            let _ = Cpu.matmul(Product::new(m, n, k), lhs, rhs, MatMut { buffer: &mut out, offset: offsets.2, stride: strides.2 });
+            let _ = Cpu.gram(&a, n, k, &mut out);
+            let _ = Cpu.gather_rows(&a, k, &[0, 3], &mut out);
+            let shape = RefineShape { rows: m, cols: k, block: n..strides.0 };
+            let (mut up, mut flips) = (a.clone(), b.clone());
+            let _ = Cpu.refine_block(&shape, &b, &a, &a, &mut up, &mut flips);
+            let _ = Cpu.activation_residual(&[Activation::Relu], &[], m, k, &mut out, &a);
+        }
     }
 }

@@ -14,7 +14,8 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
         let low = u64::from(MULTIPLIERS[0]) * u64::from(counter[0]);
         let high = u64::from(MULTIPLIERS[1]) * u64::from(counter[2]);
         let upper = |product: u64| (product >> 32) as u32;
-        counter = [upper(high) ^ counter[1] ^ key[0], high as u32, upper(low) ^ counter[3] ^ key[1], low as u32];
+        counter =
+            [upper(high) ^ counter[1] ^ key[0], high as u32, upper(low) ^ counter[3] ^ key[1], low as u32];
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
     counter
@@ -123,7 +124,9 @@ mod tests {
         };
         let base = first(1, 2, 3);
         assert_eq!(base, first(1, 2, 3));
-        for other in [first(2, 2, 3), first(1, 3, 3), first(1, 2, 4), first(1 << 32, 2, 3), first(1, 2 + (1 << 32), 3)] {
+        for other in
+            [first(2, 2, 3), first(1, 3, 3), first(1, 2, 4), first(1 << 32, 2, 3), first(1, 2 + (1 << 32), 3)]
+        {
             assert_ne!(base, other);
         }
     }

@@ -1,7 +1,7 @@
 //! Gram and cross-Gram matrices, added into f32 accumulators in a fixed order.
 //!
-//! Method: samples in slabs of at most [`SLAB`], inside a slab the lower triangle by recursive halving down to tiles of
-//! 128 columns, so that nearly all work is large square products and little more than half of the full product is done.
+//! Method: samples in slabs of at most 512, inside a slab the lower triangle by recursive halving down to tiles of
+//! 64 columns, so that nearly all work is large square products and little more than half of the full product is done.
 //! Narrow matrices (depthwise convolutions: 9 or 25 columns) go through a kernel that reads each sample once and
 //! keeps the sums in registers. An entry's summation order depends on the shape alone.
 //!
@@ -16,7 +16,7 @@ use super::product::{SLAB, Stored, matmul_tn, multiply, slabs};
 use crate::device::Product;
 
 /// Columns of a tile on the diagonal, which is computed in full.
-const TILE: usize = 128;
+const TILE: usize = 64;
 /// Widest matrix for the narrow kernel (by measurement: beyond it `gemm` is as fast).
 const NARROW: usize = 32;
 /// Samples summed before they are added to the result: the panel stays in the first-level cache, and short sums
@@ -55,7 +55,14 @@ fn triangle(x: &[f32], n: usize, k: usize, start: usize, end: usize, g: &mut [f3
 }
 
 /// `g[rows, columns] += x[:, rows]^T x[:, columns]`.
-fn rectangle(x: &[f32], n: usize, k: usize, rows: std::ops::Range<usize>, columns: std::ops::Range<usize>, g: &mut [f32]) {
+fn rectangle(
+    x: &[f32],
+    n: usize,
+    k: usize,
+    rows: std::ops::Range<usize>,
+    columns: std::ops::Range<usize>,
+    g: &mut [f32],
+) {
     let product = Product { m: rows.len(), n: columns.len(), k: n, alpha: 1.0, beta: 1.0 };
     let a = Stored { data: &x[rows.start..], stride: k, transposed: true };
     let b = Stored { data: &x[columns.start..], stride: k, transposed: false };
@@ -67,7 +74,11 @@ fn rectangle(x: &[f32], n: usize, k: usize, rows: std::ops::Range<usize>, column
 /// # Panics
 /// If `g` is shorter than `k * k`.
 pub fn mirror_lower(g: &mut [f32], k: usize) {
-    assert!(k.checked_mul(k).is_some_and(|area| area <= g.len()), "mirror: expected [{k}, {k}], actual {} elements", g.len());
+    assert!(
+        k.checked_mul(k).is_some_and(|area| area <= g.len()),
+        "mirror: expected [{k}, {k}], actual {} elements",
+        g.len()
+    );
     const BLOCK: usize = 32;
     for row in (0..k).step_by(BLOCK) {
         for column in (0..=row).step_by(BLOCK) {
@@ -94,38 +105,57 @@ pub fn cross_gram(x: &[f32], xq: &[f32], n: usize, k: usize, c: &mut [f32]) {
 }
 
 fn check(x: usize, n: usize, k: usize, g: usize) {
-    assert!(n.checked_mul(k).is_some_and(|area| area <= x), "gram: expected [{n}, {k}] samples, actual {x} elements");
-    assert!(k.checked_mul(k).is_some_and(|area| area <= g), "gram: expected a [{k}, {k}] result, actual {g} elements");
+    assert!(
+        n.checked_mul(k).is_some_and(|area| area <= x),
+        "gram: expected [{n}, {k}] samples, actual {x} elements"
+    );
+    assert!(
+        k.checked_mul(k).is_some_and(|area| area <= g),
+        "gram: expected a [{k}, {k}] result, actual {g} elements"
+    );
 }
 
 /// The narrow kernel at a given level, panel by panel; `lower`: only the lower triangle is needed.
+///
+/// The last few samples go through a padded copy, so that the kernel may read past a sample's end.
 fn narrow(level: Isa, x: &[f32], y: &[f32], n: usize, k: usize, lower: bool, c: &mut [f32]) {
     if k == 0 {
         return;
     }
-    let mut tail = [[0.0; PANEL * NARROW + OVERREAD]; 2];
+    let (x, y) = (&x[..n * k], &y[..n * k]);
     let mut sums = [[0.0; NARROW]; NARROW];
-    for start in (0..n).step_by(PANEL) {
-        let rows = PANEL.min(n - start);
-        let needed = start * k + rows * k + OVERREAD;
-        if needed <= x.len() && needed <= y.len() {
-            panel(level, &x[start * k..needed], &y[start * k..needed], rows, k, lower, &mut sums);
-        } else {
-            let [x_tail, y_tail] = &mut tail;
-            x_tail[..rows * k].copy_from_slice(&x[start * k..][..rows * k]);
-            y_tail[..rows * k].copy_from_slice(&y[start * k..][..rows * k]);
-            panel(level, x_tail, y_tail, rows, k, lower, &mut sums);
-        }
-        for (row, sums) in c.chunks_exact_mut(k).zip(&sums) {
-            for (value, sum) in row.iter_mut().zip(sums) {
-                *value += sum;
-            }
+    let direct = n.saturating_sub(OVERREAD.div_ceil(k));
+    for start in (0..direct).step_by(PANEL) {
+        let rows = PANEL.min(direct - start);
+        panel(level, &x[start * k..], &y[start * k..], rows, k, lower, &mut sums);
+        add(&sums, k, c);
+    }
+    let (x, y) = (&x[direct * k..], &y[direct * k..]);
+    let mut padded = [[0.0; OVERREAD + NARROW + OVERREAD]; 2];
+    padded[0][..x.len()].copy_from_slice(x);
+    padded[1][..y.len()].copy_from_slice(y);
+    panel(level, &padded[0], &padded[1], n - direct, k, lower, &mut sums);
+    add(&sums, k, c);
+}
+
+fn add(sums: &[[f32; NARROW]; NARROW], k: usize, c: &mut [f32]) {
+    for (row, sums) in c.chunks_exact_mut(k).zip(sums) {
+        for (value, sum) in row.iter_mut().zip(sums) {
+            *value += sum;
         }
     }
 }
 
 /// `sums = x^T y` over one panel; both slices go on for `OVERREAD` elements after the last row.
-fn panel(level: Isa, x: &[f32], y: &[f32], rows: usize, k: usize, lower: bool, sums: &mut [[f32; NARROW]; NARROW]) {
+fn panel(
+    level: Isa,
+    x: &[f32],
+    y: &[f32],
+    rows: usize,
+    k: usize,
+    lower: bool,
+    sums: &mut [[f32; NARROW]; NARROW],
+) {
     assert!(level <= isa(), "this machine lacks {}", level.name());
     match level {
         #[cfg(target_arch = "x86_64")]
@@ -140,7 +170,14 @@ fn panel(level: Isa, x: &[f32], y: &[f32], rows: usize, k: usize, lower: bool, s
 
 /// Rows `first..first + HEIGHT` of the sums, `VECTORS` vectors of columns wide.
 #[inline(always)]
-fn strip<V: Lanes, const HEIGHT: usize, const VECTORS: usize>(x: &[f32], y: &[f32], rows: usize, k: usize, first: usize, sums: &mut [[f32; NARROW]; NARROW]) {
+fn strip<V: Lanes, const HEIGHT: usize, const VECTORS: usize>(
+    x: &[f32],
+    y: &[f32],
+    rows: usize,
+    k: usize,
+    first: usize,
+    sums: &mut [[f32; NARROW]; NARROW],
+) {
     let mut acc = [[V::splat(0.0); VECTORS]; HEIGHT];
     for (left, right) in x[first..].windows(HEIGHT).step_by(k).zip(y.windows(NARROW).step_by(k)).take(rows) {
         let right: [V; VECTORS] = std::array::from_fn(|vector| {
@@ -162,10 +199,23 @@ fn strip<V: Lanes, const HEIGHT: usize, const VECTORS: usize>(x: &[f32], y: &[f3
 
 /// All strips of a panel. A strip on or above the diagonal's first vector needs one vector of columns only.
 #[inline(always)]
-fn strips<V: Lanes>(x: &[f32], y: &[f32], rows: usize, k: usize, lower: bool, sums: &mut [[f32; NARROW]; NARROW]) {
+fn strips<V: Lanes>(
+    x: &[f32],
+    y: &[f32],
+    rows: usize,
+    k: usize,
+    lower: bool,
+    sums: &mut [[f32; NARROW]; NARROW],
+) {
     let mut first = 0;
     while first < k {
-        let height = if k - first > 8 { 12 } else if k - first > 4 { 8 } else { 4 };
+        let height = if k - first > 8 {
+            12
+        } else if k - first > 4 {
+            8
+        } else {
+            4
+        };
         let last = if lower { k.min(first + height) } else { k };
         match (height, last > LANES) {
             (12, false) => strip::<V, 12, 1>(x, y, rows, k, first, sums),
@@ -183,7 +233,14 @@ fn strips<V: Lanes>(x: &[f32], y: &[f32], rows: usize, k: usize, lower: bool, su
 macro_rules! level {
     ($name:ident, $lanes:ty, #[$attribute:meta]) => {
         #[$attribute]
-        fn $name(x: &[f32], y: &[f32], rows: usize, k: usize, lower: bool, sums: &mut [[f32; NARROW]; NARROW]) {
+        fn $name(
+            x: &[f32],
+            y: &[f32],
+            rows: usize,
+            k: usize,
+            lower: bool,
+            sums: &mut [[f32; NARROW]; NARROW],
+        ) {
             strips::<$lanes>(x, y, rows, k, lower, sums);
         }
     };
@@ -194,3 +251,124 @@ level!(panel_avx512, Avx512, #[target_feature(enable = "avx512f,avx512vl,avx512d
 #[cfg(target_arch = "x86_64")]
 level!(panel_avx2, Avx2, #[target_feature(enable = "avx2,fma")]);
 level!(panel_baseline, Plain, #[inline(never)]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::isa::available;
+    use crate::random::Stream;
+
+    fn uniform(seed: u64, len: usize) -> Vec<f32> {
+        let mut stream = Stream::new(seed, 0, 0);
+        (0..len).map(|_| stream.unit_f32() * 2.0 - 1.0).collect()
+    }
+
+    fn reference(x: &[f32], y: &[f32], n: usize, k: usize, i: usize, j: usize) -> f64 {
+        (0..n).map(|row| f64::from(x[row * k + i]) * f64::from(y[row * k + j])).sum()
+    }
+
+    /// Eight units in the last place of the largest sum expected (the mean square of an entry is 1/3): a slab is summed in
+    /// sequence, so errors walk at random over up to 512 roundings.
+    fn tolerance(n: usize) -> f64 {
+        8.0 * f64::from(f32::EPSILON) * (n as f64 / 3.0).max(1.0)
+    }
+
+    const SHAPES: [(usize, usize); 16] = [
+        (1, 1),
+        (3, 1),
+        (200, 2),
+        (127, 9),
+        (128, 9),
+        (129, 9),
+        (1000, 13),
+        (300, 16),
+        (257, 17),
+        (130, 25),
+        (61, 31),
+        (500, 32),
+        (77, 33),
+        (40, 129),
+        (700, 200),
+        (5, 300),
+    ];
+
+    #[test]
+    fn lower_triangle_then_mirror_is_the_gram_matrix() {
+        for (n, k) in SHAPES {
+            let x = uniform(1, n * k);
+            let mut g = vec![0.5; k * k];
+            gram_lower(&x, n, k, &mut g);
+            mirror_lower(&mut g, k);
+            for i in 0..k {
+                for j in 0..k {
+                    let want = 0.5 + reference(&x, &x, n, k, i, j);
+                    let got = f64::from(g[i * k + j]);
+                    assert!(
+                        (got - want).abs() <= tolerance(n),
+                        "[{n}, {k}] at {i}, {j}: {got}, expected {want}"
+                    );
+                    assert_eq!(g[i * k + j], g[j * k + i]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn cross_gram_has_the_first_operand_in_rows() {
+        for (n, k) in SHAPES {
+            let (x, y) = (uniform(2, n * k), uniform(3, n * k));
+            let mut c = vec![0.0; k * k];
+            cross_gram(&x, &y, n, k, &mut c);
+            for i in 0..k {
+                for j in 0..k {
+                    let want = reference(&x, &y, n, k, i, j);
+                    assert!((f64::from(c[i * k + j]) - want).abs() <= tolerance(n), "[{n}, {k}] at {i}, {j}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn narrow_kernel_is_right_at_every_level_this_machine_has() {
+        for level in available() {
+            for (n, k) in SHAPES.into_iter().filter(|(_, k)| *k <= NARROW) {
+                let (x, y) = (uniform(4, n * k), uniform(5, n * k));
+                let mut c = vec![0.0; k * k];
+                narrow(level, &x, &y, n, k, false, &mut c);
+                for (index, got) in c.iter().enumerate() {
+                    let want = reference(&x, &y, n, k, index / k, index % k);
+                    assert!(
+                        (f64::from(*got) - want).abs() <= tolerance(n),
+                        "{level:?} [{n}, {k}] at {index}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_bad_sample_after_the_last_does_not_leak_in() {
+        let k = 9;
+        let mut x = uniform(6, 300 * k);
+        x[140 * k..].fill(f32::NAN);
+        let mut g = vec![0.0; k * k];
+        gram_lower(&x, 140, k, &mut g);
+        assert!(g.iter().all(|v| v.is_finite()));
+    }
+
+    #[test]
+    fn no_samples_add_nothing() {
+        for k in [0, 9, 40] {
+            let mut g = vec![0.25; k * k];
+            gram_lower(&[], 0, k, &mut g);
+            cross_gram(&[], &[], 0, k, &mut g);
+            assert!(g.iter().all(|v| *v == 0.25));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "gram: expected [4, 3] samples")]
+    fn short_samples_are_refused() {
+        gram_lower(&[0.0; 11], 4, 3, &mut [0.0; 9]);
+    }
+}

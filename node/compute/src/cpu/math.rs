@@ -58,7 +58,7 @@ pub(crate) fn log2<const FUSED: bool>(x: f32) -> f32 {
     p = fma::<FUSED>(p, t, -1.666_805_7e-1);
     p = fma::<FUSED>(p, t, 2.000_071_5e-1);
     p = fma::<FUSED>(p, t, -2.499_999_4e-1);
-    p = fma::<FUSED>(p, t, 3.333_333_1e-1);
+    p = fma::<FUSED>(p, t, 3.333_333e-1);
     let square = t * t;
     let natural = t + square * fma::<FUSED>(p, t, -0.5);
     fma::<FUSED>(natural, LOG2_E, exponent as f32)

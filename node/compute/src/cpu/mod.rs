@@ -16,5 +16,6 @@ pub use isa::{Isa, isa};
 pub use product::{matmul, matmul_nt, matmul_tn};
 pub use refine::{REFINE_BLOCK, refine_block};
 pub use step::{
-    Gradient, StepArgs, adaround_step, harden, inverse_rectified_sigmoid, rectified_sigmoid, rounding_loss, soften,
+    Gradient, StepArgs, adaround_step, harden, inverse_rectified_sigmoid, rectified_sigmoid, rounding_loss,
+    soften,
 };

@@ -43,19 +43,18 @@ fn fits(len: usize, rows: usize, cols: usize, stride: usize) -> bool {
 
 impl Stored<'_> {
     /// The operand without its first `columns` columns; `columns` is less than it has.
-    fn from_column(self, columns: usize) -> Self {
+    fn skip_columns(self, columns: usize) -> Self {
         Self { data: &self.data[if self.transposed { columns * self.stride } else { columns }..], ..self }
     }
 
     /// The operand without its first `rows` rows; `rows` is less than it has.
-    fn from_row(self, rows: usize) -> Self {
-        self.flipped().from_column(rows).flipped()
+    fn skip_rows(self, rows: usize) -> Self {
+        self.flipped().skip_columns(rows).flipped()
     }
 
     fn flipped(self) -> Self {
         Self { transposed: !self.transposed, ..self }
     }
-
 
     fn fits(&self, rows: usize, cols: usize) -> bool {
         let (rows, cols) = if self.transposed { (cols, rows) } else { (rows, cols) };
@@ -76,7 +75,11 @@ pub fn multiply(product: Product, a: Stored<'_>, b: Stored<'_>, out: &mut [f32],
     let Product { m, n, k, beta, .. } = product;
     assert!(a.fits(m, k), "a: expected [{m}, {k}], stride {}, actual {} elements", a.stride, a.data.len());
     assert!(b.fits(k, n), "b: expected [{k}, {n}], stride {}, actual {} elements", b.stride, b.data.len());
-    assert!(fits(out.len(), m, n, out_stride), "out: expected [{m}, {n}], stride {out_stride}, actual {} elements", out.len());
+    assert!(
+        fits(out.len(), m, n, out_stride),
+        "out: expected [{m}, {n}], stride {out_stride}, actual {} elements",
+        out.len()
+    );
     if m == 0 || n == 0 {
         return;
     }
@@ -85,7 +88,7 @@ pub fn multiply(product: Product, a: Stored<'_>, b: Stored<'_>, out: &mut [f32],
     }
     for (index, depth) in slabs(k, SLAB).enumerate() {
         let slab = Product { k: depth.len(), beta: if index == 0 { beta } else { 1.0 }, ..product };
-        call(slab, a.from_column(depth.start), b.from_row(depth.start), out, out_stride);
+        call(slab, a.skip_columns(depth.start), b.skip_rows(depth.start), out, out_stride);
     }
 }
 
@@ -137,7 +140,19 @@ fn call(product: Product, a: Stored<'_>, b: Stored<'_>, out: &mut [f32], out_str
 /// # Panics
 /// If a slice does not hold its shape.
 #[expect(clippy::too_many_arguments, reason = "the BLAS argument list, known to every reader")]
-pub fn matmul(m: usize, n: usize, k: usize, alpha: f32, a: &[f32], lda: usize, b: &[f32], ldb: usize, beta: f32, out: &mut [f32], ldo: usize) {
+pub fn matmul(
+    m: usize,
+    n: usize,
+    k: usize,
+    alpha: f32,
+    a: &[f32],
+    lda: usize,
+    b: &[f32],
+    ldb: usize,
+    beta: f32,
+    out: &mut [f32],
+    ldo: usize,
+) {
     let a = Stored { data: a, stride: lda, transposed: false };
     let b = Stored { data: b, stride: ldb, transposed: false };
     multiply(Product { m, n, k, alpha, beta }, a, b, out, ldo);
@@ -148,7 +163,19 @@ pub fn matmul(m: usize, n: usize, k: usize, alpha: f32, a: &[f32], lda: usize, b
 /// # Panics
 /// If a slice does not hold its shape.
 #[expect(clippy::too_many_arguments, reason = "the BLAS argument list, known to every reader")]
-pub fn matmul_tn(m: usize, n: usize, k: usize, alpha: f32, a: &[f32], lda: usize, b: &[f32], ldb: usize, beta: f32, out: &mut [f32], ldo: usize) {
+pub fn matmul_tn(
+    m: usize,
+    n: usize,
+    k: usize,
+    alpha: f32,
+    a: &[f32],
+    lda: usize,
+    b: &[f32],
+    ldb: usize,
+    beta: f32,
+    out: &mut [f32],
+    ldo: usize,
+) {
     let a = Stored { data: a, stride: lda, transposed: true };
     let b = Stored { data: b, stride: ldb, transposed: false };
     multiply(Product { m, n, k, alpha, beta }, a, b, out, ldo);
@@ -159,8 +186,134 @@ pub fn matmul_tn(m: usize, n: usize, k: usize, alpha: f32, a: &[f32], lda: usize
 /// # Panics
 /// If a slice does not hold its shape.
 #[expect(clippy::too_many_arguments, reason = "the BLAS argument list, known to every reader")]
-pub fn matmul_nt(m: usize, n: usize, k: usize, alpha: f32, a: &[f32], lda: usize, b: &[f32], ldb: usize, beta: f32, out: &mut [f32], ldo: usize) {
+pub fn matmul_nt(
+    m: usize,
+    n: usize,
+    k: usize,
+    alpha: f32,
+    a: &[f32],
+    lda: usize,
+    b: &[f32],
+    ldb: usize,
+    beta: f32,
+    out: &mut [f32],
+    ldo: usize,
+) {
     let a = Stored { data: a, stride: lda, transposed: false };
     let b = Stored { data: b, stride: ldb, transposed: true };
     multiply(Product { m, n, k, alpha, beta }, a, b, out, ldo);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Stream;
+
+    fn uniform(stream: &mut Stream, len: usize) -> Vec<f32> {
+        (0..len).map(|_| stream.unit_f32() * 2.0 - 1.0).collect()
+    }
+
+    fn at(matrix: &Stored<'_>, row: usize, column: usize) -> f64 {
+        let (row, column) = if matrix.transposed { (column, row) } else { (row, column) };
+        f64::from(matrix.data[row * matrix.stride + column])
+    }
+
+    /// Compares with the definition in f64; the columns between `n` and the stride must stay as they were.
+    fn check(m: usize, n: usize, k: usize, alpha: f32, beta: f32, transposed: [bool; 2], pad: usize) {
+        let mut stream = Stream::new(1, (m * 1000 + n) as u64, k as u32);
+        let stride = |columns: usize| columns + pad;
+        let [a_stride, b_stride] =
+            [stride(if transposed[0] { m } else { k }), stride(if transposed[1] { k } else { n })];
+        let (a, b) = (uniform(&mut stream, m.max(k) * a_stride), uniform(&mut stream, n.max(k) * b_stride));
+        let a = Stored { data: &a, stride: a_stride, transposed: transposed[0] };
+        let b = Stored { data: &b, stride: b_stride, transposed: transposed[1] };
+        let before = uniform(&mut stream, m * stride(n));
+        let mut out = before.clone();
+        multiply(Product { m, n, k, alpha, beta }, a, b, &mut out, stride(n));
+        for (index, (got, before)) in out.iter().zip(&before).enumerate() {
+            let (row, column) = (index / stride(n), index % stride(n));
+            if column >= n {
+                assert_eq!(got, before, "padding of row {row}");
+                continue;
+            }
+            let sum: f64 = (0..k).map(|i| at(&a, row, i) * at(&b, i, column)).sum();
+            let want = f64::from(alpha) * sum + f64::from(beta) * f64::from(*before);
+            // f32 sums of k terms below 1, split into slabs.
+            let tolerance = 1e-6 * (k as f64 + 2.0).sqrt() * 2.0;
+            let shape = format!("[{m}, {k}] x [{k}, {n}], {transposed:?}, alpha {alpha}, beta {beta}");
+            assert!(
+                (f64::from(*got) - want).abs() <= tolerance,
+                "{shape} at {row}, {column}: {got}, expected {want}"
+            );
+        }
+    }
+
+    #[test]
+    fn products_match_their_definition_at_awkward_shapes() {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (1, 7, 13),
+            (7, 1, 13),
+            (5, 17, 2),
+            (16, 16, 16),
+            (33, 31, 129),
+            (3, 5, 511),
+            (4, 9, 513),
+            (17, 2, 1537),
+        ] {
+            for transposed in [[false, false], [true, false], [false, true], [true, true]] {
+                check(m, n, k, 1.0, 0.0, transposed, 0);
+                check(m, n, k, -0.5, 2.0, transposed, 3);
+            }
+        }
+    }
+
+    #[test]
+    fn depth_zero_scales_the_result() {
+        check(3, 4, 0, 1.0, 0.0, [false, false], 1);
+        check(3, 4, 0, 1.0, 0.5, [false, false], 1);
+    }
+
+    #[test]
+    fn beta_zero_ignores_what_the_result_held() {
+        let mut out = [f32::NAN; 4];
+        matmul(2, 2, 600, 1.0, &[1.0; 1200], 600, &[1.0; 1200], 2, 0.0, &mut out, 2);
+        assert_eq!(out, [600.0; 4]);
+    }
+
+    #[test]
+    fn the_three_entry_points_mean_what_they_say() {
+        // [[1, 2], [3, 4]] and [[5, 6], [7, 8]].
+        let (a, b) = ([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]);
+        let mut out = [0.0; 4];
+        matmul(2, 2, 2, 1.0, &a, 2, &b, 2, 0.0, &mut out, 2);
+        assert_eq!(out, [19.0, 22.0, 43.0, 50.0]);
+        matmul_tn(2, 2, 2, 1.0, &a, 2, &b, 2, 0.0, &mut out, 2);
+        assert_eq!(out, [26.0, 30.0, 38.0, 44.0]);
+        matmul_nt(2, 2, 2, 1.0, &a, 2, &b, 2, 0.0, &mut out, 2);
+        assert_eq!(out, [17.0, 23.0, 39.0, 53.0]);
+    }
+
+    #[test]
+    fn slabs_cover_the_range_in_order_within_the_limit() {
+        for len in [0, 1, 511, 512, 513, 576, 1024, 1025, 5000] {
+            let all: Vec<_> = slabs(len, SLAB).collect();
+            assert_eq!(all.iter().map(Range::len).sum::<usize>(), len);
+            assert!(all.windows(2).all(|pair| pair[0].end == pair[1].start), "{all:?}");
+            assert!(all.iter().all(|slab| slab.len() <= SLAB && !slab.is_empty()), "{all:?}");
+            assert_eq!(all.len(), len.div_ceil(SLAB), "{all:?}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "b: expected [3, 2]")]
+    fn short_operands_are_refused_before_gemm_sees_them() {
+        matmul(2, 2, 3, 1.0, &[0.0; 6], 3, &[0.0; 5], 2, 0.0, &mut [0.0; 4], 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "out: expected")]
+    fn overlapping_rows_are_refused() {
+        matmul(2, 2, 1, 1.0, &[0.0; 2], 1, &[0.0; 2], 2, 0.0, &mut [0.0; 4], 1);
+    }
 }

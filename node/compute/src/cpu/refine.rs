@@ -56,7 +56,12 @@ fn store(tile: &Tile, matrix: &mut [f32], at: Window) {
 
 /// The flips of one column, `d` per lane (0 if kept), and which lanes flip; updates `up`.
 #[inline(always)]
-fn decide<V: Lanes>(residual: &[f32; LANES], delta: &[f32; LANES], up: &mut [f32; LANES], curvature: f32) -> (V, u32) {
+fn decide<V: Lanes>(
+    residual: &[f32; LANES],
+    delta: &[f32; LANES],
+    up: &mut [f32; LANES],
+    curvature: f32,
+) -> (V, u32) {
     let was = V::load(up);
     let direction = was.fma(V::splat(-2.0), V::splat(1.0));
     let d = direction.mul(V::load(delta));
@@ -72,7 +77,15 @@ fn decide<V: Lanes>(residual: &[f32; LANES], delta: &[f32; LANES], up: &mut [f32
 
 /// One pass over a transposed tile; `h` starts at the block's first row and column. Returns the number of flips.
 #[inline(always)]
-fn sweep_tile<V: Lanes>(width: usize, h: &[f32], stride: usize, residual: &mut Tile, delta: &Tile, up: &mut Tile, flips: &mut Tile) -> u64 {
+fn sweep_tile<V: Lanes>(
+    width: usize,
+    h: &[f32],
+    stride: usize,
+    residual: &mut Tile,
+    delta: &Tile,
+    up: &mut Tile,
+    flips: &mut Tile,
+) -> u64 {
     let mut count = 0;
     for j in 0..width {
         let h_row = &h[j * stride..][..width];
@@ -89,8 +102,16 @@ fn sweep_tile<V: Lanes>(width: usize, h: &[f32], stride: usize, residual: &mut T
 }
 
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a kernel: each argument is one array")]
-fn pass<V: Lanes>(rows: usize, cols: usize, block: Range<usize>, h: &[f32], residual: &[f32], delta: &[f32], up: &mut [f32], flips: &mut [f32]) -> u64 {
+fn pass<V: Lanes>(
+    rows: usize,
+    cols: usize,
+    block: Range<usize>,
+    h: &[f32],
+    residual: &[f32],
+    delta: &[f32],
+    up: &mut [f32],
+    flips: &mut [f32],
+) -> u64 {
     let width = block.len();
     let h = &h[block.start * cols + block.start..];
     let [mut r, mut d, mut u, mut f] = [[[0.0; LANES]; REFINE_BLOCK]; 4];
@@ -116,8 +137,16 @@ fn pass<V: Lanes>(rows: usize, cols: usize, block: Range<usize>, h: &[f32], resi
 macro_rules! level {
     ($name:ident, $lanes:ty, #[$attribute:meta]) => {
         #[$attribute]
-        #[expect(clippy::too_many_arguments, reason = "a kernel: each argument is one array")]
-        fn $name(rows: usize, cols: usize, block: Range<usize>, h: &[f32], residual: &[f32], delta: &[f32], up: &mut [f32], flips: &mut [f32]) -> u64 {
+        fn $name(
+            rows: usize,
+            cols: usize,
+            block: Range<usize>,
+            h: &[f32],
+            residual: &[f32],
+            delta: &[f32],
+            up: &mut [f32],
+            flips: &mut [f32],
+        ) -> u64 {
             pass::<$lanes>(rows, cols, block, h, residual, delta, up, flips)
         }
     };
@@ -141,8 +170,16 @@ level!(pass_baseline, Plain, #[inline(never)]);
 ///
 /// # Panics
 /// If a slice is shorter than its shape, or the block is longer than [`REFINE_BLOCK`] or outside the columns.
-#[expect(clippy::too_many_arguments, reason = "a kernel: each argument is one array")]
-pub fn refine_block(rows: usize, cols: usize, block: Range<usize>, h: &[f32], residual: &[f32], delta: &[f32], up: &mut [f32], flips: &mut [f32]) -> u64 {
+pub fn refine_block(
+    rows: usize,
+    cols: usize,
+    block: Range<usize>,
+    h: &[f32],
+    residual: &[f32],
+    delta: &[f32],
+    up: &mut [f32],
+    flips: &mut [f32],
+) -> u64 {
     refine_block_at(isa(), rows, cols, block, h, residual, delta, up, flips)
 }
 
@@ -150,14 +187,34 @@ pub fn refine_block(rows: usize, cols: usize, block: Range<usize>, h: &[f32], re
 ///
 /// # Panics
 /// As [`refine_block`], or if this machine lacks `level`.
-#[expect(clippy::too_many_arguments, reason = "a kernel: each argument is one array")]
-pub fn refine_block_at(level: Isa, rows: usize, cols: usize, block: Range<usize>, h: &[f32], residual: &[f32], delta: &[f32], up: &mut [f32], flips: &mut [f32]) -> u64 {
+pub fn refine_block_at(
+    level: Isa,
+    rows: usize,
+    cols: usize,
+    block: Range<usize>,
+    h: &[f32],
+    residual: &[f32],
+    delta: &[f32],
+    up: &mut [f32],
+    flips: &mut [f32],
+) -> u64 {
     assert!(block.start <= block.end && block.end <= cols, "refine: block {block:?} outside {cols} columns");
-    assert!(block.len() <= REFINE_BLOCK, "refine: block of {} columns, expected at most {REFINE_BLOCK}", block.len());
-    let area = rows.saturating_mul(cols);
-    assert!(h.len() >= cols.saturating_mul(cols), "refine: h has {} elements, expected {cols} squared", h.len());
     assert!(
-        residual.len() >= area && delta.len() >= area && up.len() >= area && flips.len() >= rows.saturating_mul(block.len()),
+        block.len() <= REFINE_BLOCK,
+        "refine: block of {} columns, expected at most {REFINE_BLOCK}",
+        block.len()
+    );
+    let area = rows.saturating_mul(cols);
+    assert!(
+        h.len() >= cols.saturating_mul(cols),
+        "refine: h has {} elements, expected {cols} squared",
+        h.len()
+    );
+    assert!(
+        residual.len() >= area
+            && delta.len() >= area
+            && up.len() >= area
+            && flips.len() >= rows.saturating_mul(block.len()),
         "refine: an array is shorter than [{rows}, {cols}]"
     );
     assert!(level <= isa(), "this machine lacks {}", level.name());
@@ -172,5 +229,175 @@ pub fn refine_block_at(level: Isa, rows: usize, cols: usize, block: Range<usize>
         // SAFETY: as above.
         Isa::Avx2 => unsafe { pass_avx2(rows, cols, block, h, residual, delta, up, flips) },
         _ => pass_baseline(rows, cols, block, h, residual, delta, up, flips),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::isa::available;
+    use crate::cpu::product::matmul;
+    use crate::random::Stream;
+
+    /// Small integers, so that every sum is exact and the kernel must agree with the definition bit for bit.
+    struct Problem {
+        rows: usize,
+        cols: usize,
+        h: Vec<f32>,
+        target: Vec<f32>,
+        delta: Vec<f32>,
+        up: Vec<f32>,
+    }
+
+    fn problem(seed: u64, rows: usize, cols: usize) -> Problem {
+        let mut stream = Stream::new(seed, rows as u64, cols as u32);
+        let samples = cols + 3;
+        let x: Vec<f32> = (0..samples * cols).map(|_| stream.index(7) as f32 - 3.0).collect();
+        let mut h = vec![0.0; cols * cols];
+        crate::cpu::matmul_tn(cols, cols, samples, 1.0, &x, cols, &x, cols, 0.0, &mut h, cols);
+        let w: Vec<f32> = (0..rows * cols).map(|_| stream.index(9) as f32 * 0.125).collect();
+        let mut target = vec![0.0; rows * cols];
+        matmul(rows, cols, cols, 1.0, &w, cols, &h, cols, 0.0, &mut target, cols);
+        let delta = (0..rows * cols).map(|_| if stream.index(10) == 0 { 0.0 } else { 1.0 }).collect();
+        let up = (0..rows * cols).map(|_| stream.index(2) as f32).collect();
+        Problem { rows, cols, h, target, delta, up }
+    }
+
+    impl Problem {
+        /// `w~ H - t` with `lo = 0`.
+        fn residual(&self) -> Vec<f32> {
+            let (m, k) = (self.rows, self.cols);
+            let w: Vec<f32> = self.up.iter().zip(&self.delta).map(|(u, d)| u * d).collect();
+            let mut residual = self.target.clone();
+            matmul(m, k, k, 1.0, &w, k, &self.h, k, -1.0, &mut residual, k);
+            residual
+        }
+
+        /// The definition, one weight at a time over whole rows.
+        fn reference_sweep(&mut self, block: Range<usize>) -> u64 {
+            let (mut residual, mut count) = (self.residual(), 0);
+            for row in 0..self.rows {
+                let r = &mut residual[row * self.cols..][..self.cols];
+                for j in block.clone() {
+                    let at = row * self.cols + j;
+                    let d = (1.0 - 2.0 * self.up[at]) * self.delta[at];
+                    let cost = d * d * self.h[j * self.cols + j];
+                    if 2.0 * d * r[j] + cost < -FLIP_TOLERANCE * cost {
+                        self.up[at] = 1.0 - self.up[at];
+                        count += 1;
+                        for (r, h) in r.iter_mut().zip(&self.h[j * self.cols..]) {
+                            *r += d * h;
+                        }
+                    }
+                }
+            }
+            count
+        }
+
+        fn kernel_sweep(&mut self, level: Isa, block: Range<usize>) -> (u64, Vec<f32>) {
+            let residual = self.residual();
+            let mut flips = vec![f32::NAN; self.rows * block.len()];
+            let count = refine_block_at(
+                level,
+                self.rows,
+                self.cols,
+                block,
+                &self.h,
+                &residual,
+                &self.delta,
+                &mut self.up,
+                &mut flips,
+            );
+            (count, flips)
+        }
+    }
+
+    #[test]
+    fn kernel_flips_exactly_what_the_definition_flips() {
+        for level in available() {
+            for (rows, cols) in [(1, 1), (1, 13), (15, 40), (16, 128), (17, 131), (50, 30)] {
+                for block in [0..cols.min(REFINE_BLOCK), cols / 2..cols, cols / 3..cols / 3 + 1, 0..0] {
+                    let (mut got, mut want) = (problem(1, rows, cols), problem(1, rows, cols));
+                    let before = got.up.clone();
+                    let (count, flips) = got.kernel_sweep(level, block.clone());
+                    let expected = want.reference_sweep(block.clone());
+                    assert_eq!(
+                        (count, &got.up),
+                        (expected, &want.up),
+                        "{level:?} [{rows}, {cols}], {block:?}"
+                    );
+                    for row in 0..rows {
+                        for (i, j) in block.clone().enumerate() {
+                            let at = row * cols + j;
+                            assert_eq!(
+                                flips[row * block.len() + i],
+                                (got.up[at] - before[at]) * got.delta[at]
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sweeps_with_the_products_between_end_in_a_local_optimum() {
+        let (rows, cols) = (21, 150);
+        let mut p = problem(3, rows, cols);
+        let mut residual = p.residual();
+        let mut flips = vec![0.0; rows * REFINE_BLOCK];
+        let mut sweeps = 0;
+        loop {
+            let mut count = 0;
+            for start in (0..cols).step_by(REFINE_BLOCK) {
+                let block = start..cols.min(start + REFINE_BLOCK);
+                let width = block.len();
+                count += refine_block(rows, cols, block, &p.h, &residual, &p.delta, &mut p.up, &mut flips);
+                matmul(
+                    rows,
+                    cols,
+                    width,
+                    1.0,
+                    &flips,
+                    width,
+                    &p.h[start * cols..],
+                    cols,
+                    1.0,
+                    &mut residual,
+                    cols,
+                );
+            }
+            sweeps += 1;
+            assert!(sweeps < 100, "no end in sight");
+            if count == 0 {
+                break;
+            }
+        }
+        assert!(sweeps > 1, "the problem was solved before it began");
+        assert_eq!(residual, p.residual(), "the residual was carried along exactly");
+        for (at, residual) in residual.iter().enumerate() {
+            let d = (1.0 - 2.0 * p.up[at]) * p.delta[at];
+            let curvature = p.h[at % cols * cols + at % cols];
+            assert!(
+                2.0 * d * residual + d * d * curvature >= -FLIP_TOLERANCE * d * d * curvature,
+                "weight {at} could flip"
+            );
+        }
+    }
+
+    #[test]
+    fn a_nan_residual_flips_nothing() {
+        let (mut up, mut flips) = ([0.0; 3], [1.0; 3]);
+        let h = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0];
+        assert_eq!(refine_block(1, 3, 0..3, &h, &[f32::NAN; 3], &[1.0; 3], &mut up, &mut flips), 0);
+        assert_eq!((up, flips), ([0.0; 3], [0.0; 3]));
+    }
+
+    #[test]
+    #[should_panic(expected = "expected at most 128")]
+    fn long_blocks_are_refused() {
+        let (h, mut m) = (vec![0.0; 200 * 200], vec![0.0; 200]);
+        let zeros = m.clone();
+        refine_block(1, 200, 0..129, &h, &zeros, &zeros, &mut m, &mut zeros.clone());
     }
 }

@@ -1,0 +1,43 @@
+//! Errors of the node's parts as failures the scheduler can read.
+
+use halfstep_exec::ExecError;
+use halfstep_model::ModelError;
+use halfstep_quant::QuantError;
+use halfstep_solver::{ErrorKind, SolveError};
+use halfstep_work::{Failure, FailureClass, SourceError};
+
+pub(crate) fn model(error: ModelError) -> Failure {
+    Failure::new(FailureClass::BadInput, error)
+}
+
+pub(crate) fn source(error: SourceError) -> Failure {
+    Failure::new(FailureClass::Internal, error)
+}
+
+pub(crate) fn internal(message: impl std::fmt::Display) -> Failure {
+    Failure::new(FailureClass::Internal, message)
+}
+
+pub(crate) fn exec(error: ExecError) -> Failure {
+    let class = match &error {
+        ExecError::NonFinite { .. } => FailureClass::NonFinite,
+        ExecError::Storage { .. } | ExecError::Damaged { .. } => FailureClass::Storage,
+        _ => FailureClass::BadInput,
+    };
+    Failure::new(class, error)
+}
+
+/// A layer whose data cannot be used fails alone.
+pub(crate) fn solve(layer: &str, error: &SolveError) -> Failure {
+    let class = match error.kind() {
+        ErrorKind::Data => FailureClass::NonFinite,
+        ErrorKind::Settings => FailureClass::BadInput,
+        ErrorKind::Device => FailureClass::OutOfMemory,
+        ErrorKind::Caller => FailureClass::Internal,
+    };
+    Failure::new(class, format!("layer `{layer}`: {error}"))
+}
+
+pub(crate) fn quant(layer: &str, error: &QuantError) -> Failure {
+    Failure::new(FailureClass::NonFinite, format!("layer `{layer}`: {error}"))
+}

@@ -1,0 +1,206 @@
+//! Everything about one layer that its chunks share, and the solve of one chunk.
+
+use crate::{failure, transit};
+use halfstep_compute::{Cpu, Device};
+use halfstep_exec::GroupMeans;
+use halfstep_model::{Activation as Follows, Layer};
+use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, estimate};
+use halfstep_solver::{
+    Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Workspace, solve,
+};
+use halfstep_work::{
+    ChunkId, ChunkReport, Failure, LayerId, LayerPlan, Objective, Rounding, SolverSettings, Source, StartPoint,
+};
+use std::ops::Range;
+use std::time::Instant;
+
+type CpuWorkspace = Workspace<<Cpu as Device>::Buffer>;
+
+/// A layer whose statistics are complete.
+pub(crate) struct LayerProblem {
+    weights: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    encodings: Encodings,
+    groups: Vec<GroupMeans>,
+    positions: u64,
+}
+
+impl LayerProblem {
+    pub(crate) fn new(
+        entry: &LayerPlan,
+        layer: &Layer,
+        source: &dyn Source,
+        groups: Vec<GroupMeans>,
+        positions: u64,
+    ) -> Result<Self, Failure> {
+        let constant = |name: &str| -> Result<Vec<f32>, Failure> {
+            let tensor = transit::tensor(&source.constant(name).map_err(failure::source)?)?;
+            let values = tensor.as_f32().map(<[f32]>::to_vec);
+            values.ok_or_else(|| failure::internal(format!("constant `{name}`: expected f32")))
+        };
+        let weights = layer
+            .layout
+            .to_matrix(&layer.weight_shape, &constant(&layer.weight)?)
+            .map_err(|e| failure::internal(format!("layer `{}`: {e}", layer.name)))?;
+        let bias = layer.bias.as_deref().map(constant).transpose()?;
+        let bias = bias.map(|b| rows_of_bias(&b, layer));
+        let encodings = grid(&entry.grid, &weights, layer, &groups).map_err(|e| failure::quant(&layer.name, &e))?;
+        Ok(Self { weights, bias, encodings, groups, positions })
+    }
+
+    /// Decides the rounding of one chunk.
+    pub(crate) fn solve(
+        &self,
+        id: LayerId,
+        chunk: ChunkId,
+        rows: Range<usize>,
+        layer: &Layer,
+        settings: &SolverSettings,
+        workspace: &mut CpuWorkspace,
+    ) -> Result<Rounding, Failure> {
+        let begun = Instant::now();
+        let per_group = (layer.rows / layer.groups.max(1)).max(1);
+        let mut q = Vec::with_capacity(rows.len() * layer.cols);
+        let mut report = ChunkReport::default();
+        let mut start = rows.start;
+        while start < rows.end {
+            let group = start / per_group;
+            let end = rows.end.min((group + 1) * per_group);
+            let encodings = self.encodings.slice_rows(start..end);
+            let problem = self.problem(id, layer, settings, &encodings, start..end, group);
+            let solution = solve(&Cpu, &problem, &solver_settings(settings), workspace)
+                .map_err(|e| failure::solve(&layer.name, &e))?;
+            q.extend_from_slice(&solution.q);
+            add(&mut report, &solution.report);
+            start = end;
+        }
+        report.seconds = begun.elapsed().as_secs_f64();
+        Ok(Rounding { layer: id, chunk, encodings: self.encodings.slice_rows(rows), q, report })
+    }
+
+    fn problem<'a>(
+        &'a self,
+        id: LayerId,
+        layer: &Layer,
+        settings: &SolverSettings,
+        encodings: &'a Encodings,
+        rows: Range<usize>,
+        group: usize,
+    ) -> RowProblem<'a> {
+        let means = &self.groups[group];
+        let (statistics, activation) = match settings.objective {
+            Objective::Gram => (
+                Statistics::Gram(GramView {
+                    h: &means.h,
+                    c: means.c.as_deref().unwrap_or(&means.h),
+                    g_energy: means.g.as_deref(),
+                    count: self.positions as f64,
+                }),
+                Activation::Identity,
+            ),
+            Objective::Samples => (
+                Statistics::Samples(SamplesView {
+                    x_q: &means.samples.x_q,
+                    x_fp: &means.samples.x_fp,
+                    n: means.samples.x_q.len() / layer.cols.max(1),
+                }),
+                activation(layer, rows.clone()),
+            ),
+        };
+        RowProblem {
+            w: &self.weights[rows.start * layer.cols..rows.end * layer.cols],
+            rows: rows.len(),
+            cols: layer.cols,
+            encodings,
+            bias: self.bias.as_ref().map(|b| &b[rows.clone()]),
+            output_scale: layer.output_scale,
+            activation,
+            statistics,
+            layer_key: u64::from(id.0),
+            first_row: rows.start,
+        }
+    }
+}
+
+fn rows_of_bias(bias: &[f32], layer: &Layer) -> Vec<f32> {
+    let at = |row: usize| if bias.len() == layer.rows { bias[row] } else { bias.first().copied().unwrap_or(0.0) };
+    (0..layer.rows).map(|row| layer.bias_scale * at(row)).collect()
+}
+
+/// Scales are chosen for the weights' effect on the output where the estimator can weigh columns: by the mean squares
+/// of the inputs (the Gram diagonal).
+fn grid(
+    spec: &GridSpec,
+    weights: &[f32],
+    layer: &Layer,
+    groups: &[GroupMeans],
+) -> Result<Encodings, halfstep_quant::QuantError> {
+    let (rows, cols) = (layer.rows, layer.cols);
+    if spec.range != RangeEstimator::Mse || spec.granularity == Granularity::PerTensor {
+        return estimate(spec, weights, rows, cols, None);
+    }
+    let per_group = rows / layer.groups.max(1);
+    let parts: Result<Vec<Encodings>, _> = groups
+        .iter()
+        .enumerate()
+        .map(|(group, means)| {
+            let diagonal: Vec<f32> = (0..cols).map(|c| means.h[c * cols + c].max(0.0)).collect();
+            let finite = diagonal.iter().all(|d| d.is_finite());
+            let w = &weights[group * per_group * cols..(group + 1) * per_group * cols];
+            estimate(spec, w, per_group, cols, finite.then_some(diagonal.as_slice()))
+        })
+        .collect();
+    Encodings::concat_rows(&parts?)
+}
+
+fn solver_settings(s: &SolverSettings) -> Settings {
+    Settings {
+        iterations: s.iterations,
+        learning_rate: s.learning_rate,
+        beta: s.beta,
+        warm_start: s.warm_start,
+        lambda: s.lambda,
+        batch: s.batch as usize,
+        damping: s.damping,
+        start: match s.start {
+            StartPoint::Nearest => Start::Nearest,
+            StartPoint::Gptq => Start::Gptq,
+        },
+        refine_sweeps: s.refine_sweeps,
+        seed: s.seed,
+        ..Settings::default()
+    }
+}
+
+/// What follows all uses of the layer; uses that differ have no common activation.
+fn activation(layer: &Layer, rows: Range<usize>) -> Activation {
+    let mut uses = layer.uses.iter().map(|u| &u.activation);
+    let Some(first) = uses.next().filter(|first| layer.uses.iter().all(|u| u.activation == **first)) else {
+        return Activation::Identity;
+    };
+    match first {
+        Follows::Identity => Activation::Identity,
+        Follows::Relu => Activation::Relu,
+        Follows::Clip { min, max } => Activation::Clip { min: *min, max: *max },
+        Follows::LeakyRelu { slope } => Activation::LeakyRelu { slope: *slope },
+        Follows::PRelu { slope } if slope.len() == layer.rows => Activation::PRelu { slope: slope[rows].to_vec() },
+        Follows::PRelu { slope } => Activation::PRelu { slope: slope.clone() },
+        Follows::Sigmoid => Activation::Sigmoid,
+        Follows::Tanh => Activation::Tanh,
+        Follows::HardSwish => Activation::HardSwish,
+        Follows::Silu => Activation::Silu,
+        Follows::Gelu => Activation::Gelu,
+        Follows::GeluTanh => Activation::GeluTanh,
+    }
+}
+
+fn add(sum: &mut ChunkReport, part: &halfstep_solver::ChunkReport) {
+    sum.objective_nearest += part.objective_nearest;
+    sum.objective += part.objective;
+    sum.signal += part.signal;
+    sum.rounded_away += part.rounded_away as u64;
+    sum.guarded_rows += part.guarded_rows as u64;
+    // Groups have inputs of their own, so their dead inputs add up.
+    sum.dead_inputs += part.dead_inputs as u64;
+    sum.zero_rows += part.zero_rows as u64;
+}

@@ -1,0 +1,30 @@
+//! Tensors in transit to tensors an engine takes. Lengths are checked: the bytes may come from a network.
+
+use halfstep_model::{Data, Tensor};
+use halfstep_work::{Failure, FailureClass, InputTensor, ScalarKind};
+
+/// # Errors
+/// `BadInput` if the byte count does not match the shape.
+pub(crate) fn tensor(input: &InputTensor) -> Result<Tensor, Failure> {
+    fn each<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Vec<T> {
+        bytes.as_chunks::<N>().0.iter().map(|c| f(*c)).collect()
+    }
+    let bytes = &input.bytes;
+    if bytes.len() % input.kind.size() != 0 {
+        return Err(Failure::new(
+            FailureClass::BadInput,
+            format!("tensor `{}`: {} bytes are no whole {:?} elements", input.name, bytes.len(), input.kind),
+        ));
+    }
+    let data = match input.kind {
+        ScalarKind::F32 => Data::F32(each(bytes, f32::from_le_bytes)),
+        ScalarKind::F64 => Data::F64(each(bytes, f64::from_le_bytes)),
+        ScalarKind::I64 => Data::I64(each(bytes, i64::from_le_bytes)),
+        ScalarKind::I32 => Data::I32(each(bytes, i32::from_le_bytes)),
+        ScalarKind::I8 => Data::I8(each(bytes, i8::from_le_bytes)),
+        ScalarKind::U8 => Data::U8(bytes.to_vec()),
+        ScalarKind::Bool => Data::Bool(bytes.iter().map(|b| *b != 0).collect()),
+    };
+    Tensor::new(input.shape.clone(), data)
+        .map_err(|e| Failure::new(FailureClass::BadInput, format!("tensor `{}`: {e}", input.name)))
+}

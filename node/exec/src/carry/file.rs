@@ -1,0 +1,195 @@
+//! Carry files: one tensor each, checksummed.
+//!
+//! Layout, little-endian: magic `HSCARRY\n`, version u32, element type (ONNX number) u32, rank u32, dimensions u64
+//! each, elements, BLAKE3 of all bytes before it. A file appears under its name complete or not at all.
+//! Not here: which tensors go to disk (`store`).
+
+use crate::error::ExecError;
+use halfstep_model::{Data, Dtype, Tensor};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::Path;
+
+const MAGIC: &[u8; 8] = b"HSCARRY\n";
+const VERSION: u32 = 1;
+/// Elements converted at a time: a file passes through 64 KiB or less of extra memory.
+const CHUNK: usize = 8192;
+
+/// Writes a tensor to `path`, by way of a file beside it. On failure neither is left.
+pub(super) fn write(path: &Path, tensor: &Tensor) -> Result<(), ExecError> {
+    let staged = path.with_extension("part");
+    let written = stage(&staged, tensor).and_then(|()| std::fs::rename(&staged, path));
+    written.map_err(|source| {
+        // The first error is the one worth reporting; the file may not even exist.
+        let _ = std::fs::remove_file(&staged);
+        ExecError::Io { path: path.to_path_buf(), action: "write carry file", source }
+    })
+}
+
+fn stage(path: &Path, tensor: &Tensor) -> io::Result<()> {
+    let mut out = Hashing { inner: BufWriter::new(File::create(path)?), hasher: blake3::Hasher::new() };
+    out.put(MAGIC)?;
+    out.put(&VERSION.to_le_bytes())?;
+    out.put(&tensor.dtype().to_onnx().to_le_bytes())?;
+    out.put(&u32::try_from(tensor.shape.len()).map_err(io::Error::other)?.to_le_bytes())?;
+    for dim in &tensor.shape {
+        out.put(&(*dim as u64).to_le_bytes())?;
+    }
+    match &tensor.data {
+        Data::F32(v) => out.elements(v, |x| x.to_le_bytes()),
+        Data::F64(v) => out.elements(v, |x| x.to_le_bytes()),
+        Data::I64(v) => out.elements(v, |x| x.to_le_bytes()),
+        Data::I32(v) => out.elements(v, |x| x.to_le_bytes()),
+        Data::U8(v) => out.elements(v, |x| [x]),
+        Data::I8(v) => out.elements(v, |x| x.to_le_bytes()),
+        Data::Bool(v) => out.elements(v, |x| [u8::from(x)]),
+    }?;
+    let hash = out.hasher.finalize();
+    out.inner.write_all(hash.as_bytes())?;
+    out.inner.flush()
+}
+
+/// Reads a tensor back. `name`: for messages; `expected`: what was written there.
+///
+/// # Errors
+/// `Io`; `Corrupt` if anything differs from what was written.
+pub(super) fn read(path: &Path, name: &str, expected: &Shape) -> Result<Tensor, ExecError> {
+    let fault = |fault| match fault {
+        Fault::Io(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
+            ExecError::Io { path: path.to_path_buf(), action: "read carry file", source }
+        }
+        Fault::Io(_) => corrupt(path, name, "it ends early".to_owned()),
+        Fault::Damage(problem) => corrupt(path, name, problem),
+    };
+    decode(path, expected).map_err(fault)
+}
+
+fn corrupt(path: &Path, name: &str, problem: String) -> ExecError {
+    ExecError::Corrupt { path: path.to_path_buf(), tensor: name.to_owned(), problem }
+}
+
+/// Type and dimensions of a spilled tensor, kept in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Shape {
+    dtype: Dtype,
+    dims: Vec<usize>,
+    elements: usize,
+}
+
+impl Shape {
+    pub(super) fn of(tensor: &Tensor) -> Self {
+        Self { dtype: tensor.dtype(), dims: tensor.shape.clone(), elements: tensor.len() }
+    }
+}
+
+enum Fault {
+    Io(io::Error),
+    Damage(String),
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+fn decode(path: &Path, expected: &Shape) -> Result<Tensor, Fault> {
+    let mut input = Hashing { inner: BufReader::new(File::open(path)?), hasher: blake3::Hasher::new() };
+    input.header(expected)?;
+    let data = input.data(expected)?;
+    let actual = *input.hasher.finalize().as_bytes();
+    let mut written = [0u8; 32];
+    input.inner.read_exact(&mut written)?;
+    if actual != written {
+        return Err(Fault::Damage("its checksum does not match its content".into()));
+    }
+    if input.inner.read(&mut [0u8; 1])? != 0 {
+        return Err(Fault::Damage("it goes on after its checksum".into()));
+    }
+    Tensor::new(expected.dims.clone(), data).map_err(|error| Fault::Damage(error.to_string()))
+}
+
+/// A reader or writer that hashes what passes.
+struct Hashing<T> {
+    inner: T,
+    hasher: blake3::Hasher,
+}
+
+impl<W: Write> Hashing<W> {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.inner.write_all(bytes)
+    }
+
+    fn elements<T: Copy, const N: usize>(&mut self, values: &[T], bytes: impl Fn(T) -> [u8; N]) -> io::Result<()> {
+        let mut buffer = Vec::with_capacity(CHUNK * N);
+        for chunk in values.chunks(CHUNK) {
+            buffer.clear();
+            chunk.iter().for_each(|x| buffer.extend_from_slice(&bytes(*x)));
+            self.put(&buffer)?;
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read> Hashing<R> {
+    fn take<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut bytes = [0u8; N];
+        self.inner.read_exact(&mut bytes)?;
+        self.hasher.update(&bytes);
+        Ok(bytes)
+    }
+
+    fn header(&mut self, expected: &Shape) -> Result<(), Fault> {
+        let magic = self.take::<8>()?;
+        let version = u32::from_le_bytes(self.take()?);
+        if &magic != MAGIC || version != VERSION {
+            return Err(Fault::Damage(format!(
+                "its first bytes are {magic:?} version {version}, expected {MAGIC:?} version {VERSION}"
+            )));
+        }
+        let dtype = i32::from_le_bytes(self.take()?);
+        let rank = u32::from_le_bytes(self.take()?) as usize;
+        if dtype != expected.dtype.to_onnx() || rank != expected.dims.len() {
+            return Err(Fault::Damage(format!(
+                "it holds element type {dtype}, rank {rank}, expected {}, rank {}",
+                expected.dtype.to_onnx(),
+                expected.dims.len()
+            )));
+        }
+        for (axis, dim) in expected.dims.iter().enumerate() {
+            let found = u64::from_le_bytes(self.take()?);
+            if found != *dim as u64 {
+                return Err(Fault::Damage(format!("dimension {axis} is {found}, expected {dim}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of elements is the store's own, never the file's: a damaged file cannot make us allocate.
+    fn data(&mut self, expected: &Shape) -> Result<Data, Fault> {
+        let count = expected.elements;
+        Ok(match expected.dtype {
+            Dtype::F32 => Data::F32(self.values(count, f32::from_le_bytes)?),
+            Dtype::F64 => Data::F64(self.values(count, f64::from_le_bytes)?),
+            Dtype::I64 => Data::I64(self.values(count, i64::from_le_bytes)?),
+            Dtype::I32 => Data::I32(self.values(count, i32::from_le_bytes)?),
+            Dtype::U8 => Data::U8(self.values(count, u8::from_le_bytes)?),
+            Dtype::I8 => Data::I8(self.values(count, i8::from_le_bytes)?),
+            Dtype::Bool => Data::Bool(self.values(count, |b: [u8; 1]| b[0] != 0)?),
+            other => return Err(Fault::Damage(format!("element type {other} is never written"))),
+        })
+    }
+
+    fn values<T, const N: usize>(&mut self, count: usize, value: impl Fn([u8; N]) -> T) -> io::Result<Vec<T>> {
+        let mut values = Vec::with_capacity(count);
+        let mut buffer = vec![0u8; CHUNK.min(count) * N];
+        while values.len() < count {
+            let bytes = &mut buffer[..(count - values.len()).min(CHUNK) * N];
+            self.inner.read_exact(bytes)?;
+            self.hasher.update(bytes);
+            values.extend(bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)));
+        }
+        Ok(values)
+    }
+}

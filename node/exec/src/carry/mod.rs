@@ -1,0 +1,6 @@
+//! Carries: the live tensors at a segment boundary, for both streams.
+
+mod file;
+mod store;
+
+pub use store::{CarryKey, CarryStats, CarryStore, Stream};

@@ -1,0 +1,81 @@
+//! What an ONNX engine must be able to do: load a sub-model from bytes, and run it.
+//!
+//! Not here: the engines (`rten_engine`, `ort_engine`), cutting models (`halfstep_model`).
+
+use crate::ExecError;
+use bytes::Bytes;
+use halfstep_model::{Model, Tensor};
+use std::collections::HashMap;
+
+/// Loads models.
+pub trait Engine: Send + Sync {
+    /// Name and version, for reports and messages.
+    fn name(&self) -> String;
+
+    /// Loads a serialized `ModelProto` with all its weights inside.
+    ///
+    /// # Errors
+    /// `Load`, naming the operator and the node when the engine does not know it; `Model`.
+    fn load(&self, model: Bytes) -> Result<Box<dyn Session>, ExecError>;
+}
+
+/// A loaded model. Concurrent runs are allowed, each is computed by one thread in a fixed order: results do not
+/// depend on how many run at once.
+pub trait Session: Send + Sync {
+    /// Computes `outputs` (names among the model's outputs or inputs, in the order asked for).
+    ///
+    /// Integers may come back as I32 (rten computes with 32 bits); the same engine takes them as input again.
+    ///
+    /// # Errors
+    /// `Run`, naming the node if the engine says; `Tensor`, `IntegerRange` for inputs it cannot take.
+    fn run(&self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>, ExecError>;
+
+    /// [`Session::run`], told how many calibration samples pass; for sessions that keep count.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    fn run_batch(
+        &self,
+        samples: usize,
+        inputs: &[(&str, &Tensor)],
+        outputs: &[&str],
+    ) -> Result<Vec<Tensor>, ExecError> {
+        let _ = samples;
+        self.run(inputs, outputs)
+    }
+}
+
+/// Operators of a model's nodes, to complete engines' messages.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NodeNames {
+    op_types: HashMap<String, String>,
+}
+
+impl NodeNames {
+    /// Reads them; unnamed nodes go by their first output.
+    pub(crate) fn of(model: &Model) -> Self {
+        let nodes = model.graph().node.iter();
+        Self { op_types: nodes.map(|node| (node_name(node), node.op_type().to_owned())).collect() }
+    }
+
+    /// The operator of a node; empty if there is no such node.
+    pub(crate) fn op_type(&self, node: &str) -> String {
+        self.op_types.get(node).cloned().unwrap_or_default()
+    }
+
+    /// The node and operator whose name occurs in an engine's message.
+    pub(crate) fn find_in(&self, message: &str) -> (String, String) {
+        let quoted = |name: &str| [('"', '"'), ('\'', '\''), ('(', ')'), ('`', '`')].iter().any(|(a, b)| message.contains(&format!("{a}{name}{b}")));
+        let mut hits: Vec<_> = self.op_types.iter().filter(|(name, _)| quoted(name)).collect();
+        hits.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
+        hits.first().map_or_else(Default::default, |(name, op)| ((*name).clone(), (*op).clone()))
+    }
+}
+
+/// A node's name, or its first output.
+pub(crate) fn node_name(node: &halfstep_model::NodeProto) -> String {
+    match node.name() {
+        "" => node.output.first().cloned().unwrap_or_default(),
+        name => name.to_owned(),
+    }
+}

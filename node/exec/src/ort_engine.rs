@@ -1,0 +1,187 @@
+//! ONNX Runtime, loaded from a library the user names.
+//!
+//! Telemetry off, one intra-op thread per run. `ort` sessions are exclusive while they run, so each concurrent run gets
+//! its own session of the same model.
+//! Not here: finding a library, CUDA providers.
+
+use crate::engine::{Engine, NodeNames, Session};
+use crate::error::ExecError;
+use bytes::Bytes;
+use halfstep_model::{Data, Model, Tensor};
+use ort::session::{Session as Inner, SessionInputValue};
+use ort::tensor::TensorElementType as Element;
+use ort::value::{DynValue, TensorRef, ValueType};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+const NAME: &str = "ONNX Runtime";
+
+/// ONNX Runtime from a shared library. The process can hold one such library: the first that was loaded stays.
+pub struct OrtEngine {
+    environment: ort::environment::Environment,
+}
+
+impl OrtEngine {
+    /// Loads the library.
+    ///
+    /// # Errors
+    /// `Library` if the file is missing, is no ONNX Runtime or is too old.
+    pub fn open(library: impl AsRef<Path>) -> Result<Self, ExecError> {
+        let path = library.as_ref();
+        let refuse = |problem: String| ExecError::Library { path: path.to_path_buf(), problem };
+        // `ort` takes a relative path from the executable's folder; ours is the user's, from where they stand.
+        let absolute = std::fs::canonicalize(path).map_err(|error| refuse(error.to_string()))?;
+        let builder = ort::init_from(&absolute).map_err(|error| refuse(error.to_string()))?;
+        let environment = builder.with_name("halfstep").with_telemetry(false).build();
+        Ok(Self { environment: environment.map_err(|error| refuse(error.to_string()))? })
+    }
+
+    fn session(&self, model: &[u8]) -> Result<Inner, String> {
+        let mut builder = Inner::builder(&self.environment)
+            .map_err(text)?
+            .with_intra_threads(1)
+            .map_err(text)?
+            .with_inter_threads(1)
+            .map_err(text)?;
+        builder.commit_from_memory(model).map_err(text)
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+impl Engine for OrtEngine {
+    fn name(&self) -> String {
+        NAME.to_owned()
+    }
+
+    fn load(&self, model: Bytes) -> Result<Box<dyn Session>, ExecError> {
+        let nodes = NodeNames::of(&Model::from_bytes(model.clone())?);
+        let first = self.session(&model).map_err(|problem| {
+            let (node, op_type) = nodes.find_in(&problem);
+            ExecError::Load { engine: NAME.into(), node, op_type, problem }
+        })?;
+        let engine = Self { environment: self.environment.clone() };
+        Ok(Box::new(OrtSession { engine, model, nodes, idle: Mutex::new(vec![first]) }))
+    }
+}
+
+struct OrtSession {
+    engine: OrtEngine,
+    model: Bytes,
+    nodes: NodeNames,
+    idle: Mutex<Vec<Inner>>,
+}
+
+impl Session for OrtSession {
+    fn run(&self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>, ExecError> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut session = match idle {
+            Some(session) => session,
+            None => self.engine.session(&self.model).map_err(|problem| self.run_error(problem))?,
+        };
+        let result = self.run_on(&mut session, inputs, outputs);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(session);
+        result
+    }
+}
+
+impl OrtSession {
+    fn run_error(&self, problem: String) -> ExecError {
+        let (node, op_type) = self.nodes.find_in(&problem);
+        ExecError::Run { engine: NAME.into(), node, op_type, problem }
+    }
+
+    fn run_on(
+        &self,
+        session: &mut Inner,
+        inputs: &[(&str, &Tensor)],
+        outputs: &[&str],
+    ) -> Result<Vec<Tensor>, ExecError> {
+        let widened = widen(session, inputs);
+        let mut values: Vec<(String, SessionInputValue<'_>)> = Vec::with_capacity(inputs.len());
+        for ((name, tensor), wide) in inputs.iter().zip(&widened) {
+            let value = to_ort(wide.as_ref().unwrap_or(tensor)).map_err(|problem| self.run_error(problem))?;
+            values.push(((*name).to_owned(), value));
+        }
+        let results = session.run(values).map_err(|error| self.run_error(error.to_string()))?;
+        outputs
+            .iter()
+            .map(|name| match results.get(name) {
+                Some(value) => from_ort(name, value),
+                None => Err(ExecError::Tensor {
+                    tensor: (*name).to_owned(),
+                    expected: "an output of the segment".into(),
+                    actual: "no such tensor".into(),
+                }),
+            })
+            .collect()
+    }
+}
+
+/// I32 tensors where the model declares I64 or Bool (a carry that another engine wrote), in the declared type.
+fn widen(session: &Inner, inputs: &[(&str, &Tensor)]) -> Vec<Option<Tensor>> {
+    let declared = |name: &str| {
+        let input = session.inputs().iter().find(|input| input.name() == name)?;
+        match input.dtype() {
+            ValueType::Tensor { ty, .. } => Some(*ty),
+            _ => None,
+        }
+    };
+    let widen = |(name, tensor): &(&str, &Tensor)| {
+        let data = match (&tensor.data, declared(name)?) {
+            (Data::I32(v), Element::Int64) => Data::I64(v.iter().map(|x| i64::from(*x)).collect()),
+            (Data::I32(v), Element::Bool) => Data::Bool(v.iter().map(|x| *x != 0).collect()),
+            _ => return None,
+        };
+        Some(Tensor { shape: tensor.shape.clone(), data })
+    };
+    inputs.iter().map(widen).collect()
+}
+
+fn to_ort(tensor: &Tensor) -> Result<SessionInputValue<'_>, String> {
+    let shape = tensor.shape.as_slice();
+    macro_rules! view {
+        ($v:expr) => {
+            TensorRef::from_array_view((shape, $v.as_slice())).map(SessionInputValue::from).map_err(text)
+        };
+    }
+    match &tensor.data {
+        Data::F32(v) => view!(v),
+        Data::F64(v) => view!(v),
+        Data::I64(v) => view!(v),
+        Data::I32(v) => view!(v),
+        Data::U8(v) => view!(v),
+        Data::I8(v) => view!(v),
+        Data::Bool(v) => view!(v),
+    }
+}
+
+fn from_ort(name: &str, value: &DynValue) -> Result<Tensor, ExecError> {
+    let refuse = |actual: String| ExecError::Tensor {
+        tensor: name.to_owned(),
+        expected: "a dense tensor of a type Halfstep holds".into(),
+        actual,
+    };
+    let ValueType::Tensor { ty, .. } = value.dtype() else {
+        return Err(refuse(value.dtype().to_string()));
+    };
+    macro_rules! extract {
+        ($t:ty, $variant:ident) => {{
+            let (shape, data) = value.try_extract_tensor::<$t>().map_err(|error| refuse(error.to_string()))?;
+            (shape.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect(), Data::$variant(data.to_vec()))
+        }};
+    }
+    let (shape, data): (Vec<usize>, Data) = match ty {
+        Element::Float32 => extract!(f32, F32),
+        Element::Float64 => extract!(f64, F64),
+        Element::Int64 => extract!(i64, I64),
+        Element::Int32 => extract!(i32, I32),
+        Element::Uint8 => extract!(u8, U8),
+        Element::Int8 => extract!(i8, I8),
+        Element::Bool => extract!(bool, Bool),
+        other => return Err(refuse(format!("{other:?}"))),
+    };
+    Ok(Tensor::new(shape, data)?)
+}

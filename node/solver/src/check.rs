@@ -1,0 +1,79 @@
+//! Refuses problems that do not fit together or hold unusable numbers, naming the entry.
+//!
+//! Not here: whether the statistics are good enough.
+
+use crate::problem::{GramView, SamplesView};
+use crate::{Activation, RowProblem, SolveError, Statistics};
+
+/// Checks shapes, encodings, finiteness; everything after it may index freely.
+pub(crate) fn check(problem: &RowProblem<'_>) -> Result<(), SolveError> {
+    let (rows, cols) = (problem.rows, problem.cols);
+    let encodings = problem.encodings;
+    encodings.validate().map_err(|source| SolveError::Encodings { first_row: problem.first_row, source })?;
+    length("rows of the encodings", rows, encodings.rows)?;
+    length("columns of the encodings", cols, encodings.cols)?;
+    matrix("weights", problem.w, rows, cols, problem.first_row)?;
+    if let Some(bias) = problem.bias {
+        matrix("bias", bias, rows, 1, problem.first_row)?;
+    }
+    finite("output scale", &[problem.output_scale], 1, 0)?;
+    problem.activation.per_row(rows)?;
+    match &problem.statistics {
+        Statistics::Gram(moments) => {
+            if problem.activation != Activation::Identity {
+                return Err(SolveError::ActivationNeedsSamples { activation: format!("{:?}", problem.activation) });
+            }
+            gram(moments, cols)
+        }
+        Statistics::Samples(view) => samples(view, cols),
+    }
+}
+
+fn gram(moments: &GramView<'_>, cols: usize) -> Result<(), SolveError> {
+    if !(moments.count > 0.0) {
+        return Err(SolveError::NoSamples { what: "gram statistics" });
+    }
+    matrix("gram H", moments.h, cols, cols, 0)?;
+    matrix("cross gram C", moments.c, cols, cols, 0)?;
+    if let Some(energy) = moments.g_energy {
+        matrix("gram G", energy, cols, cols, 0)?;
+    }
+    match (0..cols).find(|j| moments.h[j * cols + j] < 0.0) {
+        Some(index) => {
+            Err(SolveError::NegativeDiagonal { what: "gram H", index, value: moments.h[index * cols + index] })
+        }
+        None => Ok(()),
+    }
+}
+
+fn samples(view: &SamplesView<'_>, cols: usize) -> Result<(), SolveError> {
+    if view.n == 0 {
+        return Err(SolveError::NoSamples { what: "samples" });
+    }
+    if u32::try_from(view.n).is_err() {
+        return Err(SolveError::Length { what: "samples", expected: u32::MAX as usize, actual: view.n });
+    }
+    matrix("samples x_q", view.x_q, view.n, cols, 0)?;
+    matrix("samples x_fp", view.x_fp, view.n, cols, 0)
+}
+
+fn length(what: &'static str, expected: usize, actual: usize) -> Result<(), SolveError> {
+    if expected == actual { Ok(()) } else { Err(SolveError::Length { what, expected, actual }) }
+}
+
+fn matrix(what: &'static str, values: &[f32], rows: usize, cols: usize, first_row: usize) -> Result<(), SolveError> {
+    length(what, rows.checked_mul(cols).unwrap_or(usize::MAX), values.len())?;
+    finite(what, values, cols, first_row)
+}
+
+fn finite(what: &'static str, values: &[f32], cols: usize, first_row: usize) -> Result<(), SolveError> {
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(index) => Err(SolveError::NonFinite {
+            what,
+            row: first_row + index / cols,
+            col: index % cols,
+            value: values[index],
+        }),
+        None => Ok(()),
+    }
+}

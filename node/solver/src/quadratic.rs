@@ -1,0 +1,298 @@
+//! The gram objective of one chunk, and AdaRound on it.
+//!
+//! Per row, with errors `e = w~ - w`:  `E|w x - w~ x~|^2 = e H e' + 2 e b' + k`, where `b = w (H - C)` and
+//! `k = w (H - 2 C + G) w'`. Damping adds `d e e'`: H + d I, W C + d W. The gradient is `2 (e H + b)`: one product per
+//! iteration over all calibration data.
+//!
+//! On the device rows are kept in *row units*: low, delta and b times `unit[row]`, so that the step, which knows one factor
+//! for all rows, minimises a loss normalised per row (a chunk's other rows must not matter).
+//!
+//! Not here: refinement, the guard, the samples objective.
+
+use halfstep_compute::{Device, DeviceError, MatMut, MatRef, Product, StepArgs, StepBuffers, StepGradient, cpu};
+
+use crate::grid::Cells;
+use crate::problem::GramView;
+use crate::workspace::Arrays;
+use crate::{RowProblem, Settings, schedule};
+
+/// Host side of the quadratic.
+#[derive(Debug)]
+pub(crate) struct Quadratic<'a> {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) moments: GramView<'a>,
+    w: &'a [f32],
+    /// `d`: what is added to the diagonal of H.
+    pub(crate) damping: f32,
+    /// `w (H - C)`, `[rows, cols]`, plain units.
+    pub(crate) linear: Vec<f32>,
+    /// `unit[row]`: device values are plain values times this.
+    pub(crate) unit: Vec<f32>,
+    /// `k` of each row.
+    constant: Vec<f64>,
+    /// `w G w'` of each row.
+    energy: Vec<f64>,
+    /// Euclidean norms of the columns of H - C.
+    gap_norm: Vec<f32>,
+}
+
+/// One rounding's objective in one row, plain units, without `k`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct RowValue {
+    /// With damping: what AdaRound and refinement minimise.
+    pub(crate) damped: f64,
+    /// Without: what the guard compares.
+    pub(crate) plain: f64,
+    /// How far `plain` may be off (f32 products).
+    pub(crate) uncertainty: f64,
+}
+
+/// f32 products of a few thousand terms are off by less than this fraction of the sum of magnitudes.
+const PRODUCT_ERROR: f64 = 4e-6;
+
+impl<'a> Quadratic<'a> {
+    /// Prepares a chunk, using `arrays` as scratch. `moments` is checked.
+    pub(crate) fn new<D: Device>(
+        device: &D,
+        problem: &RowProblem<'a>,
+        moments: GramView<'a>,
+        cells: &Cells,
+        settings: &Settings,
+        arrays: &mut Arrays<D::Buffer>,
+    ) -> Result<Self, DeviceError> {
+        let (rows, cols) = (problem.rows, problem.cols);
+        let GramView { h, c, .. } = moments;
+        let g = moments.g_energy.unwrap_or(h);
+        let trace: f64 = (0..cols).map(|j| f64::from(h[j * cols + j])).sum();
+        let gap: Vec<f32> = h.iter().zip(c).map(|(h, c)| h - c).collect();
+        let mut product = |matrix: &[f32]| weights_times(device, problem, matrix, arrays);
+        let linear = product(&gap)?;
+        let excess: Vec<f32> = g.iter().zip(c).map(|(g, c)| g - c).collect();
+        let constant = row_dots(&linear, problem.w, cols);
+        let constant = constant.iter().zip(row_dots(&product(&excess)?, problem.w, cols)).map(|(a, b)| a + b).collect();
+        let energy = row_dots(&product(g)?, problem.w, cols);
+        Ok(Self {
+            rows,
+            cols,
+            moments,
+            w: problem.w,
+            damping: (f64::from(settings.damping) * trace / cols as f64) as f32,
+            linear,
+            unit: units(cells, h, rows, cols, problem.output_scale, settings.normalize),
+            constant,
+            energy,
+            gap_norm: column_norms(&gap, cols),
+        })
+    }
+
+    /// Puts the chunk on the device: damped H, low, delta, target.
+    pub(crate) fn load<D: Device>(&self, device: &D, cells: &Cells, arrays: &mut Arrays<D::Buffer>) -> Result<(), DeviceError> {
+        let mut damped = self.moments.h.to_vec();
+        damped.iter_mut().step_by(self.cols + 1).for_each(|diagonal| *diagonal += self.damping);
+        device.write(&damped, &mut arrays.h)?;
+        device.write(&self.in_units(&cells.low, 1.0), &mut arrays.low)?;
+        device.write(&self.in_units(&cells.delta, 1.0), &mut arrays.delta)?;
+        device.write(&self.in_units(&self.linear, -1.0), &mut arrays.target)
+    }
+
+    /// `values * unit[row] * sign`.
+    fn in_units(&self, values: &[f32], sign: f32) -> Vec<f32> {
+        let lines = values.chunks_exact(self.cols).zip(&self.unit);
+        lines.flat_map(|(line, unit)| line.iter().map(move |value| value * unit * sign)).collect()
+    }
+
+    /// `product = errors * H` on the device, for errors in `soft`.
+    pub(crate) fn multiply<D: Device>(&self, device: &D, arrays: &mut Arrays<D::Buffer>) -> Result<(), DeviceError> {
+        let Self { rows, cols, .. } = *self;
+        device.matmul(
+            Product::new(rows, cols, cols),
+            MatRef::new(&arrays.soft, cols),
+            MatRef::new(&arrays.h, cols),
+            MatMut::new(&mut arrays.product, cols),
+        )
+    }
+
+    /// Writes the errors of a rounding (plain host choices) to `soft` and their product with H to `product`.
+    pub(crate) fn place<D: Device>(
+        &self,
+        device: &D,
+        cells: &Cells,
+        up: &[f32],
+        arrays: &mut Arrays<D::Buffer>,
+    ) -> Result<Vec<f32>, DeviceError> {
+        let errors: Vec<f32> = up.iter().enumerate().map(|(index, up)| cells.error(index, *up)).collect();
+        device.write(&self.in_units(&errors, 1.0), &mut arrays.soft)?;
+        self.multiply(device, arrays)?;
+        Ok(errors)
+    }
+
+    /// The objective of a rounding in each row, without `k`.
+    pub(crate) fn evaluate<D: Device>(
+        &self,
+        device: &D,
+        cells: &Cells,
+        up: &[f32],
+        arrays: &mut Arrays<D::Buffer>,
+    ) -> Result<Vec<RowValue>, DeviceError> {
+        let errors = self.place(device, cells, up, arrays)?;
+        let mut product = vec![0.0; self.rows * self.cols];
+        device.download(&arrays.product, &mut product)?;
+        Ok((0..self.rows).map(|row| self.row_value(row, self.row(&errors, row), self.row(&product, row))).collect())
+    }
+
+    pub(crate) fn row<'b>(&self, matrix: &'b [f32], row: usize) -> &'b [f32] {
+        &matrix[row * self.cols..][..self.cols]
+    }
+
+    fn row_value(&self, row: usize, errors: &[f32], product: &[f32]) -> RowValue {
+        let inverse = if self.unit[row] == 0.0 { 0.0 } else { 1.0 / f64::from(self.unit[row]) };
+        let (mut damped, mut square, mut spread, mut gap) = (0.0, 0.0, 0.0, 0.0);
+        for (j, ((&e, &p), &b)) in errors.iter().zip(product).zip(self.row(&self.linear, row)).enumerate() {
+            let e = f64::from(e);
+            damped += e * (f64::from(p) * inverse + 2.0 * f64::from(b));
+            square += e * e;
+            spread += e.abs() * f64::from(self.moments.h[j * self.cols + j]).sqrt();
+            gap += e.abs() * f64::from(self.gap_norm[j]);
+        }
+        let weight_norm = self.row(self.w, row).iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+        let uncertainty = PRODUCT_ERROR * (spread * spread + 2.0 * gap * weight_norm);
+        RowValue { damped, plain: damped - f64::from(self.damping) * square, uncertainty }
+    }
+
+    /// The undamped objective of one row's errors without `k`, in f64 throughout.
+    pub(crate) fn exact(&self, row: usize, errors: impl Fn(usize) -> f32) -> f64 {
+        let cols = self.cols;
+        let w = self.row(self.w, row);
+        let mut total = 0.0;
+        for i in 0..cols {
+            let (e, w) = (f64::from(errors(i)), f64::from(w[i]));
+            if e == 0.0 && w == 0.0 {
+                continue;
+            }
+            let (h, c) = (self.row(self.moments.h, i), self.row(self.moments.c, i));
+            for j in 0..cols {
+                let gap = 2.0 * w * (f64::from(h[j]) - f64::from(c[j]));
+                total += (e * f64::from(h[j]) + gap) * f64::from(errors(j));
+            }
+        }
+        total
+    }
+
+    /// The mean squared output error of a row, from its value: plus `k`, times alpha^2; not below 0.
+    pub(crate) fn full(&self, row: usize, value: f64, output_scale: f32) -> f64 {
+        f64::from(output_scale).powi(2) * (value + self.constant[row]).max(0.0)
+    }
+
+    /// Mean output energy, all rows.
+    pub(crate) fn signal(&self, output_scale: f32) -> f64 {
+        f64::from(output_scale).powi(2) * self.energy.iter().map(|e| e.max(0.0)).sum::<f64>()
+    }
+
+    /// AdaRound: leaves the rounding variables in `arrays.v`.
+    pub(crate) fn adaround<D: Device>(
+        &self,
+        device: &D,
+        settings: &Settings,
+        arrays: &mut Arrays<D::Buffer>,
+    ) -> Result<(), DeviceError> {
+        for t in 0..settings.iterations {
+            self.multiply(device, arrays)?;
+            let (lambda, beta) = schedule::rounding(t, settings);
+            let args = StepArgs { lambda, beta, grad_scale: 2.0, beta1: std::env::var("B1").map_or(0.9, |s| s.parse().unwrap()), beta2: std::env::var("B2").map_or(0.999, |s| s.parse().unwrap()), ..StepArgs::adam(settings.learning_rate) };
+            let Arrays { low, delta, target, soft, product, v, m1, m2, .. } = arrays;
+            let buffers = StepBuffers {
+                len: self.rows * self.cols,
+                gradient: StepGradient::Difference { product, target },
+                lo: low,
+                delta,
+                v,
+                m1,
+                m2,
+                soft,
+            };
+            device.adaround_step(&args.at_iteration(t + 1), buffers)?;
+        }
+        Ok(())
+    }
+}
+
+/// Rounding variables at which `h(v)` is the given start; clears Adam's moments; soft errors to match.
+pub(crate) fn begin<D: Device>(
+    device: &D,
+    start: &[f32],
+    low: &[f32],
+    delta: &[f32],
+    arrays: &mut Arrays<D::Buffer>,
+) -> Result<(), DeviceError> {
+    let v: Vec<f32> = start.iter().map(|h| cpu::inverse_rectified_sigmoid(f64::from(*h)) as f32).collect();
+    let mut soft = vec![0.0; v.len()];
+    cpu::soften(low, delta, &v, &mut soft);
+    device.write(&v, &mut arrays.v)?;
+    device.write(&soft, &mut arrays.soft)?;
+    soft.fill(0.0);
+    device.write(&soft, &mut arrays.m1)?;
+    device.write(&soft, &mut arrays.m2)
+}
+
+impl Quadratic<'_> {
+    /// [`begin`] in row units.
+    pub(crate) fn begin<D: Device>(
+        &self,
+        device: &D,
+        start: &[f32],
+        cells: &Cells,
+        arrays: &mut Arrays<D::Buffer>,
+    ) -> Result<(), DeviceError> {
+        begin(device, start, &self.in_units(&cells.low, 1.0), &self.in_units(&cells.delta, 1.0), arrays)
+    }
+}
+
+/// `unit^2 = alpha^2 * cols / noise`, `noise = alpha^2 sum(delta^2 H_jj) / 12`: then nearest rounding of uncorrelated
+/// inputs costs 1 per weight, in every row of every layer. 1 for a row without noise; |alpha| if not `normalize`d.
+fn units(cells: &Cells, h: &[f32], rows: usize, cols: usize, output_scale: f32, normalize: bool) -> Vec<f32> {
+    let unit = |row: usize| {
+        let delta = &cells.delta[row * cols..][..cols];
+        let noise: f64 = delta.iter().enumerate().map(|(j, d)| f64::from(*d).powi(2) * f64::from(h[j * cols + j])).sum();
+        let unit = (cols as f64 * 12.0 / noise).sqrt() as f32;
+        if unit.is_normal() { unit } else { 1.0 }
+    };
+    if normalize { (0..rows).map(unit).collect() } else { vec![output_scale.abs(); rows] }
+}
+
+/// `W * matrix`, `[rows, cols]`.
+fn weights_times<D: Device>(
+    device: &D,
+    problem: &RowProblem<'_>,
+    matrix: &[f32],
+    arrays: &mut Arrays<D::Buffer>,
+) -> Result<Vec<f32>, DeviceError> {
+    let (rows, cols) = (problem.rows, problem.cols);
+    let mut out = vec![0.0; rows * cols];
+    if matrix.iter().all(|value| *value == 0.0) {
+        return Ok(out);
+    }
+    device.write(matrix, &mut arrays.h)?;
+    device.write(problem.w, &mut arrays.soft)?;
+    device.matmul(
+        Product::new(rows, cols, cols),
+        MatRef::new(&arrays.soft, cols),
+        MatRef::new(&arrays.h, cols),
+        MatMut::new(&mut arrays.product, cols),
+    )?;
+    device.download(&arrays.product, &mut out)?;
+    Ok(out)
+}
+
+fn row_dots(a: &[f32], b: &[f32], cols: usize) -> Vec<f64> {
+    let dot = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    a.chunks_exact(cols).zip(b.chunks_exact(cols)).map(dot).collect()
+}
+
+fn column_norms(matrix: &[f32], cols: usize) -> Vec<f32> {
+    let mut squares = vec![0.0f32; cols];
+    for line in matrix.chunks_exact(cols) {
+        squares.iter_mut().zip(line).for_each(|(square, value)| *square += value * value);
+    }
+    squares.iter().map(|square| square.sqrt()).collect()
+}

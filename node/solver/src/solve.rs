@@ -1,0 +1,205 @@
+//! Solves one row chunk: start, AdaRound, refine, choose, guard.
+//!
+//! Rules: a dead input (`H_jj == 0`) keeps its weights at nearest; a row of zeros becomes zero points; a weight outside the
+//! grid has one value; statistics that are not finite are refused, naming the entry. Refinement also runs from nearest
+//! and from the start, and each row keeps the best of the results.
+//!
+//! Not here: the steps themselves.
+
+use halfstep_compute::{Device, DeviceError, cpu};
+
+use crate::candidates::{ByQuadratic, ByValue, Candidate, select};
+use crate::check::check;
+use crate::grid::Cells;
+use crate::problem::GramView;
+use crate::quadratic::{Quadratic, RowValue};
+use crate::samples::{Moments, Samples};
+use crate::workspace::Arrays;
+use crate::{
+    Activation, ChunkReport, RowProblem, Settings, Solution, SolveError, Start, Statistics, Workspace, gptq, refine,
+};
+
+/// Rounds the rows of one chunk.
+///
+/// Deterministic: equal arguments on equal device kinds give equal bytes. The result is never worse than nearest rounding
+/// in any row, nor than the start: on the undamped gram objective, or, with samples, on the objective over all of them.
+///
+/// # Errors
+/// `Setting`, `Length`, `Encodings`, `NonFinite`, `NegativeDiagonal`, `NoSamples`, `ActivationNeedsSamples` for what the
+/// caller gave; `Overflow` if f32 does not suffice; `Device`.
+pub fn solve<D: Device>(
+    device: &D,
+    problem: &RowProblem<'_>,
+    settings: &Settings,
+    workspace: &mut Workspace<D::Buffer>,
+) -> Result<Solution, SolveError> {
+    settings.validate()?;
+    check(problem)?;
+    let arrays = workspace.arrays(device, problem.rows, problem.cols)?;
+    match problem.statistics {
+        Statistics::Gram(moments) => run(device, problem, moments, None, settings, arrays),
+        Statistics::Samples(view) => {
+            let moments = Moments::of(device, view, problem.cols)?;
+            let samples = Samples::new(device, problem, view)?;
+            run(device, problem, moments.view(), Some(&samples), settings, arrays)
+        }
+    }
+}
+
+/// What every step of one solve works on.
+struct Chunk<'a, D: Device> {
+    device: &'a D,
+    settings: &'a Settings,
+    cells: &'a Cells,
+    quadratic: &'a Quadratic<'a>,
+    samples: Option<&'a Samples<'a, D::Buffer>>,
+}
+
+fn run<'a, D: Device>(
+    device: &D,
+    problem: &RowProblem<'a>,
+    moments: GramView<'a>,
+    samples: Option<&Samples<'_, D::Buffer>>,
+    settings: &Settings,
+    arrays: &mut Arrays<D::Buffer>,
+) -> Result<Solution, SolveError> {
+    let dead: Vec<bool> = (0..problem.cols).map(|j| moments.h[j * problem.cols + j] == 0.0).collect();
+    let cells = Cells::new(problem.w, problem.encodings, &dead);
+    let quadratic = Quadratic::new(device, problem, moments, &cells, settings, arrays)?;
+    let chunk = Chunk { device, settings, cells: &cells, quadratic: &quadratic, samples };
+    let mut report = ChunkReport {
+        dead_inputs: dead.iter().filter(|dead| **dead).count(),
+        zero_rows: cells.zero_rows,
+        iterations: settings.iterations,
+        ..ChunkReport::default()
+    };
+    let roundings = chunk.roundings(arrays, &mut report)?;
+    let up = match samples {
+        Some(samples) if problem.activation != Activation::Identity => {
+            judge_samples(&chunk, samples, roundings, problem, &mut report)?
+        }
+        _ => judge_quadratic(&chunk, roundings, problem, arrays, &mut report)?,
+    };
+    report.rounded_away = up.iter().zip(&cells.nearest_up).filter(|(up, nearest)| up != nearest).count();
+    Ok(Solution { q: cells.integers(&up), report })
+}
+
+/// Roundings to choose from.
+struct Roundings {
+    /// Made by AdaRound and refinement.
+    solved: Vec<Vec<f32>>,
+    /// Nearest, then the start if it is another.
+    fallbacks: Vec<Vec<f32>>,
+}
+
+impl<D: Device> Chunk<'_, D> {
+    /// All roundings that compete.
+    fn roundings(&self, arrays: &mut Arrays<D::Buffer>, report: &mut ChunkReport) -> Result<Roundings, DeviceError> {
+        let mut fallbacks = vec![self.cells.nearest_up.clone()];
+        if self.settings.start == Start::Gptq {
+            fallbacks.push(gptq::choose(self.quadratic, self.cells));
+        }
+        let mut solved = Vec::new();
+        if self.settings.iterations > 0 {
+            solved.push(self.adaround(fallbacks.get(1).map(Vec::as_slice), arrays)?);
+        }
+        if self.settings.refine_sweeps > 0 {
+            self.quadratic.load(self.device, self.cells, arrays)?;
+            // The unrefined result stays in the contest: after an activation the quadratic is only a model.
+            for mut up in solved.iter().chain(&fallbacks).cloned().collect::<Vec<_>>() {
+                let sweeps = self.settings.refine_sweeps;
+                report.refine_sweeps += refine::refine(self.device, self.quadratic, self.cells, sweeps, &mut up, arrays)?;
+                solved.push(up);
+            }
+        }
+        Ok(Roundings { solved, fallbacks })
+    }
+
+    /// The hardened result of AdaRound from the start.
+    fn adaround(&self, chosen: Option<&[f32]>, arrays: &mut Arrays<D::Buffer>) -> Result<Vec<f32>, DeviceError> {
+        let start = self.start(chosen);
+        match self.samples {
+            Some(samples) => {
+                samples.adaround(self.device, self.quadratic, &start, self.cells, self.settings, arrays)?;
+            }
+            None => {
+                self.quadratic.load(self.device, self.cells, arrays)?;
+                self.quadratic.begin(self.device, &start, self.cells, arrays)?;
+                self.quadratic.adaround(self.device, self.settings, arrays)?;
+            }
+        }
+        let mut v = vec![0.0; start.len()];
+        self.device.download(&arrays.v, &mut v)?;
+        let mut up = start;
+        cpu::harden(&v, &self.cells.delta, &mut up);
+        Ok(up)
+    }
+
+    /// Where `h(v)` starts: at the weight, or halfway from there to the chosen neighbour.
+    fn start(&self, chosen: Option<&[f32]>) -> Vec<f32> {
+        let fraction = (0..self.cells.low.len()).map(|index| self.cells.fraction(index));
+        match chosen {
+            Some(up) => fraction.zip(up).map(|(fraction, up)| 0.5 * (fraction + up)).collect(),
+            None => fraction.collect(),
+        }
+    }
+}
+
+/// Chooses by the quadratic; returns the final rounding.
+fn judge_quadratic<D: Device>(
+    chunk: &Chunk<'_, D>,
+    roundings: Roundings,
+    problem: &RowProblem<'_>,
+    arrays: &mut Arrays<D::Buffer>,
+    report: &mut ChunkReport,
+) -> Result<Vec<f32>, SolveError> {
+    let Chunk { device, cells, quadratic, .. } = *chunk;
+    quadratic.load(device, cells, arrays)?;
+    let mut measure = |up: Vec<f32>| -> Result<Candidate<RowValue>, SolveError> {
+        let values = quadratic.evaluate(device, cells, &up, arrays)?;
+        finite("objective", values.iter().map(|value| value.damped), problem)?;
+        Ok(Candidate { up, values })
+    };
+    let solved = roundings.solved.into_iter().map(&mut measure).collect::<Result<Vec<_>, _>>()?;
+    let fallbacks = roundings.fallbacks.into_iter().map(&mut measure).collect::<Result<Vec<_>, _>>()?;
+    let judge = ByQuadratic { quadratic, cells };
+    let (best, guarded) = select(&judge, problem.rows, problem.cols, &solved, &fallbacks);
+    let total = |values: &[RowValue]| -> f64 {
+        values.iter().enumerate().map(|(row, value)| quadratic.full(row, value.plain, problem.output_scale)).sum()
+    };
+    report.objective_nearest = total(&fallbacks[0].values);
+    report.objective = total(&best.values);
+    report.signal = quadratic.signal(problem.output_scale);
+    report.guarded_rows = guarded;
+    Ok(best.up)
+}
+
+/// Chooses by the samples objective; returns the final rounding.
+fn judge_samples<D: Device>(
+    chunk: &Chunk<'_, D>,
+    samples: &Samples<'_, D::Buffer>,
+    roundings: Roundings,
+    problem: &RowProblem<'_>,
+    report: &mut ChunkReport,
+) -> Result<Vec<f32>, SolveError> {
+    let measure = |up: Vec<f32>| -> Result<Candidate<f64>, SolveError> {
+        let values = samples.evaluate(chunk.device, chunk.cells, &up)?;
+        finite("objective", values.iter().copied(), problem)?;
+        Ok(Candidate { up, values })
+    };
+    let solved = roundings.solved.into_iter().map(measure).collect::<Result<Vec<_>, _>>()?;
+    let fallbacks = roundings.fallbacks.into_iter().map(measure).collect::<Result<Vec<_>, _>>()?;
+    let (best, guarded) = select(&ByValue, problem.rows, problem.cols, &solved, &fallbacks);
+    report.objective_nearest = fallbacks[0].values.iter().sum();
+    report.objective = best.values.iter().sum();
+    report.signal = samples.signal();
+    report.guarded_rows = guarded;
+    Ok(best.up)
+}
+
+fn finite(what: &'static str, values: impl Iterator<Item = f64>, problem: &RowProblem<'_>) -> Result<(), SolveError> {
+    match values.enumerate().find(|(_, value)| !value.is_finite()) {
+        Some((row, value)) => Err(SolveError::Overflow { what, row: problem.first_row + row, value }),
+        None => Ok(()),
+    }
+}
