@@ -7,13 +7,13 @@ use std::io::{self, IsTerminal, Write};
 use serde::Serialize;
 
 use crate::args::{Cli, Command, EvalArgs, InspectArgs, PlanArgs, QuantizeArgs, ShowArgs, VerifyArgs};
-use crate::backend::{self, EvalRequest, QuantizeOutcome};
+use crate::answers::{EvalRequest, QuantizeOutcome};
 use crate::config::{DataConfig, RunConfig};
 use crate::exit::{CliError, Exit};
 use crate::job_file;
 use crate::options::JobOptions;
 use crate::render::progress::{Mode, Renderer};
-use crate::{render, verify};
+use crate::{eval, quantize, render, survey, verify};
 
 /// Runs a command.
 ///
@@ -21,21 +21,21 @@ use crate::{render, verify};
 /// What stopped it, with its exit code.
 pub(crate) fn run(cli: Cli) -> Result<Exit, CliError> {
     match cli.command {
-        Command::Quantize(args) => quantize(args),
+        Command::Quantize(args) => run_quantize(args),
         Command::Plan(args) => plan(args),
         Command::Inspect(args) => inspect(&args),
-        Command::Eval(args) => eval(args),
+        Command::Eval(args) => run_eval(args),
         Command::Verify(args) => check(&args),
     }
 }
 
-fn quantize(args: QuantizeArgs) -> Result<Exit, CliError> {
+fn run_quantize(args: QuantizeArgs) -> Result<Exit, CliError> {
     let config = RunConfig::resolve(with_file(args.job, args.config.as_deref())?, args.force)?;
     config.require_output()?;
     let renderer = Renderer::new(mode(args.show));
-    let result = backend::quantize(&config, &|event| renderer.event(&event));
+    let result = quantize::quantize(&config, &|event| renderer.event(&event));
     renderer.finish();
-    let outcome = result?;
+    let outcome = result.map_err(quantize::interrupted)?;
     if args.show.json {
         #[derive(Serialize)]
         struct Line<'a> {
@@ -64,16 +64,16 @@ fn exit_of(outcome: &QuantizeOutcome) -> Exit {
 
 fn plan(args: PlanArgs) -> Result<Exit, CliError> {
     let config = RunConfig::resolve(with_file(args.job, args.config.as_deref())?, false)?;
-    let report = backend::plan(&config)?;
+    let report = survey::plan(&config)?;
     show(args.json, &report, render::plan)
 }
 
 fn inspect(args: &InspectArgs) -> Result<Exit, CliError> {
-    let report = backend::inspect(&args.model, !args.no_fold_batch_norm)?;
+    let report = survey::inspect(&args.model, !args.no_fold_batch_norm)?;
     show(args.json, &report, render::inspect)
 }
 
-fn eval(args: EvalArgs) -> Result<Exit, CliError> {
+fn run_eval(args: EvalArgs) -> Result<Exit, CliError> {
     if args.batch == 0 {
         return Err(CliError::usage("batch is 0, expected 1 or more"));
     }
@@ -85,7 +85,7 @@ fn eval(args: EvalArgs) -> Result<Exit, CliError> {
         threads: args.threads,
         onnxruntime: args.onnxruntime,
     };
-    let rows = backend::eval(&request)?;
+    let rows = eval::eval(&request)?;
     show(args.json, rows.as_slice(), render::eval)
 }
 
@@ -134,7 +134,7 @@ fn print(text: &str) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{FailedLayer, Kept};
+    use crate::answers::{FailedLayer, Kept};
 
     #[test]
     fn the_exit_code_tells_the_worst_thing_that_happened_unasked() {

@@ -1,16 +1,20 @@
 //! The `halfstep` binary: parses the command line, runs a command, returns its exit code.
 //!
-//! Not here: anything about networks; that is behind `backend`.
+//! Not here: anything about networks; that is behind `quantize`, `survey` and `eval`.
 
+mod answers;
 mod args;
-mod backend;
 mod commands;
 mod config;
+mod engine;
+mod eval;
 mod exit;
 mod job;
 mod job_file;
 mod options;
+mod quantize;
 mod render;
+mod survey;
 mod values;
 mod verify;
 

@@ -4,7 +4,7 @@ use crate::config::EncodingsVersion;
 use crate::manifest::{FileRecord, Manifest};
 use crate::staging::Staging;
 use crate::{Assembled, AssembledLayer, CoordinatorError, JobConfig, Prepared};
-use halfstep_model::{Model, Unfold, WeightLayout, qdq, set_on_grid};
+use halfstep_model::{Model, Unfold, WeightLayout, qdq};
 use halfstep_quant::aimet::{self, ParamEncoding, Version};
 use halfstep_work::NodeDescription;
 use serde::Serialize;
@@ -63,7 +63,7 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>, CoordinatorError> {
 fn on_grid(prepared: &Prepared, assembled: &Assembled) -> Result<Model, CoordinatorError> {
     let mut model = prepared.model.clone();
     for entry in &assembled.layers {
-        set_on_grid(&mut model, &entry.layer, &entry.q, &entry.encodings)?;
+        qdq::set_on_grid(&mut model, &entry.layer, &entry.q, &entry.encodings)?;
     }
     Ok(model)
 }
@@ -72,13 +72,16 @@ fn on_grid(prepared: &Prepared, assembled: &Assembled) -> Result<Model, Coordina
 fn check_on_grid(path: &Path, written: &Model, layers: &[AssembledLayer]) -> Result<(), CoordinatorError> {
     let read = Model::read(path)?;
     for entry in layers {
-        let weights = entry.layer.layout.to_matrix(&read.tensor(&entry.layer.weight)?)?;
+        let stored = read.tensor(&entry.layer.weight)?;
+        let different = |what: String| CoordinatorError::ReadBack {
+            subject: format!("layer `{}`", entry.layer.name),
+            what,
+        };
+        let values = stored.as_f32().ok_or_else(|| different("its weights are not f32".into()))?;
+        let weights = entry.layer.layout.to_matrix(&stored.shape, values).map_err(|e| different(e.to_string()))?;
         let expected = entry.encodings.dequantize(&entry.q)?;
         if let Some(index) = first_difference(&weights, &expected) {
-            return Err(CoordinatorError::ReadBack {
-                subject: format!("layer `{}`", entry.layer.name),
-                what: format!("weight {index} is {}, expected {}", weights[index], expected[index]),
-            });
+            return Err(different(format!("weight {index} is {}, expected {}", weights[index], expected[index])));
         }
     }
     for initializer in &written.graph().initializer {
@@ -101,10 +104,10 @@ fn first_difference(a: &[f32], b: &[f32]) -> Option<usize> {
 }
 
 fn write_qdq(staging: &Staging, on_grid: &Model, assembled: &Assembled) -> Result<Vec<String>, CoordinatorError> {
-    let weights: Vec<qdq::QdqWeight<'_>> = assembled
+    let weights: Vec<qdq::RoundedLayer<'_>> = assembled
         .layers
         .iter()
-        .map(|l| qdq::QdqWeight { layer: &l.layer, encodings: &l.encodings, q: &l.q })
+        .map(|l| qdq::RoundedLayer { layer: &l.layer, encodings: &l.encodings, q: &l.q })
         .collect();
     let (model, notes) = qdq::to_qdq(on_grid, &weights)?;
     model.write(staging.path(QDQ))?;

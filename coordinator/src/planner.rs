@@ -8,6 +8,8 @@ use halfstep_model::{Cut, Dim, Layer, Model, Unsupported, cut, fold_batch_norms,
 use halfstep_work::{
     KeptLayer, LayerId, LayerPlan, PartitionNote, Plan, SegmentId, StagePlan,
 };
+use crate::dataset::{DType, Dataset, ModelInput};
+use halfstep_model::Dtype;
 use std::ops::Range;
 use std::path::Path;
 
@@ -39,7 +41,7 @@ pub struct Prepared {
 /// A model that cannot be read or is not valid.
 pub fn prepare_model(path: &Path, fold: bool) -> Result<(Model, Vec<String>), CoordinatorError> {
     let mut model = Model::read(path)?;
-    normalize(&mut model)?;
+    normalize(&mut model);
     let mut notes = Vec::new();
     if fold {
         let folded = fold_batch_norms(&mut model)?;
@@ -54,7 +56,7 @@ pub fn prepare_model(path: &Path, fold: bool) -> Result<(Model, Vec<String>), Co
 ///
 /// # Errors
 /// `BadInput` if the inputs' fixed batch sizes differ.
-pub fn shard_samples(
+fn shard_samples(
     model: &Model,
     asked: Option<usize>,
     sample_bytes: usize,
@@ -85,14 +87,58 @@ pub fn shard_samples(
     Ok((asked.unwrap_or(by_bytes.clamp(1, SHARD_SAMPLES_MAX)).max(1), false))
 }
 
-/// Plans a job.
-///
-/// `samples`: how many calibration samples there are; `sample_bytes`: size of one, all inputs together.
+/// What a model asks of data, in the data set's words.
 ///
 /// # Errors
-/// `BadInput` if the model has no layer to quantize or there are too few samples; `Configuration` for bad rules.
-pub fn prepare(config: &JobConfig, samples: usize, sample_bytes: usize) -> Result<Prepared, CoordinatorError> {
-    let (model, mut notes) = prepare_model(&config.model, config.fold_batch_norm)?;
+/// `BadInput` for an input type that no data set has.
+pub fn model_inputs(model: &Model) -> Result<Vec<ModelInput>, CoordinatorError> {
+    model
+        .inputs()
+        .into_iter()
+        .filter(|input| !model.has_initializer(&input.name))
+        .map(|input| {
+            let dtype = match input.dtype {
+                Dtype::F32 => DType::F32,
+                Dtype::F64 => DType::F64,
+                Dtype::I64 => DType::I64,
+                Dtype::I32 => DType::I32,
+                Dtype::I8 => DType::I8,
+                Dtype::U8 => DType::U8,
+                Dtype::Bool => DType::Bool,
+                other => {
+                    return Err(CoordinatorError::BadInput(format!(
+                        "model input `{}`: type {other:?} is not supported, expected float32 or an integer type",
+                        input.name
+                    )));
+                }
+            };
+            let size = |dim: Dim| if let Dim::Known(size) = dim { Some(size) } else { None };
+            Ok(ModelInput { name: input.name, dtype, dims: input.dims.into_iter().map(size).collect() })
+        })
+        .collect()
+}
+
+/// Reads model and data and plans the job.
+///
+/// # Errors
+/// `Model` or `Dataset` for files that cannot be used; `BadInput` if there is no layer to quantize or too few samples;
+/// `Configuration` for bad rules.
+pub fn prepare(config: &JobConfig) -> Result<(Prepared, Dataset), CoordinatorError> {
+    let (model, notes) = prepare_model(&config.model, config.fold_batch_norm)?;
+    let dataset = Dataset::open(&config.calibration, &config.dataset)?.for_inputs(&model_inputs(&model)?)?;
+    let samples = dataset.samples();
+    let sample_bytes = dataset.bytes_held() / samples.max(1);
+    Ok((plan(config, model, notes, samples, sample_bytes)?, dataset))
+}
+
+/// `samples`: how many calibration samples there are; `sample_bytes`: size of one, all inputs together.
+fn plan(
+    config: &JobConfig,
+    model: Model,
+    mut notes: Vec<String>,
+    samples: usize,
+    sample_bytes: usize,
+) -> Result<Prepared, CoordinatorError> {
     let (listed, unsupported) = list_layers(&model)?;
     let decisions = decide(&listed, config.grid, &config.rules)?;
     let (layers, grids, kept) = select(listed, decisions, unsupported);

@@ -1,6 +1,6 @@
 //! What nodes may fetch from this coordinator: the model's graph and constants, calibration shards, roundings.
 
-use crate::dataset::{DType, Dataset};
+use crate::dataset::{DType, Dataset, SampleSlice};
 use bytes::Bytes;
 use halfstep_model::{Data, Model, Tensor, skeleton};
 use halfstep_work::{ChunkId, InputTensor, LayerId, Plan, Rounding, ScalarKind, ShardId, Source, SourceError};
@@ -54,14 +54,7 @@ impl Source for JobSource {
             .get(shard.index())
             .ok_or_else(|| SourceError(format!("{shard}: the plan has {} shards", self.plan.shards.len())))?;
         let slices = self.dataset.slice(range.clone()).map_err(|e| SourceError(e.to_string()))?;
-        slices
-            .into_iter()
-            .map(|slice| {
-                let kind = scalar_kind(slice.dtype)
-                    .ok_or_else(|| SourceError(format!("input `{}`: {:?} cannot be sent", slice.name, slice.dtype)))?;
-                Ok(InputTensor { name: slice.name, kind, shape: slice.shape, bytes: slice.bytes.into() })
-            })
-            .collect()
+        Ok(slices.into_iter().map(transit_slice).collect())
     }
 
     fn rounding(&self, layer: LayerId, chunk: ChunkId) -> Result<Option<Arc<Rounding>>, SourceError> {
@@ -74,18 +67,18 @@ impl Source for JobSource {
     }
 }
 
-fn scalar_kind(dtype: DType) -> Option<ScalarKind> {
-    match dtype {
-        DType::F32 => Some(ScalarKind::F32),
-        DType::F64 => Some(ScalarKind::F64),
-        DType::I64 => Some(ScalarKind::I64),
-        DType::I32 => Some(ScalarKind::I32),
-        DType::I8 => Some(ScalarKind::I8),
-        DType::U8 => Some(ScalarKind::U8),
-        DType::Bool => Some(ScalarKind::Bool),
-        #[expect(unreachable_patterns, reason = "dtypes that no engine takes are refused by name")]
-        _ => None,
-    }
+/// Samples as they travel to whoever computes.
+pub fn transit_slice(slice: SampleSlice) -> InputTensor {
+    let kind = match slice.dtype {
+        DType::F32 => ScalarKind::F32,
+        DType::F64 => ScalarKind::F64,
+        DType::I64 => ScalarKind::I64,
+        DType::I32 => ScalarKind::I32,
+        DType::I8 => ScalarKind::I8,
+        DType::U8 => ScalarKind::U8,
+        DType::Bool => ScalarKind::Bool,
+    };
+    InputTensor { name: slice.name, kind, shape: slice.shape, bytes: slice.bytes.into() }
 }
 
 fn transit(name: &str, tensor: Tensor) -> InputTensor {

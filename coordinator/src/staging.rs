@@ -99,9 +99,11 @@ fn parent_of(target: &Path) -> PathBuf {
     }
 }
 
+/// Whether results may go there; asked before any work is done, and again before they appear.
+///
 /// # Errors
 /// `Configuration` unless the target is absent, empty, or may be replaced.
-pub(crate) fn check_target(target: &Path, force: bool) -> Result<(), CoordinatorError> {
+pub fn check_target(target: &Path, force: bool) -> Result<(), CoordinatorError> {
     if !target.exists() {
         return Ok(());
     }

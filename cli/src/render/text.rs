@@ -1,7 +1,7 @@
 //! Reports as text for a person; every function is a pure mapping from a report to a string.
 
 use super::Table;
-use crate::backend::{EvalRow, InspectReport, Kept, PlanReport, QuantizeOutcome};
+use crate::answers::{EvalRow, InspectReport, Kept, PlanReport, QuantizeOutcome};
 use crate::values::ByteSize;
 use crate::verify::Verified;
 
@@ -172,7 +172,7 @@ fn per_cent(part: u64, whole: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{FailedLayer, LayerRow, ReportRow, StageRow};
+    use crate::answers::{FailedLayer, LayerRow, ReportRow, StageRow};
 
     fn skipped() -> Kept {
         Kept { name: "head".into(), op: "Gemm".into(), reason: "skipped by `head*`".into(), requested: true }

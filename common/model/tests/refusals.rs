@@ -33,11 +33,7 @@ fn ints(name: &str, ints: &[i64]) -> AttributeProto {
 }
 
 fn text(name: &str, value: &str) -> AttributeProto {
-    AttributeProto {
-        name: Some(name.to_owned()),
-        s: Some(value.as_bytes().to_vec()),
-        ..Default::default()
-    }
+    AttributeProto { name: Some(name.to_owned()), s: Some(value.as_bytes().to_vec()), ..Default::default() }
 }
 
 fn float(name: &str, value: f32) -> AttributeProto {

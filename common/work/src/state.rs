@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A task is failed for good after this many counted attempts.
-pub const ATTEMPTS_MAX: u32 = 3;
+pub(crate) const ATTEMPTS_MAX: u32 = 3;
 
 /// One grant of one task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

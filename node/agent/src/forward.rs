@@ -1,7 +1,9 @@
 //! Whole-model forward runs, for evaluation and for probing shapes.
 
+use crate::transit;
 use halfstep_exec::{Engine, ExecError, Session};
 use halfstep_model::{Model, ModelError, Tensor};
+use halfstep_work::{Failure, InputTensor};
 use std::path::Path;
 
 /// Why a model could not be run.
@@ -13,6 +15,9 @@ pub enum ForwardError {
     /// The engine.
     #[error(transparent)]
     Exec(#[from] ExecError),
+    /// An input or output that cannot be used.
+    #[error("{0}")]
+    Input(String),
 }
 
 /// A model loaded whole.
@@ -35,13 +40,17 @@ impl Forward {
         Ok(Self { session: engine.load(bytes)?, outputs })
     }
 
-    /// The first output for one batch of inputs.
+    /// The first output for one batch of inputs, row-major.
     ///
     /// # Errors
-    /// What the engine says.
-    pub fn first_output(&self, inputs: &[(&str, &Tensor)]) -> Result<Tensor, ForwardError> {
+    /// What the engine says, or `Input` for a tensor whose bytes do not match its shape.
+    pub fn first_output(&self, inputs: &[InputTensor]) -> Result<Vec<f32>, ForwardError> {
         let name = self.outputs.first().map_or("", String::as_str);
-        let mut found = self.session.run(inputs, &[name])?;
-        found.pop().ok_or_else(|| ExecError::Missing { name: name.into() }.into())
+        let tensors: Result<Vec<Tensor>, Failure> = inputs.iter().map(transit::tensor).collect();
+        let tensors = tensors.map_err(|f| ForwardError::Input(f.message))?;
+        let views: Vec<(&str, &Tensor)> = inputs.iter().map(|i| i.name.as_str()).zip(&tensors).collect();
+        let found = self.session.run(&views, &[name])?.pop();
+        let values = found.as_ref().and_then(Tensor::as_f32).map(<[f32]>::to_vec);
+        values.ok_or_else(|| ForwardError::Input(format!("output `{name}`: expected a tensor of f32")))
     }
 }

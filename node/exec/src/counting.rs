@@ -1,33 +1,30 @@
 //! An engine that counts: how many calibration samples passed through each node.
 //!
 //! The proof that a job runs every operator at most once per sample and stream. Wraps any engine; a node is counted
-//! for every run of a segment that contains it.
+//! for every run of a segment that contains it, by the largest leading dimension among the inputs.
 //! Not here: timing.
 
-use crate::engine::{Engine, Session, node_name};
+use crate::engine::{Engine, Session};
 use crate::error::ExecError;
 use bytes::Bytes;
 use halfstep_model::{Model, Tensor};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-type Counts = Arc<Mutex<BTreeMap<String, u64>>>;
+/// Samples that passed through each node, all streams together, by the name of the node's first output.
+pub type NodeCounts = Arc<Mutex<BTreeMap<String, u64>>>;
 
 /// Counts samples per node of everything an inner engine runs.
 pub struct CountingEngine<E> {
     inner: E,
-    counts: Counts,
+    counts: NodeCounts,
 }
 
 impl<E: Engine> CountingEngine<E> {
-    /// Wraps an engine; all counts are 0.
-    pub fn new(inner: E) -> Self {
-        Self { inner, counts: Counts::default() }
-    }
-
-    /// Samples that passed each node so far, all streams together. Nodes without a name go by their first output.
-    pub fn counts(&self) -> BTreeMap<String, u64> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Wraps an engine; read the counts through the returned handle.
+    pub fn new(inner: E) -> (Self, NodeCounts) {
+        let counts = NodeCounts::default();
+        (Self { inner, counts: Arc::clone(&counts) }, counts)
     }
 }
 
@@ -37,7 +34,8 @@ impl<E: Engine> Engine for CountingEngine<E> {
     }
 
     fn load(&self, model: Bytes) -> Result<Box<dyn Session>, ExecError> {
-        let nodes = Model::from_bytes(model.clone())?.graph().node.iter().map(node_name).collect();
+        let parsed = Model::from_bytes(model.clone())?;
+        let nodes = parsed.graph().node.iter().filter_map(|node| node.output.first().cloned()).collect();
         let inner = self.inner.load(model)?;
         Ok(Box::new(CountingSession { inner, nodes, counts: Arc::clone(&self.counts) }))
     }
@@ -46,27 +44,18 @@ impl<E: Engine> Engine for CountingEngine<E> {
 struct CountingSession {
     inner: Box<dyn Session>,
     nodes: Vec<String>,
-    counts: Counts,
+    counts: NodeCounts,
 }
 
 impl Session for CountingSession {
-    /// Without a sample count, the first input's leading dimension is taken for it.
     fn run(&self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>, ExecError> {
-        let samples = inputs.first().and_then(|(_, tensor)| tensor.shape.first()).copied().unwrap_or(1);
-        self.run_batch(samples, inputs, outputs)
-    }
-
-    fn run_batch(
-        &self,
-        samples: usize,
-        inputs: &[(&str, &Tensor)],
-        outputs: &[&str],
-    ) -> Result<Vec<Tensor>, ExecError> {
+        let samples = inputs.iter().filter_map(|(_, tensor)| tensor.shape.first()).max();
+        let samples = samples.copied().unwrap_or(1) as u64;
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         for node in &self.nodes {
-            *counts.entry(node.clone()).or_default() += samples as u64;
+            *counts.entry(node.clone()).or_default() += samples;
         }
         drop(counts);
-        self.inner.run_batch(samples, inputs, outputs)
+        self.inner.run(inputs, outputs)
     }
 }

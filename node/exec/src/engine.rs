@@ -27,22 +27,9 @@ pub trait Session: Send + Sync {
     /// Integers may come back as I32 (rten computes with 32 bits); the same engine takes them as input again.
     ///
     /// # Errors
-    /// `Run`, naming the node if the engine says; `Tensor`, `IntegerRange` for inputs it cannot take.
+    /// `Run`, naming the node if the engine says; `Missing` for names the model does not have; `Tensor`,
+    /// `IntegerRange` for inputs the engine cannot take.
     fn run(&self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>, ExecError>;
-
-    /// [`Session::run`], told how many calibration samples pass; for sessions that keep count.
-    ///
-    /// # Errors
-    /// As [`Session::run`].
-    fn run_batch(
-        &self,
-        samples: usize,
-        inputs: &[(&str, &Tensor)],
-        outputs: &[&str],
-    ) -> Result<Vec<Tensor>, ExecError> {
-        let _ = samples;
-        self.run(inputs, outputs)
-    }
 }
 
 /// Operators of a model's nodes, to complete engines' messages.

@@ -1,15 +1,21 @@
-//! What can go wrong while a model runs, and of which kind it is.
+//! What can go wrong while a model runs.
 //!
-//! Not here: retries (the scheduler's), remedies (the command line's).
+//! Not here: which failures are retried (`agent` classifies, the scheduler decides), remedies (the command line's).
 
-use halfstep_model::ModelError;
+use halfstep_model::{GeometryError, ModelError};
 use std::path::PathBuf;
 
 /// An error from this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// The engine refuses the sub-model.
-    #[error("{engine} cannot load the segment: {}{problem}", node_subject(node, op_type))]
+    /// The model, or a part cut out of it.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The geometry of a convolution.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// The engine refuses a segment: often an operator it does not know.
+    #[error("{engine} cannot load the segment: {}{reason}", subject(node, op_type))]
     Load {
         /// Which engine.
         engine: String,
@@ -18,10 +24,10 @@ pub enum ExecError {
         /// That node's operator; empty if unknown.
         op_type: String,
         /// The engine's words.
-        problem: String,
+        reason: String,
     },
     /// The engine failed while running.
-    #[error("{engine} failed: {}{problem}", node_subject(node, op_type))]
+    #[error("{engine} failed: {}{reason}", subject(node, op_type))]
     Run {
         /// Which engine.
         engine: String,
@@ -30,31 +36,37 @@ pub enum ExecError {
         /// That node's operator; empty if unknown.
         op_type: String,
         /// The engine's words.
-        problem: String,
+        reason: String,
     },
     /// A shared library that cannot be used.
-    #[error("{}: cannot be used as ONNX Runtime: {problem}", path.display())]
+    #[error("{}: cannot be used as ONNX Runtime: {reason}", path.display())]
     Library {
-        /// The file.
+        /// As given by the user.
         path: PathBuf,
         /// Why not.
-        problem: String,
+        reason: String,
     },
-    /// A tensor of the wrong type or shape for what it is used for.
-    #[error("tensor `{tensor}`: expected {expected}, found {actual}")]
+    /// A tensor that should be there is not.
+    #[error("tensor `{name}`: expected it among the tensors of this segment and shard, found nothing")]
+    Missing {
+        /// Its name.
+        name: String,
+    },
+    /// A tensor of the wrong type or shape for its use.
+    #[error("tensor `{name}`: expected {expected}, found {actual}")]
     Tensor {
         /// Its name.
-        tensor: String,
+        name: String,
         /// What was needed.
         expected: String,
         /// What it is.
         actual: String,
     },
-    /// An integer outside of what the engine can hold.
-    #[error("tensor `{tensor}`: element {index} is {value}, outside the 32-bit integers {engine} computes with")]
+    /// An integer the engine cannot hold.
+    #[error("tensor `{name}`: element {index} is {value}, outside the 32-bit integers that {engine} computes with")]
     IntegerRange {
         /// Its name.
-        tensor: String,
+        name: String,
         /// Flat index.
         index: usize,
         /// The integer.
@@ -62,106 +74,38 @@ pub enum ExecError {
         /// Which engine.
         engine: String,
     },
-    /// A live tensor that is not there.
-    #[error("carry: tensor `{tensor}` of shard {shard}, part {part}, {stream} stream: expected it to be kept, found nothing")]
-    Missing {
-        /// Its name.
-        tensor: String,
-        /// The shard.
-        shard: u32,
-        /// The batch within the shard.
-        part: u32,
-        /// The stream's name.
-        stream: &'static str,
+    /// Inputs whose products cannot be summed.
+    #[error("layer `{name}`: the largest absolute input is {peak}, expected finite inputs with finite sums of squares")]
+    NonFinite {
+        /// The layer.
+        name: String,
+        /// What was seen.
+        peak: f32,
     },
-    /// A carry file whose content is not what was written.
-    #[error("{}: carry file of tensor `{tensor}` is damaged: {problem}", path.display())]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// The tensor it held.
-        tensor: String,
-        /// What differs, expected and actual.
-        problem: String,
-    },
-    /// The operating system refused.
+    /// The spill folder.
     #[error("{}: cannot {action}: {source}", path.display())]
-    Io {
-        /// The file or folder.
+    Storage {
+        /// File or folder.
         path: PathBuf,
         /// What was tried, as an infinitive.
         action: &'static str,
-        /// Why not.
+        /// The system's answer.
         source: std::io::Error,
     },
-    /// Inputs that spoil the statistics.
-    #[error("layer `{layer}`: its input in the {stream} stream reaches {peak}, expected finite values with finite squares")]
-    NonFinite {
-        /// The layer.
-        layer: String,
-        /// The stream's name.
-        stream: &'static str,
-        /// The largest magnitude, or NaN.
-        peak: f32,
-    },
-    /// A layer or size that does not fit.
-    #[error("{subject}: {problem}")]
-    Shape {
-        /// What.
-        subject: String,
-        /// Expected and actual.
-        problem: String,
-    },
-    /// The model.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// The geometry of a convolution.
-    #[error(transparent)]
-    Geometry(#[from] halfstep_model::GeometryError),
-    /// What a [`crate::Weights`] source answered.
-    #[error("constant `{name}`: {problem}")]
-    Weights {
-        /// The constant or layer.
-        name: String,
-        /// Why it cannot be had.
-        problem: String,
+    /// A spilled tensor that is not what was written.
+    #[error("{}: damaged carry file: {what}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, expected and actual.
+        what: String,
     },
     /// A broken promise between the parts of Halfstep.
     #[error("internal: {0}")]
     Internal(String),
 }
 
-/// What kind of failure, for the scheduler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// The model or the data cannot be used.
-    BadInput,
-    /// Not finite.
-    NonFinite,
-    /// No space, no permission, damaged files.
-    Storage,
-    /// A bug.
-    Internal,
-}
-
-impl ExecError {
-    /// The kind of failure.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::NonFinite { .. } => ErrorKind::NonFinite,
-            Self::Io { .. } | Self::Corrupt { .. } => ErrorKind::Storage,
-            Self::Model(error) if error.is_io() => ErrorKind::Storage,
-            Self::Internal(_) | Self::Missing { .. } => ErrorKind::Internal,
-            _ => ErrorKind::BadInput,
-        }
-    }
-
-    pub(crate) fn shape(subject: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::Shape { subject: subject.into(), problem: problem.into() }
-    }
-}
-
-fn node_subject(node: &str, op_type: &str) -> String {
+fn subject(node: &str, op_type: &str) -> String {
     match (node.is_empty(), op_type.is_empty()) {
         (true, true) => String::new(),
         (true, false) => format!("operator {op_type}: "),

@@ -9,8 +9,8 @@ use crate::error::ExecError;
 use bytes::Bytes;
 use halfstep_model::{Data, Model, Tensor};
 use ort::session::{Session as Inner, SessionInputValue};
-use ort::tensor::TensorElementType as Element;
-use ort::value::{DynValue, TensorRef, ValueType};
+
+use ort::value::{DynValue, TensorElementType as Element, TensorRef, ValueType};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -28,7 +28,7 @@ impl OrtEngine {
     /// `Library` if the file is missing, is no ONNX Runtime or is too old.
     pub fn open(library: impl AsRef<Path>) -> Result<Self, ExecError> {
         let path = library.as_ref();
-        let refuse = |problem: String| ExecError::Library { path: path.to_path_buf(), problem };
+        let refuse = |reason: String| ExecError::Library { path: path.to_path_buf(), reason };
         // `ort` takes a relative path from the executable's folder; ours is the user's, from where they stand.
         let absolute = std::fs::canonicalize(path).map_err(|error| refuse(error.to_string()))?;
         let builder = ort::init_from(&absolute).map_err(|error| refuse(error.to_string()))?;
@@ -58,9 +58,9 @@ impl Engine for OrtEngine {
 
     fn load(&self, model: Bytes) -> Result<Box<dyn Session>, ExecError> {
         let nodes = NodeNames::of(&Model::from_bytes(model.clone())?);
-        let first = self.session(&model).map_err(|problem| {
-            let (node, op_type) = nodes.find_in(&problem);
-            ExecError::Load { engine: NAME.into(), node, op_type, problem }
+        let first = self.session(&model).map_err(|reason| {
+            let (node, op_type) = nodes.find_in(&reason);
+            ExecError::Load { engine: NAME.into(), node, op_type, reason }
         })?;
         let engine = Self { environment: self.environment.clone() };
         Ok(Box::new(OrtSession { engine, model, nodes, idle: Mutex::new(vec![first]) }))
@@ -79,7 +79,7 @@ impl Session for OrtSession {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut session = match idle {
             Some(session) => session,
-            None => self.engine.session(&self.model).map_err(|problem| self.run_error(problem))?,
+            None => self.engine.session(&self.model).map_err(|reason| self.run_error(reason))?,
         };
         let result = self.run_on(&mut session, inputs, outputs);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(session);
@@ -88,9 +88,9 @@ impl Session for OrtSession {
 }
 
 impl OrtSession {
-    fn run_error(&self, problem: String) -> ExecError {
-        let (node, op_type) = self.nodes.find_in(&problem);
-        ExecError::Run { engine: NAME.into(), node, op_type, problem }
+    fn run_error(&self, reason: String) -> ExecError {
+        let (node, op_type) = self.nodes.find_in(&reason);
+        ExecError::Run { engine: NAME.into(), node, op_type, reason }
     }
 
     fn run_on(
@@ -102,7 +102,7 @@ impl OrtSession {
         let widened = widen(session, inputs);
         let mut values: Vec<(String, SessionInputValue<'_>)> = Vec::with_capacity(inputs.len());
         for ((name, tensor), wide) in inputs.iter().zip(&widened) {
-            let value = to_ort(wide.as_ref().unwrap_or(tensor)).map_err(|problem| self.run_error(problem))?;
+            let value = to_ort(wide.as_ref().unwrap_or(tensor)).map_err(|reason| self.run_error(reason))?;
             values.push(((*name).to_owned(), value));
         }
         let results = session.run(values).map_err(|error| self.run_error(error.to_string()))?;
@@ -110,11 +110,7 @@ impl OrtSession {
             .iter()
             .map(|name| match results.get(name) {
                 Some(value) => from_ort(name, value),
-                None => Err(ExecError::Tensor {
-                    tensor: (*name).to_owned(),
-                    expected: "an output of the segment".into(),
-                    actual: "no such tensor".into(),
-                }),
+                None => Err(ExecError::Missing { name: (*name).to_owned() }),
             })
             .collect()
     }
@@ -160,7 +156,7 @@ fn to_ort(tensor: &Tensor) -> Result<SessionInputValue<'_>, String> {
 
 fn from_ort(name: &str, value: &DynValue) -> Result<Tensor, ExecError> {
     let refuse = |actual: String| ExecError::Tensor {
-        tensor: name.to_owned(),
+        name: name.to_owned(),
         expected: "a dense tensor of a type Halfstep holds".into(),
         actual,
     };

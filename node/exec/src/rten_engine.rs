@@ -56,7 +56,7 @@ impl Engine for RtenEngine {
 fn load_error(error: &rten::LoadError, nodes: &NodeNames) -> ExecError {
     let node = error.node().unwrap_or_default().to_owned();
     let op_type = nodes.op_type(&node);
-    ExecError::Load { engine: NAME.into(), op_type, node, problem: error.to_string() }
+    ExecError::Load { engine: NAME.into(), op_type, node, reason: error.to_string() }
 }
 
 /// Idle one-thread pools; a run takes one and brings it back.
@@ -99,17 +99,13 @@ impl Session for RtenSession {
 
 impl RtenSession {
     fn id(&self, name: &str) -> Result<rten::NodeId, ExecError> {
-        self.model.find_node(name).ok_or_else(|| ExecError::Tensor {
-            tensor: name.to_owned(),
-            expected: "an input or output of the segment".into(),
-            actual: "no such tensor".into(),
-        })
+        self.model.find_node(name).ok_or_else(|| ExecError::Missing { name: name.to_owned() })
     }
 
     fn run_error(&self, error: &rten::RunError) -> ExecError {
         let node = error.node_path().into_iter().flatten().next_back().unwrap_or_default().to_owned();
         let op_type = self.nodes.op_type(&node);
-        ExecError::Run { engine: NAME.into(), node, op_type, problem: error.to_string() }
+        ExecError::Run { engine: NAME.into(), node, op_type, reason: error.to_string() }
     }
 }
 
@@ -124,7 +120,7 @@ fn to_rten<'a>(name: &str, tensor: &'a Tensor) -> Result<ValueOrView<'a>, ExecEr
         Data::Bool(v) => owned(shape, v.iter().map(|x| i32::from(*x)).collect::<Vec<i32>>()),
         Data::I64(v) => owned(shape, narrow(name, v)?),
     };
-    value.map_err(|problem| ExecError::shape(format!("tensor `{name}`"), problem))
+    value.map_err(|reason| ExecError::Internal(format!("tensor `{name}`: {reason}")))
 }
 
 fn text(error: impl std::fmt::Display) -> String {
@@ -141,7 +137,7 @@ where
 fn narrow(name: &str, values: &[i64]) -> Result<Vec<i32>, ExecError> {
     let narrow = |(index, value): (usize, &i64)| {
         i32::try_from(*value).map_err(|_| ExecError::IntegerRange {
-            tensor: name.to_owned(),
+            name: name.to_owned(),
             index,
             value: *value,
             engine: NAME.into(),
@@ -157,11 +153,11 @@ fn from_rten(name: &str, value: Value) -> Result<Tensor, ExecError> {
         Value::Int32Tensor(t) => (t.shape().to_vec(), Data::I32(t.into_data())),
         Value::Int8Tensor(t) => (t.shape().to_vec(), Data::I8(t.into_data())),
         Value::UInt8Tensor(t) => (t.shape().to_vec(), Data::U8(t.into_data())),
-        Value::Sequence(_) => {
+        other => {
             return Err(ExecError::Tensor {
-                tensor: name.to_owned(),
+                name: name.to_owned(),
                 expected: "a dense tensor".into(),
-                actual: "a sequence".into(),
+                actual: format!("{:?}", other.dtype()),
             });
         }
     };

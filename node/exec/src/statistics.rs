@@ -1,57 +1,24 @@
 //! The statistics of one use of a layer: Gram matrices in exact fixed point, and samples for the samples objective.
 //!
 //! Each shard's products are summed in f32 in a fixed order, then added to 64-bit integers, so shards may come in any
-//! order from anywhere and give the same bits. The exponent follows from peaks that all shards have agreed on.
-//! Not here: who agrees on peaks (`work`), damping (`solver`).
+//! order from anywhere and give the same bits. The exponents follow from peaks that all shards have agreed on.
+//! Adding a shard again changes nothing: a retried task cannot count its data twice.
+//! Not here: who agrees on peaks (`work`), the integers (`fixed_gram`), damping (`solver`).
 
-use crate::unfold::Unfolder;
-use crate::ExecError;
+use crate::error::ExecError;
+use crate::fixed_gram::{FixedGram, Part, exponent};
+use crate::unfold::{Unfolder, floats};
 use halfstep_compute::{cpu, random};
 use halfstep_model::{Layer, Tensor};
-use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Rows unfolded at a time: small enough for the second-level cache, large enough for products at full speed.
-const BLOCK_ELEMENTS: usize = 1 << 17;
-
-/// Sums of products as `value * 2^-exponent` in 64-bit integers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FixedSum {
-    exponent: i32,
-    values: Vec<i64>,
-}
-
-impl FixedSum {
-    /// Sums of at most `count` products of values that never exceed `peak_a` and `peak_b`.
-    ///
-    /// Every partial sum stays below 2^62, by the triangle inequality; one bit is left for rounding.
-    pub fn new(len: usize, count: u64, peak_a: f32, peak_b: f32) -> Self {
-        let bound = count.max(1) as f64 * f64::from(peak_a) * f64::from(peak_b);
-        // Exponents of f64 suffice: peaks are finite f32, so bound < 2^(64 + 256).
-        let magnitude = if bound > 0.0 { bound.log2().ceil() as i32 } else { 0 };
-        Self { exponent: (61 - magnitude).clamp(-400, 400), values: vec![0; len] }
-    }
-
-    /// Adds one shard's sums.
-    pub fn add(&mut self, partial: &[f32]) {
-        let factor = f64::from(self.exponent).exp2();
-        for (sum, x) in self.values.iter_mut().zip(partial) {
-            *sum = sum.wrapping_add((f64::from(*x) * factor).round_ties_even() as i64);
-        }
-    }
-
-    /// Adds sums of the same layer from elsewhere.
-    pub fn merge(&mut self, other: &Self) {
-        debug_assert_eq!(self.exponent, other.exponent);
-        self.values.iter_mut().zip(&other.values).for_each(|(a, b)| *a = a.wrapping_add(*b));
-    }
-
-    /// Adds `self / divisor` to f64 values of the same length.
-    fn add_mean_to(&self, divisor: f64, out: &mut [f64]) {
-        let factor = f64::from(-self.exponent).exp2() / divisor;
-        out.iter_mut().zip(&self.values).for_each(|(o, v)| *o += *v as f64 * factor);
-    }
-}
+/// Rows unfolded at a time: near the second-level cache, long enough for products at full speed.
+const BLOCK_ELEMENTS: usize = 1 << 18;
+const BLOCK_ROWS_MIN: usize = 128;
+const BLOCK_ROWS_MAX: usize = 1024;
+/// Sums of products beyond this are refused: f32 ends at 3.4e38.
+const SUM_MAX: f64 = 1e38;
 
 /// What the statistics of one use must know before the first shard.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -84,25 +51,8 @@ pub struct SampleRows {
     pub x_fp: Vec<f32>,
 }
 
-struct Group {
-    h: FixedSum,
-    /// Cross and target Gram; absent when both streams are the same.
-    cross: Option<(FixedSum, FixedSum)>,
-}
-
-/// Statistics of one use of one layer, over the shards this node has seen.
-pub struct LayerStatistics {
-    cols: usize,
-    layer_key: u64,
-    sampling: Sampling,
-    positions: u64,
-    groups: Vec<Mutex<Group>>,
-    /// By shard and group, so that their order never depends on timing.
-    samples: Mutex<BTreeMap<(u32, usize), SampleRows>>,
-}
-
 /// Means over positions, f32, `[cols, cols]` per group.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct GroupMeans {
     /// Mean of x~ x~^T.
     pub h: Vec<f32>,
@@ -114,6 +64,32 @@ pub struct GroupMeans {
     pub samples: SampleRows,
 }
 
+/// Statistics of one use of one layer, over the shards this node has seen.
+#[derive(Debug)]
+pub struct LayerStatistics {
+    cols: usize,
+    layer_key: u64,
+    sampling: Sampling,
+    positions: u64,
+    same_streams: bool,
+    sums: Mutex<Sums>,
+}
+
+#[derive(Debug)]
+struct Sums {
+    groups: Vec<GroupSums>,
+    shards: BTreeSet<u32>,
+    /// Per group; by shard, so that the order never depends on timing.
+    samples: BTreeMap<u32, Vec<SampleRows>>,
+}
+
+#[derive(Debug, Clone)]
+struct GroupSums {
+    h: FixedGram,
+    /// Cross and target Gram; absent when both streams are the same.
+    cross: Option<(FixedGram, FixedGram)>,
+}
+
 /// Positions of `0..total` that enter the statistics: an even spread whose phase differs by shard.
 pub fn sampled_positions(total: usize, fraction: f32, shard: u32) -> Vec<usize> {
     if fraction >= 1.0 {
@@ -122,198 +98,7 @@ pub fn sampled_positions(total: usize, fraction: f32, shard: u32) -> Vec<usize> 
     let step = f64::from(fraction.max(f32::MIN_POSITIVE)).recip();
     // The golden ratio spreads phases evenly, so shards do not all sample the same pixels.
     let phase = (f64::from(shard) * 0.618_033_988_749_895).fract() * step;
-    let mut positions = Vec::new();
-    let mut next = phase;
-    while (next as usize) < total {
-        positions.push(next as usize);
-        next += step;
-    }
-    positions
-}
-
-impl LayerStatistics {
-    /// Empty statistics of `layer`; `same_streams` when the quantized stream equals the original.
-    ///
-    /// # Errors
-    /// `NonFinite` if a peak is not finite.
-    pub fn new(
-        layer: &Layer,
-        layer_key: u64,
-        agreed: Agreement,
-        sampling: Sampling,
-        same_streams: bool,
-    ) -> Result<Self, ExecError> {
-        for peak in [agreed.peak_fp, agreed.peak_q] {
-            if !peak.is_finite() {
-                return Err(ExecError::NonFinite { name: layer.name.clone(), peak });
-            }
-        }
-        let len = layer.cols * layer.cols;
-        let sum = |a, b| FixedSum::new(len, agreed.positions, a, b);
-        let group = || Group {
-            h: sum(agreed.peak_q, agreed.peak_q),
-            cross: (!same_streams)
-                .then(|| (sum(agreed.peak_fp, agreed.peak_q), sum(agreed.peak_fp, agreed.peak_fp))),
-        };
-        Ok(Self {
-            cols: layer.cols,
-            layer_key,
-            sampling,
-            positions: agreed.positions,
-            groups: (0..layer.groups).map(|_| Mutex::new(group())).collect(),
-            samples: Mutex::default(),
-        })
-    }
-
-    /// Adds one shard. `q` is `None` when both streams are the same.
-    ///
-    /// # Errors
-    /// `Tensor` if an input does not fit the layer.
-    pub fn accumulate(
-        &self,
-        layer: &Layer,
-        input: &str,
-        shard: u32,
-        fp: &Tensor,
-        q: Option<&Tensor>,
-    ) -> Result<(), ExecError> {
-        let fp = Unfolder::new(input, &layer.unfold, fp, layer.cols, layer.groups)?;
-        let q = q.map(|q| Unfolder::new(input, &layer.unfold, q, layer.cols, layer.groups)).transpose()?;
-        if let Some(q) = q.as_ref().filter(|q| q.positions() != fp.positions()) {
-            return Err(ExecError::Tensor {
-                name: input.into(),
-                expected: format!("{} positions on both streams", fp.positions()),
-                actual: q.positions().to_string(),
-            });
-        }
-        let positions = sampled_positions(fp.positions(), self.sampling.fraction, shard);
-        let mut scratch = Scratch::new(self.cols, q.is_some());
-        for group in 0..self.groups.len() {
-            self.sum_group(group, &positions, &fp, q.as_ref(), &mut scratch);
-            self.keep_samples(group, shard, &positions, &fp, q.as_ref());
-        }
-        Ok(())
-    }
-
-    fn sum_group(
-        &self,
-        group: usize,
-        positions: &[usize],
-        fp: &Unfolder<'_>,
-        q: Option<&Unfolder<'_>>,
-        s: &mut Scratch,
-    ) {
-        let k = self.cols;
-        s.clear();
-        for block in positions.chunks(s.rows) {
-            let n = block.len();
-            fp.fill(group, block, &mut s.x_fp[..n * k]);
-            match q {
-                None => cpu::gram_lower(&s.x_fp[..n * k], n, k, &mut s.h),
-                Some(q) => {
-                    q.fill(group, block, &mut s.x_q[..n * k]);
-                    cpu::gram_lower(&s.x_q[..n * k], n, k, &mut s.h);
-                    cpu::cross_gram(&s.x_fp[..n * k], &s.x_q[..n * k], n, k, &mut s.c);
-                    cpu::gram_lower(&s.x_fp[..n * k], n, k, &mut s.g);
-                }
-            }
-        }
-        cpu::mirror_lower(&mut s.h, k);
-        let mut sums = self.groups[group].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        sums.h.add(&s.h);
-        if let Some((c, g)) = &mut sums.cross {
-            cpu::mirror_lower(&mut s.g, k);
-            c.add(&s.c);
-            g.add(&s.g);
-        }
-    }
-
-    fn keep_samples(
-        &self,
-        group: usize,
-        shard: u32,
-        positions: &[usize],
-        fp: &Unfolder<'_>,
-        q: Option<&Unfolder<'_>>,
-    ) {
-        let quota = self.sampling.keep_per_shard;
-        if quota == 0 || positions.is_empty() {
-            return;
-        }
-        let mut draw = random::Stream::new(self.sampling.seed, self.layer_key, shard);
-        let chosen: Vec<usize> =
-            (0..quota).map(|_| positions[draw.index(positions.len() as u32) as usize]).collect();
-        let mut rows = SampleRows { x_fp: vec![0.0; quota * self.cols], x_q: Vec::new() };
-        fp.fill(group, &chosen, &mut rows.x_fp);
-        rows.x_q = match q {
-            None => rows.x_fp.clone(),
-            Some(q) => {
-                let mut x = vec![0.0; quota * self.cols];
-                q.fill(group, &chosen, &mut x);
-                x
-            }
-        };
-        self.samples.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert((shard, group), rows);
-    }
-
-    /// Rows summed over all shards, by agreement.
-    pub fn positions(&self) -> u64 {
-        self.positions
-    }
-
-    /// Bytes of the sums.
-    pub fn bytes(&self) -> usize {
-        let per_group = if self.groups.first().is_some_and(|g| {
-            g.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).cross.is_some()
-        }) {
-            3
-        } else {
-            1
-        };
-        self.groups.len() * per_group * self.cols * self.cols * 8
-    }
-}
-
-/// Means of a layer's uses together (one use, for all but shared weights), one per group.
-pub fn means(uses: &[std::sync::Arc<LayerStatistics>]) -> Vec<GroupMeans> {
-    let total: u64 = uses.iter().map(|u| u.positions).sum();
-    let Some(first) = uses.first() else { return Vec::new() };
-    (0..first.groups.len()).map(|group| group_means(uses, group, total.max(1) as f64)).collect()
-}
-
-fn group_means(uses: &[std::sync::Arc<LayerStatistics>], group: usize, total: f64) -> GroupMeans {
-    let len = uses[0].cols * uses[0].cols;
-    let (mut h, mut c, mut g) = (vec![0f64; len], vec![0f64; len], vec![0f64; len]);
-    let mut differs = false;
-    let mut samples = SampleRows::default();
-    for one in uses {
-        let sums = one.groups[group].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        sums.h.add_mean_to(total, &mut h);
-        match &sums.cross {
-            Some((cross, target)) => {
-                differs = true;
-                cross.add_mean_to(total, &mut c);
-                target.add_mean_to(total, &mut g);
-            }
-            None => {
-                sums.h.add_mean_to(total, &mut c);
-                sums.h.add_mean_to(total, &mut g);
-            }
-        }
-        drop(sums);
-        let kept = one.samples.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        for rows in kept.iter().filter(|((_, at), _)| *at == group).map(|(_, rows)| rows) {
-            samples.x_q.extend_from_slice(&rows.x_q);
-            samples.x_fp.extend_from_slice(&rows.x_fp);
-        }
-    }
-    let narrow = |v: Vec<f64>| v.into_iter().map(|x| x as f32).collect::<Vec<f32>>();
-    GroupMeans {
-        h: narrow(h),
-        c: differs.then(|| narrow(c)),
-        g: differs.then(|| narrow(g)),
-        samples,
-    }
+    (0u64..).map(|i| (phase + i as f64 * step) as usize).take_while(|position| *position < total).collect()
 }
 
 /// Largest absolute value; NaN if any entry is NaN.
@@ -323,84 +108,294 @@ pub fn peak(values: &[f32]) -> f32 {
     f32::from_bits(bits)
 }
 
-struct Scratch {
-    rows: usize,
-    x_fp: Vec<f32>,
-    x_q: Vec<f32>,
+impl LayerStatistics {
+    /// Empty statistics of `layer`; `same_streams` when the quantized stream equals the original.
+    ///
+    /// # Errors
+    /// `NonFinite` if a peak is not finite, or so large that sums of squares would not be.
+    pub fn new(
+        layer: &Layer,
+        layer_key: u64,
+        agreed: Agreement,
+        sampling: Sampling,
+        same_streams: bool,
+    ) -> Result<Self, ExecError> {
+        let Agreement { peak_fp, peak_q, positions } = agreed;
+        let gram = |part, a: f32, b: f32| -> Result<FixedGram, ExecError> {
+            let bound = positions as f64 * f64::from(a) * f64::from(b);
+            let exponent = exponent(positions, a, b).filter(|_| bound <= SUM_MAX);
+            let peak = if b.is_finite() && b.abs() <= a.abs() { a } else { b };
+            let exponent = exponent.ok_or_else(|| ExecError::NonFinite { name: layer.name.clone(), peak })?;
+            Ok(FixedGram::new(layer.cols, part, exponent))
+        };
+        let h = gram(Part::Lower, peak_q, peak_q)?;
+        let cross = match same_streams {
+            true => None,
+            false => Some((gram(Part::Full, peak_fp, peak_q)?, gram(Part::Lower, peak_fp, peak_fp)?)),
+        };
+        let groups = vec![GroupSums { h, cross }; layer.groups];
+        let sums = Mutex::new(Sums { groups, shards: BTreeSet::new(), samples: BTreeMap::new() });
+        Ok(Self { cols: layer.cols, layer_key, sampling, positions, same_streams, sums })
+    }
+
+    /// Adds one shard. `q` is `None` when both streams are the same. A shard that is already in is left out.
+    ///
+    /// # Errors
+    /// `Tensor` if an input does not fit the layer; `Internal` if an entry exceeds what was agreed on.
+    pub fn accumulate(
+        &self,
+        layer: &Layer,
+        input: &str,
+        shard: u32,
+        fp: &Tensor,
+        q: Option<&Tensor>,
+    ) -> Result<(), ExecError> {
+        let inputs = Inputs::new(layer, input, fp, q)?;
+        if inputs.q.is_none() != self.same_streams {
+            return Err(ExecError::Internal(format!("layer `{}`: its streams part in some shards only", layer.name)));
+        }
+        let positions = match self.sampling.fraction < 1.0 {
+            true => Some(sampled_positions(inputs.unfolder.positions(), self.sampling.fraction, shard)),
+            false => None,
+        };
+        let rows = Rows { total: inputs.unfolder.positions(), chosen: positions.as_deref() };
+        let mut scratch = Scratch::new(self.cols, !self.same_streams);
+        let mut partial = Partial::new(self.cols, layer.groups, !self.same_streams);
+        for group in 0..layer.groups {
+            partial.sum_group(&inputs, &rows, group, &mut scratch)?;
+        }
+        let samples = self.samples(&inputs, &rows, layer.groups, shard)?;
+        drop(scratch);
+        self.merge(shard, &partial, samples)
+    }
+
+    fn merge(&self, shard: u32, partial: &Partial, samples: Vec<SampleRows>) -> Result<(), ExecError> {
+        let mut sums = self.lock();
+        if !sums.shards.insert(shard) {
+            return Ok(());
+        }
+        let square = self.cols * self.cols;
+        for (group, sums) in sums.groups.iter_mut().enumerate() {
+            let at = group * square..(group + 1) * square;
+            sums.h.add_f32(&partial.h[at.clone()])?;
+            if let Some((c, g)) = &mut sums.cross {
+                c.add_f32(&partial.c[at.clone()])?;
+                g.add_f32(&partial.g[at])?;
+            }
+        }
+        sums.samples.insert(shard, samples);
+        Ok(())
+    }
+
+    /// Rows for the samples objective: one from each of `quota` equal stretches of the rows, by counter-based
+    /// randomness keyed by (seed, layer, shard); all rows if there are no more than that.
+    fn samples(
+        &self,
+        inputs: &Inputs<'_>,
+        rows: &Rows<'_>,
+        groups: usize,
+        shard: u32,
+    ) -> Result<Vec<SampleRows>, ExecError> {
+        if self.sampling.keep_per_shard == 0 {
+            return Ok(vec![SampleRows::default(); groups]);
+        }
+        // The top bit keeps these draws apart from the solver's, which have the same seed and layer.
+        let mut draw = random::Stream::new(self.sampling.seed, self.layer_key | 1 << 63, shard);
+        let chosen = stratified(&mut draw, rows.len(), self.sampling.keep_per_shard);
+        let chosen: Vec<usize> = chosen.into_iter().map(|row| rows.position(row)).collect();
+        let gather = |x: &[f32], group| {
+            let mut out = vec![0.0; chosen.len() * self.cols];
+            inputs.unfolder.gather(x, group, &chosen, &mut out).map(|()| out)
+        };
+        (0..groups)
+            .map(|group| {
+                let x_fp = gather(inputs.fp, group)?;
+                let x_q = inputs.q.map_or_else(|| Ok(x_fp.clone()), |q| gather(q, group))?;
+                Ok(SampleRows { x_q, x_fp })
+            })
+            .collect()
+    }
+
+    /// Rows summed over all shards, by agreement.
+    pub fn positions(&self) -> u64 {
+        self.positions
+    }
+
+    /// Bytes of the sums.
+    pub fn bytes(&self) -> usize {
+        let entries = |group: &GroupSums| {
+            let cross = group.cross.as_ref().map_or(0, |(c, g)| c.sums().len() + g.sums().len());
+            (group.h.sums().len() + cross) * size_of::<i64>()
+        };
+        self.lock().groups.iter().map(entries).sum()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sums> {
+        self.sums.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `quota` distinct indices below `total`, ascending, one from each of `quota` equal stretches; all if there are no
+/// more than that.
+fn stratified(draw: &mut random::Stream, total: usize, quota: usize) -> Vec<usize> {
+    if total <= quota {
+        return (0..total).collect();
+    }
+    let edge = |i: usize| (i as u128 * total as u128 / quota as u128) as usize;
+    let pick = |i: usize| {
+        let width = edge(i + 1) - edge(i);
+        edge(i) + draw.index(u32::try_from(width).unwrap_or(u32::MAX)) as usize
+    };
+    (0..quota).map(pick).collect()
+}
+
+/// A shard's input to the layer, on both streams.
+struct Inputs<'a> {
+    unfolder: Unfolder,
+    fp: &'a [f32],
+    q: Option<&'a [f32]>,
+}
+
+impl<'a> Inputs<'a> {
+    fn new(layer: &Layer, name: &str, fp: &'a Tensor, q: Option<&'a Tensor>) -> Result<Self, ExecError> {
+        if let Some(q) = q.filter(|q| q.shape != fp.shape) {
+            return Err(ExecError::Tensor {
+                name: name.to_owned(),
+                expected: format!("shape {:?} on both streams", fp.shape),
+                actual: format!("{:?} on the quantized", q.shape),
+            });
+        }
+        let unfolder = Unfolder::new(name, &layer.unfold, fp, layer.cols, layer.groups)?;
+        let q = q.map(|q| floats(name, q)).transpose()?;
+        Ok(Self { unfolder, fp: floats(name, fp)?, q })
+    }
+}
+
+/// The rows that take part: all, or the chosen positions.
+struct Rows<'a> {
+    total: usize,
+    chosen: Option<&'a [usize]>,
+}
+
+impl Rows<'_> {
+    fn len(&self) -> usize {
+        self.chosen.map_or(self.total, <[usize]>::len)
+    }
+
+    fn position(&self, row: usize) -> usize {
+        self.chosen.map_or(row, |chosen| chosen[row])
+    }
+}
+
+/// One shard's sums in f32, groups one after the other.
+struct Partial {
+    cols: usize,
     h: Vec<f32>,
     c: Vec<f32>,
     g: Vec<f32>,
 }
 
-impl Scratch {
-    fn new(cols: usize, both: bool) -> Self {
-        let rows = (BLOCK_ELEMENTS / cols.max(1)).clamp(64, 4096);
-        let square = cols * cols;
-        let other = |len| if both { vec![0.0; len] } else { Vec::new() };
-        Self {
-            rows,
-            x_fp: vec![0.0; rows * cols],
-            x_q: other(rows * cols),
-            h: vec![0.0; square],
-            c: other(square),
-            g: other(square),
-        }
+impl Partial {
+    fn new(cols: usize, groups: usize, both: bool) -> Self {
+        let len = cols * cols * groups;
+        let other = || if both { vec![0.0; len] } else { Vec::new() };
+        Self { cols, h: vec![0.0; len], c: other(), g: other() }
     }
 
-    fn clear(&mut self) {
-        [&mut self.h, &mut self.c, &mut self.g].into_iter().for_each(|m| m.fill(0.0));
+    fn sum_group(
+        &mut self,
+        inputs: &Inputs<'_>,
+        rows: &Rows<'_>,
+        group: usize,
+        scratch: &mut Scratch,
+    ) -> Result<(), ExecError> {
+        let k = self.cols;
+        let at = group * k * k..(group + 1) * k * k;
+        for start in (0..rows.len()).step_by(scratch.rows) {
+            let block = start..rows.len().min(start + scratch.rows);
+            let n = block.len();
+            let x = unfolded(inputs, inputs.fp, rows, group, block.clone(), &mut scratch.x_fp)?;
+            let Some(q) = inputs.q else {
+                cpu::gram_lower(x, n, k, &mut self.h[at.clone()]);
+                continue;
+            };
+            let x_q = unfolded(inputs, q, rows, group, block, &mut scratch.x_q)?;
+            cpu::gram_lower(x_q, n, k, &mut self.h[at.clone()]);
+            cpu::cross_gram(x, x_q, n, k, &mut self.c[at.clone()]);
+            cpu::gram_lower(x, n, k, &mut self.g[at.clone()]);
+        }
+        Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_order_and_split_of_shards_gives_the_same_integers() {
-        let mut draw = random::Stream::new(7, 0, 0);
-        let shards: Vec<Vec<f32>> = (0..9)
-            .map(|_| (0..25).map(|_| (draw.index(2_000_001) as f32 - 1e6) / 3.7e5).collect())
-            .collect();
-        let empty = || FixedSum::new(25, 900, 3.0, 3.0);
-        let mut forward = empty();
-        shards.iter().for_each(|s| forward.add(s));
-        let mut halves = (empty(), empty());
-        for (index, shard) in shards.iter().rev().enumerate() {
-            if index % 3 == 0 { halves.0.add(shard) } else { halves.1.add(shard) }
-        }
-        halves.1.merge(&halves.0);
-        assert_eq!(forward, halves.1);
+/// A block of rows: borrowed where the tensor already is the matrix.
+fn unfolded<'a>(
+    inputs: &Inputs<'_>,
+    x: &'a [f32],
+    rows: &Rows<'_>,
+    group: usize,
+    block: std::ops::Range<usize>,
+    scratch: &'a mut [f32],
+) -> Result<&'a [f32], ExecError> {
+    match rows.chosen {
+        Some(chosen) => inputs.unfolder.gather(x, group, &chosen[block], scratch)?,
+        None => match inputs.unfolder.borrow(x, block.clone()) {
+            Some(rows) => return Ok(rows),
+            None => inputs.unfolder.block(x, group, block, scratch)?,
+        },
     }
+    Ok(scratch)
+}
 
-    #[test]
-    fn sums_are_as_precise_as_f32_and_cannot_overflow_at_the_bound() {
-        let (count, peak) = (1u64 << 30, 1e18f32);
-        let mut sum = FixedSum::new(1, count, peak, peak);
-        // All products at the peak: the largest sum there can be.
-        let largest = count as f64 * f64::from(peak) * f64::from(peak);
-        sum.add(&[(largest / 2.0) as f32]);
-        sum.add(&[(largest / 2.0) as f32]);
-        let mut mean = [0.0];
-        sum.add_mean_to(1.0, &mut mean);
-        assert!((mean[0] / largest - 1.0).abs() < 1e-6, "{mean:?} {largest}");
+struct Scratch {
+    rows: usize,
+    x_fp: Vec<f32>,
+    x_q: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(cols: usize, both: bool) -> Self {
+        let rows = (BLOCK_ELEMENTS / cols.max(1)).clamp(BLOCK_ROWS_MIN, BLOCK_ROWS_MAX);
+        let x_q = if both { vec![0.0; rows * cols] } else { Vec::new() };
+        Self { rows, x_fp: vec![0.0; rows * cols], x_q }
     }
+}
 
-    #[test]
-    fn the_peak_of_a_nan_is_nan() {
-        assert_eq!(peak(&[1.0, -3.0, 2.0]), 3.0);
-        assert!(peak(&[1.0, f32::NAN, 5.0]).is_nan());
-        assert_eq!(peak(&[]), 0.0);
-    }
+/// Means of a layer's uses together (one use, for all but shared weights), one per group.
+pub fn means(uses: &[Arc<LayerStatistics>]) -> Vec<GroupMeans> {
+    let Some(first) = uses.first() else { return Vec::new() };
+    let total = uses.iter().map(|one| one.positions).sum::<u64>().max(1) as f64;
+    let groups = first.lock().groups.len();
+    (0..groups).map(|group| group_means(uses, group, first.cols, total)).collect()
+}
 
-    #[test]
-    fn sampled_positions_are_distinct_and_about_as_many_as_asked() {
-        for fraction in [1.0, 0.5, 0.3, 0.01] {
-            for shard in 0..5 {
-                let p = sampled_positions(1000, fraction, shard);
-                assert!(p.windows(2).all(|w| w[0] < w[1]));
-                assert!((p.len() as f32 - 1000.0 * fraction).abs() <= 1.0, "{fraction}: {}", p.len());
+/// Uses are added in their order, in f64: the integers of different uses may have different exponents.
+fn group_means(uses: &[Arc<LayerStatistics>], group: usize, cols: usize, total: f64) -> GroupMeans {
+    let mean = |pick: &dyn Fn(&GroupSums) -> &FixedGram| {
+        let mut sums = vec![0.0; cols * cols];
+        for one in uses {
+            if let Some(group) = one.lock().groups.get(group) {
+                pick(group).add_to(&mut sums);
             }
         }
+        sums.iter().map(|sum| (sum / total) as f32).collect::<Vec<f32>>()
+    };
+    let differs = uses.iter().any(|one| !one.same_streams);
+    GroupMeans {
+        h: mean(&|group| &group.h),
+        c: differs.then(|| mean(&|group| group.cross.as_ref().map_or(&group.h, |(c, _)| c))),
+        g: differs.then(|| mean(&|group| group.cross.as_ref().map_or(&group.h, |(_, g)| g))),
+        samples: group_samples(uses, group),
     }
+}
+
+fn group_samples(uses: &[Arc<LayerStatistics>], group: usize) -> SampleRows {
+    let mut all = SampleRows::default();
+    for one in uses {
+        for rows in one.lock().samples.values().filter_map(|groups| groups.get(group)) {
+            all.x_q.extend_from_slice(&rows.x_q);
+            all.x_fp.extend_from_slice(&rows.x_fp);
+        }
+    }
+    all
 }

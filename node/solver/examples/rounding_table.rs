@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p halfstep-solver --example rounding_table` prints, per layer and method, the output error relative
 //! to nearest rounding: on the calibration statistics and (after `/`) on the distribution they were drawn from, and
-//! the milliseconds of the solve. `-- tune` prints learning rate x lambda for few iterations instead.
+//! the milliseconds of the solve. `-- tune [iterations] [rates] [lambdas]` (comma-separated lists; `tune-samples` on
+//! minibatches) prints all layers over a grid of settings instead.
 //!
 //! Inputs: AR(1) Gaussian, low-rank plus noise, and the same after ReLU (a nonzero mean, as in real networks); the
 //! quantized stream has small errors of its own. Not here: real models (`benches`).
@@ -14,7 +15,7 @@ use std::time::Instant;
 use halfstep_compute::random::Stream;
 use halfstep_compute::{Cpu, cpu};
 use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, Scheme};
-use halfstep_solver::{Activation, GramView, RowProblem, Settings, Start, Statistics, Workspace, solve};
+use halfstep_solver::{Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Workspace, solve};
 
 /// How a layer's input is distributed.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +40,8 @@ struct Layer {
     encodings: Encodings,
     seen: Moments,
     unseen: Moments,
+    /// Positions of the quantized and the full-precision stream behind `seen`.
+    positions: [Vec<f32>; 2],
 }
 
 fn draw(input: Input, n: usize, cols: usize, mixing: &[f32], stream: &mut Stream) -> Vec<f32> {
@@ -84,13 +87,13 @@ fn layer(input: Input, bits: u8, n: usize, rows: usize, cols: usize, seed: u64) 
     let mut statistics = |n: usize| {
         let x = draw(input, n, cols, &mixing, &mut stream);
         let x_q: Vec<f32> = x.iter().map(|x| x + 0.05 * stream.normal_f32()).collect();
-        moments(&x, &x_q, n, cols)
+        (moments(&x, &x_q, n, cols), [x_q, x])
     };
-    let (seen, unseen) = (statistics(n), statistics(16 * cols));
+    let ((seen, positions), (unseen, _)) = (statistics(n), statistics(16 * cols));
     let range = RangeEstimator::MinMax;
     let spec = GridSpec { bits, scheme: Scheme::Symmetric, granularity: Granularity::PerChannel, range };
     let encodings = halfstep_quant::estimate(&spec, &w, rows, cols, None)?;
-    Ok(Layer { name: format!("{input:?} W{bits} {rows}x{cols} n={n}"), rows, cols, w, encodings, seen, unseen })
+    Ok(Layer { name: format!("{input:?} W{bits} {rows}x{cols} n={n}"), rows, cols, w, encodings, seen, unseen, positions })
 }
 
 /// `sum over rows of e H e' + 2 e (H - C')w' + k`, f32 products, f64 sums.
@@ -116,8 +119,13 @@ struct Outcome {
     sweeps: u32,
 }
 
-fn run(layer: &Layer, settings: &Settings) -> Result<Outcome, Box<dyn Error>> {
+fn run(layer: &Layer, settings: &Settings, on_samples: bool) -> Result<Outcome, Box<dyn Error>> {
     let Moments { h, c, g, n } = &layer.seen;
+    let [x_q, x_fp] = &layer.positions;
+    let statistics = match on_samples {
+        true => Statistics::Samples(SamplesView { x_q, x_fp, n: *n }),
+        false => Statistics::Gram(GramView { h, c, g_energy: Some(g), count: *n as f64 }),
+    };
     let problem = RowProblem {
         w: &layer.w,
         rows: layer.rows,
@@ -126,7 +134,7 @@ fn run(layer: &Layer, settings: &Settings) -> Result<Outcome, Box<dyn Error>> {
         bias: None,
         output_scale: 1.0,
         activation: Activation::Identity,
-        statistics: Statistics::Gram(GramView { h, c, g_energy: Some(g), count: *n as f64 }),
+        statistics,
         layer_key: 0,
         first_row: 0,
     };
@@ -163,19 +171,21 @@ fn table(layers: &[Layer]) -> Result<(), Box<dyn Error>> {
     methods.push(("gptq start".to_owned(), gptq(0, 0)));
     methods.push(("gptq start + refine".to_owned(), gptq(0, both(0).refine_sweeps)));
     methods.push(("gptq + adaround 300 + refine".to_owned(), gptq(300, both(0).refine_sweeps)));
-    let raw = Settings { normalize: false, refine_sweeps: 0, learning_rate: 1e-3, lambda: 0.01, ..both(1000) };
+    let raw = Settings { iterations: 1000, ..Settings::paper() };
     methods.push(("paper's lambda and rate, gram 1000".to_owned(), raw));
+    methods.push(("samples 1000 + refine".to_owned(), both(1000)));
+    methods.push(("samples 10000, paper's settings".to_owned(), Settings::paper()));
     for layer in layers {
         println!("{}", layer.name);
         for (name, settings) in &methods {
-            let Outcome { seen, unseen, ms, sweeps } = run(layer, settings)?;
+            let Outcome { seen, unseen, ms, sweeps } = run(layer, settings, name.starts_with("samples"))?;
             println!("  {name:36} {seen:.4} / {unseen:.4}  {ms:8.1} ms  {sweeps:3} sweeps");
         }
     }
     Ok(())
 }
 
-fn tune(layers: &[Layer], arguments: &[String]) -> Result<(), Box<dyn Error>> {
+fn tune(layers: &[Layer], on_samples: bool, arguments: &[String]) -> Result<(), Box<dyn Error>> {
     let numbers = |index: usize, default: &[f32]| match arguments.get(index) {
         Some(list) => list.split(',').map(str::parse).collect::<Result<Vec<f32>, _>>(),
         None => Ok(default.to_vec()),
@@ -188,7 +198,7 @@ fn tune(layers: &[Layer], arguments: &[String]) -> Result<(), Box<dyn Error>> {
                 for refine_sweeps in [0, refine_sweeps] {
                     let base = Settings { iterations: iterations as u32, refine_sweeps, ..Settings::default() };
                     let settings = Settings { learning_rate, lambda, ..base };
-                    let seen = layers.iter().map(|l| run(l, &settings).map(|o| o.seen)).collect::<Result<Vec<_>, _>>()?;
+                    let seen = layers.iter().map(|l| run(l, &settings, on_samples).map(|o| o.seen)).collect::<Result<Vec<_>, _>>()?;
                     let mean = seen.iter().map(|s| s.ln()).sum::<f64>() / seen.len() as f64;
                     print!(" | {:.4}:", mean.exp());
                     seen.iter().for_each(|seen| print!(" {seen:.3}"));
@@ -204,7 +214,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let layers = layers()?;
     match arguments.first().map(String::as_str) {
-        Some("tune") => tune(&layers, &arguments[1..]),
+        Some("tune") => tune(&layers, false, &arguments[1..]),
+        Some("tune-samples") => tune(&layers, true, &arguments[1..]),
         _ => table(&layers),
     }
 }

@@ -13,6 +13,8 @@
 mod candidates;
 mod check;
 mod error;
+#[cfg(test)]
+mod fixture;
 mod gptq;
 mod grid;
 mod problem;

@@ -199,7 +199,8 @@ impl<'a> Quadratic<'a> {
         for t in 0..settings.iterations {
             self.multiply(device, arrays)?;
             let (lambda, beta) = schedule::rounding(t, settings);
-            let args = StepArgs { lambda, beta, grad_scale: 2.0, beta1: std::env::var("B1").map_or(0.9, |s| s.parse().unwrap()), beta2: std::env::var("B2").map_or(0.999, |s| s.parse().unwrap()), ..StepArgs::adam(settings.learning_rate) };
+            let (beta1, beta2) = settings.adam;
+            let args = StepArgs { lambda, beta, beta1, beta2, grad_scale: 2.0, ..StepArgs::adam(settings.learning_rate) };
             let Arrays { low, delta, target, soft, product, v, m1, m2, .. } = arrays;
             let buffers = StepBuffers {
                 len: self.rows * self.cols,
@@ -295,4 +296,97 @@ fn column_norms(matrix: &[f32], cols: usize) -> Vec<f32> {
         squares.iter_mut().zip(line).for_each(|(square, value)| *square += value * value);
     }
     squares.iter().map(|square| square.sqrt()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Fixture, spec};
+    use crate::{Activation, Statistics, Workspace};
+    use halfstep_compute::Cpu;
+
+    fn with_quadratic(settings: &Settings, alpha: f32, test: impl Fn(&Fixture, &Cells, &Quadratic<'_>, &mut Workspace<halfstep_compute::CpuBuffer>)) {
+        let fixture = Fixture::new(3, 4, 9, 40, spec(4));
+        let moments = GramView { h: &fixture.h, c: &fixture.c, g_energy: Some(&fixture.g), count: 40.0 };
+        let problem = RowProblem {
+            w: &fixture.w,
+            rows: 4,
+            cols: 9,
+            encodings: &fixture.encodings,
+            bias: None,
+            output_scale: alpha,
+            activation: Activation::Identity,
+            statistics: Statistics::Gram(moments),
+            layer_key: 0,
+            first_row: 0,
+        };
+        let cells = Cells::new(&fixture.w, &fixture.encodings, &[false; 9]);
+        let mut workspace = Workspace::new();
+        let arrays = workspace.arrays(&Cpu, 4, 9).unwrap();
+        let quadratic = Quadratic::new(&Cpu, &problem, moments, &cells, settings, arrays).unwrap();
+        test(&fixture, &cells, &quadratic, &mut workspace);
+    }
+
+    #[test]
+    fn gradient_matches_finite_differences_of_the_damped_objective_in_row_units() {
+        for (normalize, damping) in [(true, 0.0), (true, 0.05), (false, 0.01)] {
+            let settings = Settings { normalize, damping, ..Settings::default() };
+            with_quadratic(&settings, 1.5, |fixture, cells, quadratic, workspace| {
+                let arrays = workspace.arrays(&Cpu, 4, 9).unwrap();
+                quadratic.load(&Cpu, cells, arrays).unwrap();
+                let start: Vec<f32> = (0..36).map(|i| (i % 7) as f32 / 7.0).collect();
+                quadratic.begin(&Cpu, &start, cells, arrays).unwrap();
+                quadratic.multiply(&Cpu, arrays).unwrap();
+                let loss = |row: usize, errors: &[f64]| {
+                    let rounded: Vec<f32> = (0..9).map(|j| (f64::from(fixture.w[row * 9 + j]) + errors[j]) as f32).collect();
+                    let square: f64 = errors.iter().map(|e| e * e).sum();
+                    let unit = f64::from(quadratic.unit[row]);
+                    unit * unit * (fixture.objective(row, &rounded, |y| y) + f64::from(quadratic.damping) * square)
+                };
+                for row in 0..4 {
+                    let unit = f64::from(quadratic.unit[row]);
+                    let errors: Vec<f64> = (0..9).map(|j| f64::from(arrays.soft[row * 9 + j]) / unit).collect();
+                    for j in 0..9 {
+                        let moved = |by: f64| {
+                            let mut errors = errors.clone();
+                            errors[j] += by;
+                            loss(row, &errors)
+                        };
+                        // The step multiplies by delta in row units: one unit is already in the product, one comes there.
+                        let want = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+                        let got = 2.0 * unit * f64::from(arrays.product[row * 9 + j] - arrays.target[row * 9 + j]);
+                        assert!((got - want).abs() <= 1e-3 * want.abs().max(unit * unit * 0.1), "[{row}, {j}]: {got} for {want}");
+                    }
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn values_are_the_objective_by_definition() {
+        with_quadratic(&Settings::default(), 2.0, |fixture, cells, quadratic, workspace| {
+            let arrays = workspace.arrays(&Cpu, 4, 9).unwrap();
+            quadratic.load(&Cpu, cells, arrays).unwrap();
+            let values = quadratic.evaluate(&Cpu, cells, &cells.nearest_up, arrays).unwrap();
+            let rounded = fixture.encodings.fake_quantize(&fixture.w);
+            for (row, value) in values.iter().enumerate() {
+                let want = 4.0 * fixture.objective(row, &rounded[row * 9..][..9], |y| y);
+                let got = quadratic.full(row, value.plain, 2.0);
+                assert!((got - want).abs() < 1e-4 * want, "row {row}: {got} for {want}");
+                let exact = quadratic.exact(row, |j| cells.error(row * 9 + j, cells.nearest_up[row * 9 + j]));
+                assert!((exact - value.plain).abs() <= value.uncertainty, "row {row}: {exact} and {value:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn row_units_make_expected_nearest_noise_one_per_weight_whatever_the_scale() {
+        with_quadratic(&Settings::default(), 1.0, |fixture, cells, quadratic, _| {
+            for row in 0..4 {
+                let delta = &cells.delta[row * 9..][..9];
+                let noise: f32 = delta.iter().enumerate().map(|(j, d)| d * d * fixture.h[j * 10] / 12.0).sum();
+                assert!((noise * quadratic.unit[row].powi(2) / 9.0 - 1.0).abs() < 1e-4);
+            }
+        });
+    }
 }

@@ -273,3 +273,115 @@ impl<B: Send + Sync> Minibatch<B> {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Fixture, spec};
+    use crate::{Statistics, Workspace};
+    use halfstep_compute::{Cpu, CpuBuffer};
+
+    /// A fixture's problem under the samples objective.
+    fn problem<'a>(fixture: &'a Fixture, activation: crate::Activation, bias: &'a [f32], alpha: f32) -> RowProblem<'a> {
+        RowProblem {
+            w: &fixture.w,
+            rows: fixture.rows,
+            cols: fixture.cols,
+            encodings: &fixture.encodings,
+            bias: Some(bias),
+            output_scale: alpha,
+            activation,
+            statistics: Statistics::Samples(view(fixture)),
+            layer_key: 0,
+            first_row: 0,
+        }
+    }
+
+    fn view(fixture: &Fixture) -> SamplesView<'_> {
+        SamplesView { x_q: &fixture.x_q, x_fp: &fixture.x_fp, n: fixture.n }
+    }
+
+    const ROWS: usize = 3;
+    const COLS: usize = 5;
+    const ALPHA: f32 = 1.25;
+
+    /// Loss of all rows in row units over the drawn positions, by definition: f64 except for the activation.
+    fn loss(fixture: &Fixture, problem: &RowProblem<'_>, factors: &[f64], indices: &[u32], weights: &[f64]) -> f64 {
+        let activations = problem.activation.per_row(ROWS).unwrap();
+        let output = |row: usize, dot: f64| {
+            let mut y = [(f64::from(ALPHA) * dot) as f32 + problem.bias.unwrap()[row]];
+            activations[row.min(activations.len() - 1)].apply(&mut y);
+            f64::from(y[0])
+        };
+        let mut sum = 0.0;
+        for &index in indices {
+            let at = |x: &[f32], j: usize| f64::from(x[index as usize * COLS + j]);
+            for row in 0..ROWS {
+                let dot = |w: &dyn Fn(usize) -> f64, x: &[f32]| (0..COLS).map(|j| w(row * COLS + j) * at(x, j)).sum();
+                let y = output(row, dot(&|i| f64::from(fixture.w[i]), &fixture.x_fp));
+                sum += factors[row] * (output(row, dot(&|i| weights[i], &fixture.x_q)) - y).powi(2);
+            }
+        }
+        sum / indices.len() as f64
+    }
+
+    fn check_gradient(activation: crate::Activation) {
+        let fixture = Fixture::new(8, ROWS, COLS, 24, spec(3));
+        let bias = [0.2, -0.3, 0.1];
+        let problem = problem(&fixture, activation, &bias, ALPHA);
+        let moments = Moments::of(&Cpu, view(&fixture), COLS).unwrap();
+        let cells = Cells::new(&fixture.w, &fixture.encodings, &[false; COLS]);
+        let mut workspace: Workspace<CpuBuffer> = Workspace::new();
+        let arrays = workspace.arrays(&Cpu, ROWS, COLS).unwrap();
+        let quadratic = Quadratic::new(&Cpu, &problem, moments.view(), &cells, &Settings::default(), arrays).unwrap();
+        let samples = Samples::new(&Cpu, &problem, view(&fixture)).unwrap();
+        let mut batch = Minibatch::new(&Cpu, &samples, &quadratic, 7).unwrap();
+        batch.indices.copy_from_slice(&[3, 0, 23, 11, 7, 8, 15]);
+        let soft: Vec<f32> = fixture.w.iter().enumerate().map(|(i, w)| w + 0.2 * (i as f32).sin()).collect();
+        Cpu.write(&soft, &mut arrays.soft).unwrap();
+        batch.gather(&Cpu, &samples).unwrap();
+        batch.gradient(&Cpu, &samples, arrays).unwrap();
+        let factors: Vec<f64> = quadratic.unit.iter().map(|unit| f64::from(unit / ALPHA).powi(2)).collect();
+        let weights: Vec<f64> = soft.iter().map(|w| f64::from(*w)).collect();
+        for index in 0..ROWS * COLS {
+            let moved = |by: f64| {
+                let mut weights = weights.clone();
+                weights[index] += by;
+                loss(&fixture, &problem, &factors, &batch.indices, &weights)
+            };
+            // Smooth over 2e-3; positions within that of a kink would show as an error of the order of their share.
+            let want = (moved(1e-3) - moved(-1e-3)) / 2e-3;
+            let got = 2.0 / 7.0 * f64::from(arrays.product[index]);
+            assert!((got - want).abs() < 0.01 * want.abs().max(1.0), "{:?} {index}: {got} for {want}", problem.activation);
+        }
+    }
+
+    #[test]
+    fn gradient_matches_finite_differences_for_every_activation() {
+        use crate::Activation;
+        for activation in [
+            Activation::Identity,
+            Activation::Relu,
+            Activation::Clip { min: 0.0, max: 6.0 },
+            Activation::LeakyRelu { slope: 0.1 },
+            Activation::PRelu { slope: vec![0.1, 0.3, -0.2] },
+            Activation::Sigmoid,
+            Activation::Tanh,
+            Activation::HardSwish,
+            Activation::Silu,
+            Activation::Gelu,
+            Activation::GeluTanh,
+        ] {
+            check_gradient(activation);
+        }
+    }
+
+    #[test]
+    fn moments_are_those_of_the_positions() {
+        let fixture = Fixture::new(1, 1, 6, 700, spec(4));
+        let moments = Moments::of(&Cpu, view(&fixture), 6).unwrap();
+        for (got, want) in [(&moments.h, &fixture.h), (&moments.c, &fixture.c), (&moments.g, &fixture.g)] {
+            assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-4), "{got:?} for {want:?}");
+        }
+    }
+}

@@ -49,6 +49,11 @@ pub struct Settings {
     pub iterations: u32,
     /// Adam's learning rate on the rounding variables.
     pub learning_rate: f32,
+    /// Adam's decays of the first and second moment for full-batch gradients (gram objective). Minibatches always use
+    /// Adam's own 0.9 and 0.999.
+    ///
+    /// Deviation: exact gradients need no long memory; (0.8, 0.9) reaches in 300 iterations what (0.9, 0.999) does in 1,000.
+    pub adam: (f32, f32),
     /// Annealing exponent of the rounding loss, from and to. The paper's (20, 2).
     pub beta: (f32, f32),
     /// Fraction of the iterations without rounding loss, in [0, 1).
@@ -76,13 +81,14 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             iterations: 300,
-            learning_rate: 3e-2,
+            learning_rate: 0.1,
+            adam: (0.8, 0.9),
             beta: (20.0, 2.0),
             warm_start: 0.2,
             lambda: 3.0,
             normalize: true,
             batch: 32,
-            damping: 1e-3,
+            damping: 5e-2,
             start: Start::Nearest,
             refine_sweeps: 30,
             seed: 0,
@@ -96,6 +102,7 @@ impl Settings {
         Self {
             iterations: 10_000,
             learning_rate: 1e-3,
+            adam: (0.9, 0.999),
             lambda: 0.01,
             normalize: false,
             damping: 0.0,
@@ -118,6 +125,9 @@ impl Settings {
         check("lambda", self.lambda, non_negative(self.lambda), "a finite number >= 0")?;
         check("damping", self.damping, non_negative(self.damping), "a finite number >= 0")?;
         check("warm-start", self.warm_start, (0.0..1.0).contains(&self.warm_start), "in [0, 1)")?;
+        for decay in [self.adam.0, self.adam.1] {
+            check("adam", decay, (0.0..1.0).contains(&decay), "decays in [0, 1)")?;
+        }
         for beta in [self.beta.0, self.beta.1] {
             check("beta", beta, beta.is_finite() && beta >= 1.0, "finite numbers >= 1")?;
         }
@@ -143,6 +153,7 @@ mod tests {
             ("lambda", Settings { lambda: -1.0, ..base() }),
             ("damping", Settings { damping: f32::INFINITY, ..base() }),
             ("warm-start", Settings { warm_start: 1.0, ..base() }),
+            ("adam", Settings { adam: (0.9, 1.0), ..base() }),
             ("beta", Settings { beta: (20.0, 0.5), ..base() }),
             ("batch", Settings { batch: 0, ..base() }),
         ];

@@ -22,7 +22,7 @@ pub(super) fn write(path: &Path, tensor: &Tensor) -> Result<(), ExecError> {
     written.map_err(|source| {
         // The first error is the one worth reporting; the file may not even exist.
         let _ = std::fs::remove_file(&staged);
-        ExecError::Io { path: path.to_path_buf(), action: "write carry file", source }
+        ExecError::Storage { path: path.to_path_buf(), action: "write carry file", source }
     })
 }
 
@@ -49,23 +49,23 @@ fn stage(path: &Path, tensor: &Tensor) -> io::Result<()> {
     out.inner.flush()
 }
 
-/// Reads a tensor back. `name`: for messages; `expected`: what was written there.
+/// Reads a tensor back. `expected`: what was written there.
 ///
 /// # Errors
-/// `Io`; `Corrupt` if anything differs from what was written.
-pub(super) fn read(path: &Path, name: &str, expected: &Shape) -> Result<Tensor, ExecError> {
+/// `Storage`; `Damaged` if anything differs from what was written.
+pub(super) fn read(path: &Path, expected: &Shape) -> Result<Tensor, ExecError> {
     let fault = |fault| match fault {
         Fault::Io(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
-            ExecError::Io { path: path.to_path_buf(), action: "read carry file", source }
+            ExecError::Storage { path: path.to_path_buf(), action: "read carry file", source }
         }
-        Fault::Io(_) => corrupt(path, name, "it ends early".to_owned()),
-        Fault::Damage(problem) => corrupt(path, name, problem),
+        Fault::Io(_) => damaged(path, "it ends early".to_owned()),
+        Fault::Damage(problem) => damaged(path, problem),
     };
     decode(path, expected).map_err(fault)
 }
 
-fn corrupt(path: &Path, name: &str, problem: String) -> ExecError {
-    ExecError::Corrupt { path: path.to_path_buf(), tensor: name.to_owned(), problem }
+fn damaged(path: &Path, what: String) -> ExecError {
+    ExecError::Damaged { path: path.to_path_buf(), what }
 }
 
 /// Type and dimensions of a spilled tensor, kept in memory.

@@ -3,4 +3,4 @@
 mod file;
 mod store;
 
-pub use store::{CarryKey, CarryStats, CarryStore, Stream};
+pub use store::{CarryKey, CarryStore, CarryUse, Stream};

@@ -34,11 +34,27 @@ enum Kind {
 }
 
 impl Unfolder {
-    /// Prepares for tensors of `shape`.
+    /// Prepares for a float tensor and all others of its shape. `name`: the tensor's, for messages.
     ///
     /// # Errors
-    /// `Shape` if the shape does not belong to a layer of that many columns and groups; `Geometry`.
-    pub fn new(unfold: &Unfold, shape: &[usize], cols: usize, groups: usize) -> Result<Self, ExecError> {
+    /// `Tensor` if it is not f32 or not the input of a layer of that many columns and groups; `Geometry`.
+    pub fn new(
+        name: &str,
+        unfold: &Unfold,
+        tensor: &Tensor,
+        cols: usize,
+        groups: usize,
+    ) -> Result<Self, ExecError> {
+        floats(name, tensor)?;
+        Self::of_shape(unfold, &tensor.shape, cols, groups).map_err(|error| match error {
+            ExecError::Tensor { expected, actual, .. } => {
+                ExecError::Tensor { name: name.to_owned(), expected, actual }
+            }
+            other => other,
+        })
+    }
+
+    fn of_shape(unfold: &Unfold, shape: &[usize], cols: usize, groups: usize) -> Result<Self, ExecError> {
         let elements = product(shape)?;
         if cols == 0 || groups == 0 {
             return Err(mismatch(shape, "a layer with columns and groups"));
@@ -71,11 +87,11 @@ impl Unfolder {
     /// Writes the rows `range` of `group` to `out: [range.len(), cols]`.
     ///
     /// # Errors
-    /// `Shape` if `x` is not of the shape prepared for, or the range, the group or `out` do not fit.
+    /// `Internal` if `x` is not of the shape prepared for, or the range, the group or `out` do not fit.
     pub fn block(&self, x: &[f32], group: usize, range: Range<usize>, out: &mut [f32]) -> Result<(), ExecError> {
         self.check(x, group, range.len(), out)?;
         if range.start > range.end || range.end > self.positions {
-            return Err(ExecError::shape("unfold", format!("expected positions within 0..{}, found {range:?}", self.positions)));
+            return Err(ExecError::Internal(format!("unfold: positions {range:?} of {}", self.positions)));
         }
         if range.is_empty() {
             return Ok(());
@@ -106,10 +122,9 @@ impl Unfolder {
         if x.len() == self.elements && group < self.groups && fits {
             return Ok(());
         }
-        Err(ExecError::shape(
-            "unfold",
+        Err(ExecError::Internal(
             format!(
-                "expected {} elements, a group below {} and room for {rows} rows of {}, found {} elements, group {group} and room for {} elements",
+                "unfold: expected {} elements, a group below {} and room for {rows} rows of {}, found {} elements, group {group} and room for {} elements",
                 self.elements, self.groups, self.cols, x.len(), out.len()
             ),
         ))
@@ -122,7 +137,7 @@ fn product(shape: &[usize]) -> Result<usize, ExecError> {
 }
 
 pub(crate) fn mismatch(shape: &[usize], expected: impl Into<String>) -> ExecError {
-    ExecError::shape("layer input", format!("expected {}, found shape {shape:?}", expected.into()))
+    ExecError::Tensor { name: String::new(), expected: expected.into(), actual: format!("shape {shape:?}") }
 }
 
 fn rows(shape: &[usize], cols: usize, groups: usize) -> Result<usize, ExecError> {
@@ -157,35 +172,10 @@ fn conv(geometry: &Geometry, shape: &[usize], cols: usize, groups: usize) -> Res
     Ok((positions, Kind::Windows(windows)))
 }
 
-/// Rows of the unfolded input: the positions one tensor of `input_shape` contributes.
-///
-/// # Errors
-/// As [`Unfolder::new`].
-pub fn positions(unfold: &Unfold, input_shape: &[usize], cols: usize, groups: usize) -> Result<usize, ExecError> {
-    Ok(Unfolder::new(unfold, input_shape, cols, groups)?.positions())
-}
-
-/// One block of rows `[range.len(), cols]` of one group; [`Unfolder`] does the same for many blocks of one shape.
-///
-/// # Errors
-/// As [`Unfolder::new`], [`Unfolder::block`]; `Tensor` unless the tensor is f32.
-pub fn unfold_block(
-    unfold: &Unfold,
-    x: &Tensor,
-    cols: usize,
-    groups: usize,
-    group: usize,
-    range: Range<usize>,
-    out: &mut [f32],
-) -> Result<(), ExecError> {
-    let values = floats("layer input", x)?;
-    Unfolder::new(unfold, &x.shape, cols, groups)?.block(values, group, range, out)
-}
-
 /// The elements of a float tensor.
 pub(crate) fn floats<'a>(name: &str, tensor: &'a Tensor) -> Result<&'a [f32], ExecError> {
     tensor.as_f32().ok_or_else(|| ExecError::Tensor {
-        tensor: name.to_owned(),
+        name: name.to_owned(),
         expected: "32-bit floats as a layer's input".into(),
         actual: tensor.dtype().to_string(),
     })

@@ -1,14 +1,12 @@
-//! What the commands ask for, and its answers: the one seam between the command line and the machinery behind it.
+//! What the commands answer: events while running, then plain rows to render.
 //!
-//! In: a [`RunConfig`] or paths. Out: events while running, then plain rows to render.
-//! Not here: rendering (`render`), parsing (`args`).
+//! Not here: getting the answers (`quantize`, `survey`, `eval`), rendering (`render`), parsing (`args`).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::config::{DataConfig, RunConfig};
-use crate::exit::CliError;
+use crate::config::DataConfig;
 
 /// What happens during `quantize`, in order.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -176,34 +174,4 @@ pub(crate) struct EvalRow {
     /// Of the outputs against the reference's; infinite if equal, `None` without a reference.
     pub(crate) sqnr_db: Option<f64>,
     pub(crate) seconds: f64,
-}
-
-/// Quantizes a network.
-///
-/// # Errors
-/// Whatever stops the whole job; a layer that fails is part of the outcome.
-pub(crate) fn quantize(
-    _config: &RunConfig,
-    _events: &(dyn Fn(Progress) + Sync),
-) -> Result<QuantizeOutcome, CliError> {
-    Err(not_wired())
-}
-
-/// Plans without computing.
-pub(crate) fn plan(_config: &RunConfig) -> Result<PlanReport, CliError> {
-    Err(not_wired())
-}
-
-/// Lists layers.
-pub(crate) fn inspect(_model: &Path, _fold_batch_norm: bool) -> Result<InspectReport, CliError> {
-    Err(not_wired())
-}
-
-/// Measures networks; the reference, if any, is the first row.
-pub(crate) fn eval(_request: &EvalRequest) -> Result<Vec<EvalRow>, CliError> {
-    Err(not_wired())
-}
-
-fn not_wired() -> CliError {
-    CliError::internal("not wired")
 }

@@ -1,0 +1,23 @@
+//! Which engine runs ONNX graphs, and on how many cores.
+
+use std::path::Path;
+
+use halfstep_agent::{Engine, RtenEngine};
+
+use crate::exit::CliError;
+
+/// The embedded engine, or ONNX Runtime from the library named.
+///
+/// # Errors
+/// Bad input if the library cannot be used.
+pub(crate) fn open(onnxruntime: Option<&Path>) -> Result<Box<dyn Engine>, CliError> {
+    match onnxruntime {
+        None => Ok(Box::new(RtenEngine)),
+        Some(path) => Err(CliError::bad_input(format!("onnxruntime library `{}`: not wired yet", path.display()))),
+    }
+}
+
+/// Cores this process may use.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
