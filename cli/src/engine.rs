@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use halfstep_agent::{Engine, RtenEngine};
+use halfstep_agent::{Engine, OrtEngine, RtenEngine};
 
 use crate::exit::CliError;
 
@@ -12,8 +12,10 @@ use crate::exit::CliError;
 /// Bad input if the library cannot be used.
 pub(crate) fn open(onnxruntime: Option<&Path>) -> Result<Box<dyn Engine>, CliError> {
     match onnxruntime {
-        None => Ok(Box::new(RtenEngine)),
-        Some(path) => Err(CliError::bad_input(format!("onnxruntime library `{}`: not wired yet", path.display()))),
+        None => Ok(Box::new(RtenEngine::default())),
+        Some(path) => Ok(Box::new(OrtEngine::open(path).map_err(|error| {
+            CliError::bad_input(error).hint("name the shared library itself, libonnxruntime.so.1.x")
+        })?)),
     }
 }
 

@@ -12,5 +12,5 @@ mod program;
 mod transit;
 
 pub use forward::{Forward, ForwardError};
-pub use halfstep_exec::{CarryUse, CountingEngine, Engine, ExecError, NodeCounts, RtenEngine};
+pub use halfstep_exec::{CarryUse, CountingEngine, Engine, ExecError, NodeCounts, OrtEngine, RtenEngine};
 pub use local::{LocalNode, NodeOptions};

@@ -52,7 +52,11 @@ impl NodeNames {
 
     /// The node and operator whose name occurs in an engine's message.
     pub(crate) fn find_in(&self, message: &str) -> (String, String) {
-        let quoted = |name: &str| [('"', '"'), ('\'', '\''), ('(', ')'), ('`', '`')].iter().any(|(a, b)| message.contains(&format!("{a}{name}{b}")));
+        let quoted = |name: &str| {
+            [('"', '"'), ('\'', '\''), ('(', ')'), ('`', '`')]
+                .iter()
+                .any(|(a, b)| message.contains(&format!("{a}{name}{b}")))
+        };
         let mut hits: Vec<_> = self.op_types.iter().filter(|(name, _)| quoted(name)).collect();
         hits.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
         hits.first().map_or_else(Default::default, |(name, op)| ((*name).clone(), (*op).clone()))

@@ -63,7 +63,9 @@ pub enum ExecError {
         actual: String,
     },
     /// An integer the engine cannot hold.
-    #[error("tensor `{name}`: element {index} is {value}, outside the 32-bit integers that {engine} computes with")]
+    #[error(
+        "tensor `{name}`: element {index} is {value}, outside the 32-bit integers that {engine} computes with"
+    )]
     IntegerRange {
         /// Its name.
         name: String,
@@ -75,7 +77,9 @@ pub enum ExecError {
         engine: String,
     },
     /// Inputs whose products cannot be summed.
-    #[error("layer `{name}`: the largest absolute input is {peak}, expected finite inputs with finite sums of squares")]
+    #[error(
+        "layer `{name}`: the largest absolute input is {peak}, expected finite inputs with finite sums of squares"
+    )]
     NonFinite {
         /// The layer.
         name: String,

@@ -119,7 +119,9 @@ impl FixedGram {
         if worst <= limit {
             return Ok(());
         }
-        Err(ExecError::Internal(format!("fixed-point sum: an entry of {worst:e} units, expected at most 2^62")))
+        Err(ExecError::Internal(format!(
+            "fixed-point sum: an entry of {worst:e} units, expected at most 2^62"
+        )))
     }
 
     /// Adds another matrix; exact.
@@ -182,9 +184,13 @@ mod tests {
 
     #[test]
     fn the_exponent_is_the_largest_that_keeps_the_bound() {
-        for (count, x, y) in
-            [(1u64, 1.0f32, 1.0f32), (800_000, 6.0, 5.9), (3, 1e-38, 1e-38), (1 << 40, 3e38, 3e38), (7, 0.3, 1e-44)]
-        {
+        for (count, x, y) in [
+            (1u64, 1.0f32, 1.0f32),
+            (800_000, 6.0, 5.9),
+            (3, 1e-38, 1e-38),
+            (1 << 40, 3e38, 3e38),
+            (7, 0.3, 1e-44),
+        ] {
             let e = exponent(count, x, y).unwrap();
             let bound = |e: i32| count as f64 * f64::from(x) * f64::from(y) * 2f64.powi(e);
             assert!(bound(e) < 2f64.powi(62), "{count} {x} {y}: {e}");

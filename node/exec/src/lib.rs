@@ -11,6 +11,7 @@ mod error;
 mod fixed_gram;
 mod ort_engine;
 mod rten_engine;
+mod rten_repair;
 mod statistics;
 mod unfold;
 

@@ -8,32 +8,44 @@ use crate::engine::{Engine, NodeNames, Session};
 use crate::error::ExecError;
 use bytes::Bytes;
 use halfstep_model::{Data, Model, Tensor};
+use ort::environment::Environment;
+use ort::logging::LogLevel;
 use ort::session::{Session as Inner, SessionInputValue};
 
 use ort::value::{DynValue, TensorElementType as Element, TensorRef, ValueType};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 const NAME: &str = "ONNX Runtime";
 
+/// The library this process has loaded: there can be one, and one environment in it.
+static LOADED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
+
 /// ONNX Runtime from a shared library. The process can hold one such library: the first that was loaded stays.
+#[derive(Clone)]
 pub struct OrtEngine {
-    environment: ort::environment::Environment,
+    library: PathBuf,
+    environment: Environment,
 }
 
 impl OrtEngine {
-    /// Loads the library.
+    /// Loads the library, or takes it as it is if it is loaded already.
     ///
     /// # Errors
-    /// `Library` if the file is missing, is no ONNX Runtime or is too old.
+    /// `Library` if the file is missing, is no ONNX Runtime or too old, or if another library is loaded already.
     pub fn open(library: impl AsRef<Path>) -> Result<Self, ExecError> {
         let path = library.as_ref();
         let refuse = |reason: String| ExecError::Library { path: path.to_path_buf(), reason };
         // `ort` takes a relative path from the executable's folder; ours is the user's, from where they stand.
-        let absolute = std::fs::canonicalize(path).map_err(|error| refuse(error.to_string()))?;
-        let builder = ort::init_from(&absolute).map_err(|error| refuse(error.to_string()))?;
-        let environment = builder.with_name("halfstep").with_telemetry(false).build();
-        Ok(Self { environment: environment.map_err(|error| refuse(error.to_string()))? })
+        let library = std::fs::canonicalize(path).map_err(|error| refuse(error.to_string()))?;
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let environment = match loaded.as_ref() {
+            Some((known, environment)) if *known == library => environment.clone(),
+            Some((known, _)) => return Err(refuse(format!("this process already uses {}", known.display()))),
+            None => environment(&library).map_err(refuse)?,
+        };
+        *loaded = Some((library.clone(), environment.clone()));
+        Ok(Self { library, environment })
     }
 
     fn session(&self, model: &[u8]) -> Result<Inner, String> {
@@ -47,13 +59,24 @@ impl OrtEngine {
     }
 }
 
+fn environment(library: &Path) -> Result<Environment, String> {
+    let builder = ort::init_from(library).map_err(text)?;
+    let environment = builder.with_name("halfstep").with_telemetry(false).build().map_err(text)?;
+    // What goes wrong comes back as an error; a library does not print.
+    environment.set_log_level(LogLevel::Fatal);
+    Ok(environment)
+}
+
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
 impl Engine for OrtEngine {
     fn name(&self) -> String {
-        NAME.to_owned()
+        match self.library.file_name() {
+            Some(file) => format!("{NAME} ({})", file.to_string_lossy()),
+            None => NAME.to_owned(),
+        }
     }
 
     fn load(&self, model: Bytes) -> Result<Box<dyn Session>, ExecError> {
@@ -62,8 +85,7 @@ impl Engine for OrtEngine {
             let (node, op_type) = nodes.find_in(&reason);
             ExecError::Load { engine: NAME.into(), node, op_type, reason }
         })?;
-        let engine = Self { environment: self.environment.clone() };
-        Ok(Box::new(OrtSession { engine, model, nodes, idle: Mutex::new(vec![first]) }))
+        Ok(Box::new(OrtSession { engine: self.clone(), model, nodes, idle: Mutex::new(vec![first]) }))
     }
 }
 
@@ -165,7 +187,8 @@ fn from_ort(name: &str, value: &DynValue) -> Result<Tensor, ExecError> {
     };
     macro_rules! extract {
         ($t:ty, $variant:ident) => {{
-            let (shape, data) = value.try_extract_tensor::<$t>().map_err(|error| refuse(error.to_string()))?;
+            let (shape, data) =
+                value.try_extract_tensor::<$t>().map_err(|error| refuse(error.to_string()))?;
             (shape.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect(), Data::$variant(data.to_vec()))
         }};
     }

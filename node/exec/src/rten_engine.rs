@@ -7,6 +7,7 @@
 
 use crate::engine::{Engine, NodeNames, Session};
 use crate::error::ExecError;
+use crate::rten_repair::repaired;
 use bytes::Bytes;
 use halfstep_model::{Data, Model, Tensor};
 use rten::{ModelOptions, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
@@ -28,12 +29,13 @@ impl Default for RtenEngine {
 }
 
 impl RtenEngine {
-    /// The engine with graph optimisations on: rten guarantees that they keep a model's inputs and outputs.
+    /// The engine without graph optimisations: on convolutional networks they gain nothing measurable.
     pub fn new() -> Self {
-        Self::with_optimization(true)
+        Self::with_optimization(false)
     }
 
-    /// With or without graph optimisations (fusions, constant propagation).
+    /// With or without graph optimisations (fusions, constant propagation); rten guarantees that they keep a model's
+    /// inputs and outputs.
     pub fn with_optimization(optimize: bool) -> Self {
         Self { optimize, pools: Arc::default() }
     }
@@ -45,10 +47,12 @@ impl Engine for RtenEngine {
     }
 
     fn load(&self, model: Bytes) -> Result<Box<dyn Session>, ExecError> {
-        let nodes = NodeNames::of(&Model::from_bytes(model.clone())?);
+        let mut parsed = Model::from_bytes(model.clone())?;
+        let nodes = NodeNames::of(&parsed);
         let mut options = ModelOptions::with_all_ops();
         options.enable_optimization(self.optimize).prepack_weights(true);
-        let model = options.load(model.to_vec()).map_err(|error| load_error(&error, &nodes))?;
+        let bytes = repaired(&mut parsed, NAME)?.unwrap_or(model);
+        let model = options.load(bytes.to_vec()).map_err(|error| load_error(&error, &nodes))?;
         Ok(Box::new(RtenSession { model, nodes, pools: Arc::clone(&self.pools) }))
     }
 }

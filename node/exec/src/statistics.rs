@@ -124,7 +124,8 @@ impl LayerStatistics {
         let gram = |part, a: f32, b: f32| -> Result<FixedGram, ExecError> {
             let bound = positions as f64 * f64::from(a) * f64::from(b);
             let exponent = exponent(positions, a, b).filter(|_| bound <= SUM_MAX);
-            let peak = if b.is_finite() && b.abs() <= a.abs() { a } else { b };
+            // NaN compares greater than everything, which is the one to name.
+            let peak = if a.abs().total_cmp(&b.abs()).is_gt() { a } else { b };
             let exponent = exponent.ok_or_else(|| ExecError::NonFinite { name: layer.name.clone(), peak })?;
             Ok(FixedGram::new(layer.cols, part, exponent))
         };
@@ -152,7 +153,10 @@ impl LayerStatistics {
     ) -> Result<(), ExecError> {
         let inputs = Inputs::new(layer, input, fp, q)?;
         if inputs.q.is_none() != self.same_streams {
-            return Err(ExecError::Internal(format!("layer `{}`: its streams part in some shards only", layer.name)));
+            return Err(ExecError::Internal(format!(
+                "layer `{}`: its streams part in some shards only",
+                layer.name
+            )));
         }
         let positions = match self.sampling.fraction < 1.0 {
             true => Some(sampled_positions(inputs.unfolder.positions(), self.sampling.fraction, shard)),

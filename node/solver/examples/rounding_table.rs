@@ -15,7 +15,9 @@ use std::time::Instant;
 use halfstep_compute::random::Stream;
 use halfstep_compute::{Cpu, cpu};
 use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, Scheme};
-use halfstep_solver::{Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Workspace, solve};
+use halfstep_solver::{
+    Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Workspace, solve,
+};
 
 /// How a layer's input is distributed.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +62,19 @@ fn draw(input: Input, n: usize, cols: usize, mixing: &[f32], stream: &mut Stream
         Input::LowRank { rank, noise } | Input::Rectified { rank, noise } => {
             let factors = normals(n * rank);
             let mut x = normals(n * cols);
-            cpu::matmul(n, cols, rank, 1.0 / (rank as f32).sqrt(), &factors, rank, mixing, cols, noise, &mut x, cols);
+            cpu::matmul(
+                n,
+                cols,
+                rank,
+                1.0 / (rank as f32).sqrt(),
+                &factors,
+                rank,
+                mixing,
+                cols,
+                noise,
+                &mut x,
+                cols,
+            );
             if matches!(input, Input::Rectified { .. }) {
                 x.iter_mut().for_each(|value| *value = value.max(0.0));
             }
@@ -80,7 +94,14 @@ fn moments(x: &[f32], x_q: &[f32], n: usize, cols: usize) -> Moments {
     Moments { h, c, g, n }
 }
 
-fn layer(input: Input, bits: u8, n: usize, rows: usize, cols: usize, seed: u64) -> Result<Layer, Box<dyn Error>> {
+fn layer(
+    input: Input,
+    bits: u8,
+    n: usize,
+    rows: usize,
+    cols: usize,
+    seed: u64,
+) -> Result<Layer, Box<dyn Error>> {
     let mut stream = Stream::new(seed, 0, 0);
     let w: Vec<f32> = (0..rows * cols).map(|_| 0.05 * stream.normal_f32()).collect();
     let mixing: Vec<f32> = (0..cols * cols).map(|_| stream.normal_f32()).collect();
@@ -93,7 +114,16 @@ fn layer(input: Input, bits: u8, n: usize, rows: usize, cols: usize, seed: u64) 
     let range = RangeEstimator::MinMax;
     let spec = GridSpec { bits, scheme: Scheme::Symmetric, granularity: Granularity::PerChannel, range };
     let encodings = halfstep_quant::estimate(&spec, &w, rows, cols, None)?;
-    Ok(Layer { name: format!("{input:?} W{bits} {rows}x{cols} n={n}"), rows, cols, w, encodings, seen, unseen, positions })
+    Ok(Layer {
+        name: format!("{input:?} W{bits} {rows}x{cols} n={n}"),
+        rows,
+        cols,
+        w,
+        encodings,
+        seen,
+        unseen,
+        positions,
+    })
 }
 
 /// `sum over rows of e H e' + 2 e (H - C')w' + k`, f32 products, f64 sums.
@@ -142,8 +172,15 @@ fn run(layer: &Layer, settings: &Settings, on_samples: bool) -> Result<Outcome, 
     let solution = solve(&Cpu, &problem, settings, &mut Workspace::new())?;
     let ms = started.elapsed().as_secs_f64() * 1e3;
     let nearest = layer.encodings.quantize_nearest(&layer.w);
-    let ratio = |moments| Ok::<_, Box<dyn Error>>(error(layer, moments, &solution.q)? / error(layer, moments, &nearest)?);
-    Ok(Outcome { seen: ratio(&layer.seen)?, unseen: ratio(&layer.unseen)?, ms, sweeps: solution.report.refine_sweeps })
+    let ratio = |moments| {
+        Ok::<_, Box<dyn Error>>(error(layer, moments, &solution.q)? / error(layer, moments, &nearest)?)
+    };
+    Ok(Outcome {
+        seen: ratio(&layer.seen)?,
+        unseen: ratio(&layer.unseen)?,
+        ms,
+        sweeps: solution.report.refine_sweeps,
+    })
 }
 
 fn layers() -> Result<Vec<Layer>, Box<dyn Error>> {
@@ -162,7 +199,12 @@ fn layers() -> Result<Vec<Layer>, Box<dyn Error>> {
 fn table(layers: &[Layer]) -> Result<(), Box<dyn Error>> {
     let adaround = |iterations| Settings { iterations, refine_sweeps: 0, ..Settings::default() };
     let both = |iterations| Settings { iterations, ..Settings::default() };
-    let gptq = |iterations, refine_sweeps| Settings { iterations, refine_sweeps, start: Start::Gptq, ..Settings::default() };
+    let gptq = |iterations, refine_sweeps| Settings {
+        iterations,
+        refine_sweeps,
+        start: Start::Gptq,
+        ..Settings::default()
+    };
     let mut methods = vec![("refine only".to_owned(), both(0))];
     for iterations in [100, 300, 1000, 3000] {
         methods.push((format!("adaround {iterations}"), adaround(iterations)));
@@ -196,9 +238,13 @@ fn tune(layers: &[Layer], on_samples: bool, arguments: &[String]) -> Result<(), 
             for lambda in numbers(2, &[1e-3, 1e-2, 1e-1, 1.0])? {
                 print!("{iterations:5} rate {learning_rate:6} lambda {lambda:6} ");
                 for refine_sweeps in [0, refine_sweeps] {
-                    let base = Settings { iterations: iterations as u32, refine_sweeps, ..Settings::default() };
+                    let base =
+                        Settings { iterations: iterations as u32, refine_sweeps, ..Settings::default() };
                     let settings = Settings { learning_rate, lambda, ..base };
-                    let seen = layers.iter().map(|l| run(l, &settings, on_samples).map(|o| o.seen)).collect::<Result<Vec<_>, _>>()?;
+                    let seen = layers
+                        .iter()
+                        .map(|l| run(l, &settings, on_samples).map(|o| o.seen))
+                        .collect::<Result<Vec<_>, _>>()?;
                     let mean = seen.iter().map(|s| s.ln()).sum::<f64>() / seen.len() as f64;
                     print!(" | {:.4}:", mean.exp());
                     seen.iter().for_each(|seen| print!(" {seen:.3}"));

@@ -47,7 +47,8 @@ impl Judge<RowValue> for ByQuadratic<'_> {
         if (left.plain - right.plain).abs() > left.uncertainty + right.uncertainty {
             return left.plain < right.plain;
         }
-        let exact = |up: &[f32]| self.quadratic.exact(row, |j| self.cells.error(row * cols + j, up[row * cols + j]));
+        let exact =
+            |up: &[f32]| self.quadratic.exact(row, |j| self.cells.error(row * cols + j, up[row * cols + j]));
         exact(&a.up) < exact(&b.up)
     }
 }

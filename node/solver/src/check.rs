@@ -21,7 +21,9 @@ pub(crate) fn check(problem: &RowProblem<'_>) -> Result<(), SolveError> {
     match &problem.statistics {
         Statistics::Gram(moments) => {
             if problem.activation != Activation::Identity {
-                return Err(SolveError::ActivationNeedsSamples { activation: format!("{:?}", problem.activation) });
+                return Err(SolveError::ActivationNeedsSamples {
+                    activation: format!("{:?}", problem.activation),
+                });
             }
             gram(moments, cols)
         }
@@ -30,7 +32,7 @@ pub(crate) fn check(problem: &RowProblem<'_>) -> Result<(), SolveError> {
 }
 
 fn gram(moments: &GramView<'_>, cols: usize) -> Result<(), SolveError> {
-    if !(moments.count > 0.0) {
+    if moments.count.is_nan() || moments.count <= 0.0 {
         return Err(SolveError::NoSamples { what: "gram statistics" });
     }
     matrix("gram H", moments.h, cols, cols, 0)?;
@@ -39,9 +41,11 @@ fn gram(moments: &GramView<'_>, cols: usize) -> Result<(), SolveError> {
         matrix("gram G", energy, cols, cols, 0)?;
     }
     match (0..cols).find(|j| moments.h[j * cols + j] < 0.0) {
-        Some(index) => {
-            Err(SolveError::NegativeDiagonal { what: "gram H", index, value: moments.h[index * cols + index] })
-        }
+        Some(index) => Err(SolveError::NegativeDiagonal {
+            what: "gram H",
+            index,
+            value: moments.h[index * cols + index],
+        }),
         None => Ok(()),
     }
 }
@@ -61,8 +65,14 @@ fn length(what: &'static str, expected: usize, actual: usize) -> Result<(), Solv
     if expected == actual { Ok(()) } else { Err(SolveError::Length { what, expected, actual }) }
 }
 
-fn matrix(what: &'static str, values: &[f32], rows: usize, cols: usize, first_row: usize) -> Result<(), SolveError> {
-    length(what, rows.checked_mul(cols).unwrap_or(usize::MAX), values.len())?;
+fn matrix(
+    what: &'static str,
+    values: &[f32],
+    rows: usize,
+    cols: usize,
+    first_row: usize,
+) -> Result<(), SolveError> {
+    length(what, rows.saturating_mul(cols), values.len())?;
     finite(what, values, cols, first_row)
 }
 

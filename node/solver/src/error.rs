@@ -54,7 +54,9 @@ pub enum SolveError {
         value: f32,
     },
     /// Intermediate results overflow f32: the statistics or weights are absurdly large.
-    #[error("{what} of row {row} is {value}, expected a finite number: statistics or weights are too large for f32")]
+    #[error(
+        "{what} of row {row} is {value}, expected a finite number: statistics or weights are too large for f32"
+    )]
     Overflow {
         /// What overflowed.
         what: &'static str,

@@ -30,7 +30,7 @@ impl Fixture {
             x_fp.extend((0..cols).map(|_| 0.3 + common + 0.6 * stream.normal_f32()));
         }
         let x_q: Vec<f32> = x_fp.iter().map(|x| x + 0.1 * stream.normal_f32()).collect();
-        let encodings = estimate(&spec, &w, rows, cols, None).unwrap();
+        let encodings = estimate(&spec, &w, rows, cols, None).expect("finite weights have a grid");
         let mut fixture = Self { rows, cols, n, w, encodings, x_fp, x_q, h: vec![], c: vec![], g: vec![] };
         fixture.measure();
         fixture
@@ -47,9 +47,11 @@ impl Fixture {
     /// The mean squared output error of one row by definition, f64, over the positions.
     pub(crate) fn objective(&self, row: usize, rounded: &[f32], f: impl Fn(f64) -> f64) -> f64 {
         let weights = &self.w[row * self.cols..][..self.cols];
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        let dot =
+            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
         let positions = self.x_fp.chunks_exact(self.cols).zip(self.x_q.chunks_exact(self.cols));
-        positions.map(|(x, x_q)| (f(dot(weights, x)) - f(dot(rounded, x_q))).powi(2)).sum::<f64>() / self.n as f64
+        positions.map(|(x, x_q)| (f(dot(weights, x)) - f(dot(rounded, x_q))).powi(2)).sum::<f64>()
+            / self.n as f64
     }
 }
 

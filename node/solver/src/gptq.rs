@@ -134,7 +134,14 @@ fn solve_lower(factor: &[f32], b: &[f32], rows: usize, n: usize) -> Vec<f32> {
 }
 
 /// The choices, in the factor's order, `[rows, n]`.
-fn nearest_plane(factor: &[f32], low: &[f32], delta: &[f32], offset: &[f32], rows: usize, n: usize) -> Vec<f32> {
+fn nearest_plane(
+    factor: &[f32],
+    low: &[f32],
+    delta: &[f32],
+    offset: &[f32],
+    rows: usize,
+    n: usize,
+) -> Vec<f32> {
     let mut up = vec![0.0; rows * n];
     let mut errors = vec![0.0; rows * n];
     let mut carried = vec![0.0; rows * BLOCK];
@@ -174,7 +181,9 @@ mod tests {
     fn positive(n: usize) -> Vec<f32> {
         let mut stream = halfstep_compute::random::Stream::new(4, n as u64, 0);
         let x: Vec<f32> = (0..2 * n * n).map(|_| stream.normal_f32()).collect();
-        let entry = |i: usize, j: usize| (0..2 * n).map(|s| x[s * n + i] * x[s * n + j]).sum::<f32>() / (2 * n) as f32;
+        let entry = |i: usize, j: usize| {
+            (0..2 * n).map(|s| x[s * n + i] * x[s * n + j]).sum::<f32>() / (2 * n) as f32
+        };
         (0..n * n).map(|index| entry(index / n, index % n)).collect()
     }
 
@@ -187,7 +196,11 @@ mod tests {
             for i in 0..n {
                 for j in 0..=i {
                     let got: f32 = (0..=j).map(|k| factor[i * n + k] * factor[j * n + k]).sum();
-                    assert!((got - a[i * n + j]).abs() < 1e-4, "n {n} [{i}, {j}]: {got} for {}", a[i * n + j]);
+                    assert!(
+                        (got - a[i * n + j]).abs() < 1e-4,
+                        "n {n} [{i}, {j}]: {got} for {}",
+                        a[i * n + j]
+                    );
                 }
             }
         }

@@ -84,7 +84,15 @@ mod tests {
 
     fn encodings(bits: u8, scheme: Scheme, cols: usize, scale: f32, zero_point: i32) -> Encodings {
         let granularity = Granularity::PerTensor;
-        Encodings { bits, scheme, granularity, rows: 1, cols, scale: vec![scale], zero_point: vec![zero_point] }
+        Encodings {
+            bits,
+            scheme,
+            granularity,
+            rows: 1,
+            cols,
+            scale: vec![scale],
+            zero_point: vec![zero_point],
+        }
     }
 
     #[test]
@@ -113,6 +121,9 @@ mod tests {
         let cells = Cells::new(&[0.2, 0.3], &encodings, &[true, false]);
         assert_eq!((cells.floor_q[0], cells.delta[0], cells.delta[1]), (1, 0.0, 0.25));
         let cells = Cells::new(&[0.0, 0.0], &encodings, &[false, false]);
-        assert_eq!((cells.zero_rows, &cells.delta[..], &cells.floor_q[..]), (1, &[0.0, 0.0][..], &[0, 0][..]));
+        assert_eq!(
+            (cells.zero_rows, &cells.delta[..], &cells.floor_q[..]),
+            (1, &[0.0, 0.0][..], &[0, 0][..])
+        );
     }
 }

@@ -58,7 +58,11 @@ impl Activation {
                 return Ok(slope.iter().map(|slope| Device::PRelu { slope: *slope }).collect());
             }
             Self::PRelu { ref slope } => {
-                return Err(SolveError::Length { what: "slopes of PRelu", expected: rows, actual: slope.len() });
+                return Err(SolveError::Length {
+                    what: "slopes of PRelu",
+                    expected: rows,
+                    actual: slope.len(),
+                });
             }
             Self::Sigmoid => Device::Sigmoid,
             Self::Tanh => Device::Tanh,

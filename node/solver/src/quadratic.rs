@@ -9,7 +9,9 @@
 //!
 //! Not here: refinement, the guard, the samples objective.
 
-use halfstep_compute::{Device, DeviceError, MatMut, MatRef, Product, StepArgs, StepBuffers, StepGradient, cpu};
+use halfstep_compute::{
+    Device, DeviceError, MatMut, MatRef, Product, StepArgs, StepBuffers, StepGradient, cpu,
+};
 
 use crate::grid::Cells;
 use crate::problem::GramView;
@@ -70,7 +72,8 @@ impl<'a> Quadratic<'a> {
         let linear = product(&gap)?;
         let excess: Vec<f32> = g.iter().zip(c).map(|(g, c)| g - c).collect();
         let constant = row_dots(&linear, problem.w, cols);
-        let constant = constant.iter().zip(row_dots(&product(&excess)?, problem.w, cols)).map(|(a, b)| a + b).collect();
+        let constant =
+            constant.iter().zip(row_dots(&product(&excess)?, problem.w, cols)).map(|(a, b)| a + b).collect();
         let energy = row_dots(&product(g)?, problem.w, cols);
         Ok(Self {
             rows,
@@ -87,7 +90,12 @@ impl<'a> Quadratic<'a> {
     }
 
     /// Puts the chunk on the device: damped H, low, delta, target.
-    pub(crate) fn load<D: Device>(&self, device: &D, cells: &Cells, arrays: &mut Arrays<D::Buffer>) -> Result<(), DeviceError> {
+    pub(crate) fn load<D: Device>(
+        &self,
+        device: &D,
+        cells: &Cells,
+        arrays: &mut Arrays<D::Buffer>,
+    ) -> Result<(), DeviceError> {
         let mut damped = self.moments.h.to_vec();
         damped.iter_mut().step_by(self.cols + 1).for_each(|diagonal| *diagonal += self.damping);
         device.write(&damped, &mut arrays.h)?;
@@ -103,7 +111,11 @@ impl<'a> Quadratic<'a> {
     }
 
     /// `product = errors * H` on the device, for errors in `soft`.
-    pub(crate) fn multiply<D: Device>(&self, device: &D, arrays: &mut Arrays<D::Buffer>) -> Result<(), DeviceError> {
+    pub(crate) fn multiply<D: Device>(
+        &self,
+        device: &D,
+        arrays: &mut Arrays<D::Buffer>,
+    ) -> Result<(), DeviceError> {
         let Self { rows, cols, .. } = *self;
         device.matmul(
             Product::new(rows, cols, cols),
@@ -138,7 +150,9 @@ impl<'a> Quadratic<'a> {
         let errors = self.place(device, cells, up, arrays)?;
         let mut product = vec![0.0; self.rows * self.cols];
         device.download(&arrays.product, &mut product)?;
-        Ok((0..self.rows).map(|row| self.row_value(row, self.row(&errors, row), self.row(&product, row))).collect())
+        Ok((0..self.rows)
+            .map(|row| self.row_value(row, self.row(&errors, row), self.row(&product, row)))
+            .collect())
     }
 
     pub(crate) fn row<'b>(&self, matrix: &'b [f32], row: usize) -> &'b [f32] {
@@ -200,7 +214,14 @@ impl<'a> Quadratic<'a> {
             self.multiply(device, arrays)?;
             let (lambda, beta) = schedule::rounding(t, settings);
             let (beta1, beta2) = settings.adam;
-            let args = StepArgs { lambda, beta, beta1, beta2, grad_scale: 2.0, ..StepArgs::adam(settings.learning_rate) };
+            let args = StepArgs {
+                lambda,
+                beta,
+                beta1,
+                beta2,
+                grad_scale: 2.0,
+                ..StepArgs::adam(settings.learning_rate)
+            };
             let Arrays { low, delta, target, soft, product, v, m1, m2, .. } = arrays;
             let buffers = StepBuffers {
                 len: self.rows * self.cols,
@@ -254,7 +275,8 @@ impl Quadratic<'_> {
 fn units(cells: &Cells, h: &[f32], rows: usize, cols: usize, output_scale: f32, normalize: bool) -> Vec<f32> {
     let unit = |row: usize| {
         let delta = &cells.delta[row * cols..][..cols];
-        let noise: f64 = delta.iter().enumerate().map(|(j, d)| f64::from(*d).powi(2) * f64::from(h[j * cols + j])).sum();
+        let noise: f64 =
+            delta.iter().enumerate().map(|(j, d)| f64::from(*d).powi(2) * f64::from(h[j * cols + j])).sum();
         let unit = (cols as f64 * 12.0 / noise).sqrt() as f32;
         if unit.is_normal() { unit } else { 1.0 }
     };
@@ -305,7 +327,11 @@ mod tests {
     use crate::{Activation, Statistics, Workspace};
     use halfstep_compute::Cpu;
 
-    fn with_quadratic(settings: &Settings, alpha: f32, test: impl Fn(&Fixture, &Cells, &Quadratic<'_>, &mut Workspace<halfstep_compute::CpuBuffer>)) {
+    fn with_quadratic(
+        settings: &Settings,
+        alpha: f32,
+        test: impl Fn(&Fixture, &Cells, &Quadratic<'_>, &mut Workspace<halfstep_compute::CpuBuffer>),
+    ) {
         let fixture = Fixture::new(3, 4, 9, 40, spec(4));
         let moments = GramView { h: &fixture.h, c: &fixture.c, g_energy: Some(&fixture.g), count: 40.0 };
         let problem = RowProblem {
@@ -338,14 +364,17 @@ mod tests {
                 quadratic.begin(&Cpu, &start, cells, arrays).unwrap();
                 quadratic.multiply(&Cpu, arrays).unwrap();
                 let loss = |row: usize, errors: &[f64]| {
-                    let rounded: Vec<f32> = (0..9).map(|j| (f64::from(fixture.w[row * 9 + j]) + errors[j]) as f32).collect();
+                    let rounded: Vec<f32> =
+                        (0..9).map(|j| (f64::from(fixture.w[row * 9 + j]) + errors[j]) as f32).collect();
                     let square: f64 = errors.iter().map(|e| e * e).sum();
                     let unit = f64::from(quadratic.unit[row]);
-                    unit * unit * (fixture.objective(row, &rounded, |y| y) + f64::from(quadratic.damping) * square)
+                    unit * unit
+                        * (fixture.objective(row, &rounded, |y| y) + f64::from(quadratic.damping) * square)
                 };
                 for row in 0..4 {
                     let unit = f64::from(quadratic.unit[row]);
-                    let errors: Vec<f64> = (0..9).map(|j| f64::from(arrays.soft[row * 9 + j]) / unit).collect();
+                    let errors: Vec<f64> =
+                        (0..9).map(|j| f64::from(arrays.soft[row * 9 + j]) / unit).collect();
                     for j in 0..9 {
                         let moved = |by: f64| {
                             let mut errors = errors.clone();
@@ -354,8 +383,12 @@ mod tests {
                         };
                         // The step multiplies by delta in row units: one unit is already in the product, one comes there.
                         let want = (moved(1e-2) - moved(-1e-2)) / 2e-2;
-                        let got = 2.0 * unit * f64::from(arrays.product[row * 9 + j] - arrays.target[row * 9 + j]);
-                        assert!((got - want).abs() <= 1e-3 * want.abs().max(unit * unit * 0.1), "[{row}, {j}]: {got} for {want}");
+                        let got =
+                            2.0 * unit * f64::from(arrays.product[row * 9 + j] - arrays.target[row * 9 + j]);
+                        assert!(
+                            (got - want).abs() <= 1e-3 * want.abs().max(unit * unit * 0.1),
+                            "[{row}, {j}]: {got} for {want}"
+                        );
                     }
                 }
             });
@@ -384,7 +417,8 @@ mod tests {
         with_quadratic(&Settings::default(), 1.0, |fixture, cells, quadratic, _| {
             for row in 0..4 {
                 let delta = &cells.delta[row * 9..][..9];
-                let noise: f32 = delta.iter().enumerate().map(|(j, d)| d * d * fixture.h[j * 10] / 12.0).sum();
+                let noise: f32 =
+                    delta.iter().enumerate().map(|(j, d)| d * d * fixture.h[j * 10] / 12.0).sum();
                 assert!((noise * quadratic.unit[row].powi(2) / 9.0 - 1.0).abs() < 1e-4);
             }
         });

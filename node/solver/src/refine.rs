@@ -72,7 +72,11 @@ fn residual<D: Device>(
 }
 
 /// One pass over all columns; returns the number of flips.
-fn sweep<D: Device>(device: &D, quadratic: &Quadratic<'_>, arrays: &mut Arrays<D::Buffer>) -> Result<u64, DeviceError> {
+fn sweep<D: Device>(
+    device: &D,
+    quadratic: &Quadratic<'_>,
+    arrays: &mut Arrays<D::Buffer>,
+) -> Result<u64, DeviceError> {
     let (rows, cols) = (quadratic.rows, quadratic.cols);
     let Arrays { h, delta, product, v, flips, .. } = arrays;
     let mut total = 0;

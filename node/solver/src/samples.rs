@@ -7,7 +7,9 @@
 //! Not here: refinement (on the samples' second moments), the guard's rule.
 
 use halfstep_compute::random::Stream;
-use halfstep_compute::{Activation, Device, DeviceError, MatMut, MatRef, Product, StepArgs, StepBuffers, StepGradient};
+use halfstep_compute::{
+    Activation, Device, DeviceError, MatMut, MatRef, Product, StepArgs, StepBuffers, StepGradient,
+};
 
 use crate::grid::Cells;
 use crate::problem::{GramView, SamplesView};
@@ -212,7 +214,8 @@ impl<B: Send + Sync> Minibatch<B> {
         let (rows, cols, n) = (samples.problem.rows, samples.problem.cols, samples.n);
         let alpha = samples.problem.output_scale;
         let alpha = if alpha == 0.0 { 1.0 } else { alpha };
-        let turned: Vec<f32> = (0..n * rows).map(|index| samples.targets[index % rows * n + index / rows]).collect();
+        let turned: Vec<f32> =
+            (0..n * rows).map(|index| samples.targets[index % rows * n + index / rows]).collect();
         let diagonal = |value: &dyn Fn(usize) -> f32| {
             let entry = |index: usize| if index / rows == index % rows { value(index / rows) } else { 0.0 };
             device.upload(&(0..rows * rows).map(entry).collect::<Vec<f32>>())
@@ -231,7 +234,11 @@ impl<B: Send + Sync> Minibatch<B> {
     }
 
     /// Inputs and targets of the drawn positions.
-    fn gather<D: Device<Buffer = B>>(&mut self, device: &D, samples: &Samples<'_, B>) -> Result<(), DeviceError> {
+    fn gather<D: Device<Buffer = B>>(
+        &mut self,
+        device: &D,
+        samples: &Samples<'_, B>,
+    ) -> Result<(), DeviceError> {
         let (rows, cols, batch) = (samples.problem.rows, samples.problem.cols, self.indices.len());
         device.gather_rows(&samples.x, cols, &self.indices, &mut self.x)?;
         device.gather_rows(&self.all_targets, rows, &self.indices, &mut self.gathered)?;
@@ -258,7 +265,14 @@ impl<B: Send + Sync> Minibatch<B> {
             MatRef::transposed(&self.x, cols),
             MatMut::new(&mut self.z, batch),
         )?;
-        device.activation_residual(&samples.activations, &samples.bias, rows, batch, &mut self.z, &self.targets)?;
+        device.activation_residual(
+            &samples.activations,
+            &samples.bias,
+            rows,
+            batch,
+            &mut self.z,
+            &self.targets,
+        )?;
         device.matmul(
             Product::new(rows, batch, rows),
             MatRef::new(&self.row_factors, rows),
@@ -282,7 +296,12 @@ mod tests {
     use halfstep_compute::{Cpu, CpuBuffer};
 
     /// A fixture's problem under the samples objective.
-    fn problem<'a>(fixture: &'a Fixture, activation: crate::Activation, bias: &'a [f32], alpha: f32) -> RowProblem<'a> {
+    fn problem<'a>(
+        fixture: &'a Fixture,
+        activation: crate::Activation,
+        bias: &'a [f32],
+        alpha: f32,
+    ) -> RowProblem<'a> {
         RowProblem {
             w: &fixture.w,
             rows: fixture.rows,
@@ -306,7 +325,13 @@ mod tests {
     const ALPHA: f32 = 1.25;
 
     /// Loss of all rows in row units over the drawn positions, by definition: f64 except for the activation.
-    fn loss(fixture: &Fixture, problem: &RowProblem<'_>, factors: &[f64], indices: &[u32], weights: &[f64]) -> f64 {
+    fn loss(
+        fixture: &Fixture,
+        problem: &RowProblem<'_>,
+        factors: &[f64],
+        indices: &[u32],
+        weights: &[f64],
+    ) -> f64 {
         let activations = problem.activation.per_row(ROWS).unwrap();
         let output = |row: usize, dot: f64| {
             let mut y = [(f64::from(ALPHA) * dot) as f32 + problem.bias.unwrap()[row]];
@@ -316,10 +341,12 @@ mod tests {
         let mut sum = 0.0;
         for &index in indices {
             let at = |x: &[f32], j: usize| f64::from(x[index as usize * COLS + j]);
-            for row in 0..ROWS {
-                let dot = |w: &dyn Fn(usize) -> f64, x: &[f32]| (0..COLS).map(|j| w(row * COLS + j) * at(x, j)).sum();
+            for (row, factor) in factors.iter().enumerate() {
+                let dot = |w: &dyn Fn(usize) -> f64, x: &[f32]| {
+                    (0..COLS).map(|j| w(row * COLS + j) * at(x, j)).sum()
+                };
                 let y = output(row, dot(&|i| f64::from(fixture.w[i]), &fixture.x_fp));
-                sum += factors[row] * (output(row, dot(&|i| weights[i], &fixture.x_q)) - y).powi(2);
+                sum += factor * (output(row, dot(&|i| weights[i], &fixture.x_q)) - y).powi(2);
             }
         }
         sum / indices.len() as f64
@@ -333,7 +360,8 @@ mod tests {
         let cells = Cells::new(&fixture.w, &fixture.encodings, &[false; COLS]);
         let mut workspace: Workspace<CpuBuffer> = Workspace::new();
         let arrays = workspace.arrays(&Cpu, ROWS, COLS).unwrap();
-        let quadratic = Quadratic::new(&Cpu, &problem, moments.view(), &cells, &Settings::default(), arrays).unwrap();
+        let quadratic =
+            Quadratic::new(&Cpu, &problem, moments.view(), &cells, &Settings::default(), arrays).unwrap();
         let samples = Samples::new(&Cpu, &problem, view(&fixture)).unwrap();
         let mut batch = Minibatch::new(&Cpu, &samples, &quadratic, 7).unwrap();
         batch.indices.copy_from_slice(&[3, 0, 23, 11, 7, 8, 15]);
@@ -352,7 +380,11 @@ mod tests {
             // Smooth over 2e-3; positions within that of a kink would show as an error of the order of their share.
             let want = (moved(1e-3) - moved(-1e-3)) / 2e-3;
             let got = 2.0 / 7.0 * f64::from(arrays.product[index]);
-            assert!((got - want).abs() < 0.01 * want.abs().max(1.0), "{:?} {index}: {got} for {want}", problem.activation);
+            assert!(
+                (got - want).abs() < 0.01 * want.abs().max(1.0),
+                "{:?} {index}: {got} for {want}",
+                problem.activation
+            );
         }
     }
 

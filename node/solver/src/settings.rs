@@ -88,7 +88,7 @@ impl Default for Settings {
             lambda: 3.0,
             normalize: true,
             batch: 32,
-            damping: 5e-2,
+            damping: 1e-2,
             start: Start::Nearest,
             refine_sweeps: 30,
             seed: 0,

@@ -16,7 +16,8 @@ use crate::quadratic::{Quadratic, RowValue};
 use crate::samples::{Moments, Samples};
 use crate::workspace::Arrays;
 use crate::{
-    Activation, ChunkReport, RowProblem, Settings, Solution, SolveError, Start, Statistics, Workspace, gptq, refine,
+    Activation, ChunkReport, RowProblem, Settings, Solution, SolveError, Start, Statistics, Workspace, gptq,
+    refine,
 };
 
 /// Rounds the rows of one chunk.
@@ -94,7 +95,11 @@ struct Roundings {
 
 impl<D: Device> Chunk<'_, D> {
     /// All roundings that compete.
-    fn roundings(&self, arrays: &mut Arrays<D::Buffer>, report: &mut ChunkReport) -> Result<Roundings, DeviceError> {
+    fn roundings(
+        &self,
+        arrays: &mut Arrays<D::Buffer>,
+        report: &mut ChunkReport,
+    ) -> Result<Roundings, DeviceError> {
         let mut fallbacks = vec![self.cells.nearest_up.clone()];
         if self.settings.start == Start::Gptq {
             fallbacks.push(gptq::choose(self.quadratic, self.cells));
@@ -108,7 +113,8 @@ impl<D: Device> Chunk<'_, D> {
             // The unrefined result stays in the contest: after an activation the quadratic is only a model.
             for mut up in solved.iter().chain(&fallbacks).cloned().collect::<Vec<_>>() {
                 let sweeps = self.settings.refine_sweeps;
-                report.refine_sweeps += refine::refine(self.device, self.quadratic, self.cells, sweeps, &mut up, arrays)?;
+                report.refine_sweeps +=
+                    refine::refine(self.device, self.quadratic, self.cells, sweeps, &mut up, arrays)?;
                 solved.push(up);
             }
         }
@@ -116,7 +122,11 @@ impl<D: Device> Chunk<'_, D> {
     }
 
     /// The hardened result of AdaRound from the start.
-    fn adaround(&self, chosen: Option<&[f32]>, arrays: &mut Arrays<D::Buffer>) -> Result<Vec<f32>, DeviceError> {
+    fn adaround(
+        &self,
+        chosen: Option<&[f32]>,
+        arrays: &mut Arrays<D::Buffer>,
+    ) -> Result<Vec<f32>, DeviceError> {
         let start = self.start(chosen);
         match self.samples {
             Some(samples) => {
@@ -165,7 +175,11 @@ fn judge_quadratic<D: Device>(
     let judge = ByQuadratic { quadratic, cells };
     let (best, guarded) = select(&judge, problem.rows, problem.cols, &solved, &fallbacks);
     let total = |values: &[RowValue]| -> f64 {
-        values.iter().enumerate().map(|(row, value)| quadratic.full(row, value.plain, problem.output_scale)).sum()
+        values
+            .iter()
+            .enumerate()
+            .map(|(row, value)| quadratic.full(row, value.plain, problem.output_scale))
+            .sum()
     };
     report.objective_nearest = total(&fallbacks[0].values);
     report.objective = total(&best.values);
@@ -197,7 +211,11 @@ fn judge_samples<D: Device>(
     Ok(best.up)
 }
 
-fn finite(what: &'static str, values: impl Iterator<Item = f64>, problem: &RowProblem<'_>) -> Result<(), SolveError> {
+fn finite(
+    what: &'static str,
+    values: impl Iterator<Item = f64>,
+    problem: &RowProblem<'_>,
+) -> Result<(), SolveError> {
     match values.enumerate().find(|(_, value)| !value.is_finite()) {
         Some((row, value)) => Err(SolveError::Overflow { what, row: problem.first_row + row, value }),
         None => Ok(()),

@@ -84,7 +84,9 @@ impl<B> Workspace<B> {
             square: cols.saturating_mul(cols),
             flips: rows.saturating_mul(cols.min(cpu::REFINE_BLOCK)),
         };
-        let fits = needed.area <= self.size.area && needed.square <= self.size.square && needed.flips <= self.size.flips;
+        let fits = needed.area <= self.size.area
+            && needed.square <= self.size.square
+            && needed.flips <= self.size.flips;
         let kept = if fits { self.arrays.take() } else { None };
         let arrays = match kept {
             Some(arrays) => arrays,

@@ -6,7 +6,7 @@ use halfstep_compute::cpu;
 use halfstep_solver::{Settings, schedule};
 
 fn numbers(text: &str) -> Vec<f64> {
-    text.lines().map(|line| line.parse().unwrap()).collect()
+    text.lines().map(|line| line.parse().expect("make.py writes numbers")).collect()
 }
 
 #[test]

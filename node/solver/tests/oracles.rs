@@ -36,7 +36,7 @@ fn problem<'a>(fixture: &'a Fixture, statistics: Statistics<'a>, activation: Act
 }
 
 fn solved(problem: &RowProblem<'_>, settings: &Settings) -> Solution {
-    solve(&Cpu, problem, settings, &mut Workspace::new()).unwrap()
+    solve(&Cpu, problem, settings, &mut Workspace::new()).expect("the fixture is a valid problem")
 }
 
 fn quick() -> Settings {
@@ -70,7 +70,8 @@ fn brute_force(fixture: &Fixture, row: usize) -> f64 {
     let cols = fixture.cols;
     let pairs: Vec<[i32; 2]> =
         (0..cols).map(|j| neighbours(&fixture.encodings, row, j, fixture.w[row * cols + j])).collect();
-    let pick = |bits: usize| pairs.iter().enumerate().map(|(j, pair)| pair[bits >> j & 1]).collect::<Vec<i32>>();
+    let pick =
+        |bits: usize| pairs.iter().enumerate().map(|(j, pair)| pair[bits >> j & 1]).collect::<Vec<i32>>();
     (0..1 << cols).map(|bits| objective(fixture, row, &pick(bits), |y| y)).fold(f64::INFINITY, f64::min)
 }
 
@@ -99,7 +100,8 @@ fn results_are_local_optima_no_worse_than_nearest_and_often_the_best_of_all_roun
         let cols = [1, 2, 3, 5, 7, 8, 9, 10, 11, 11][seed as usize % 10];
         let fixture = Fixture::new(seed, 4, cols, 64, spec(3));
         let start = if seed % 2 == 0 { Start::Nearest } else { Start::Gptq };
-        let solution = solved(&problem(&fixture, gram(&fixture), Activation::Identity), &Settings { start, ..quick() });
+        let solution =
+            solved(&problem(&fixture, gram(&fixture), Activation::Identity), &Settings { start, ..quick() });
         let mut total = 0.0;
         for row in 0..4 {
             let q = row_of(&fixture, &solution.q, row);
@@ -129,12 +131,27 @@ fn every_start_and_stage_respects_the_guard() {
                 for row in 0..6 {
                     let mine = objective(&fixture, row, row_of(&fixture, &solution.q, row), |y| y);
                     let other = objective(&fixture, row, row_of(&fixture, &nearest, row), |y| y);
-                    assert!(mine <= other * (1.0 + TOLERANCE), "{settings:?} row {row}: {mine} for nearest {other}");
+                    assert!(
+                        mine <= other * (1.0 + TOLERANCE),
+                        "{settings:?} row {row}: {mine} for nearest {other}"
+                    );
                 }
                 assert!(solution.report.objective <= solution.report.objective_nearest);
                 let away = solution.q.iter().zip(&nearest).filter(|(a, b)| a != b).count();
                 assert_eq!(solution.report.rounded_away, away);
             }
+        }
+    }
+}
+
+#[test]
+fn rows_of_several_blocks_reach_local_optima_too() {
+    for cols in [127, 128, 129, 300] {
+        let fixture = Fixture::new(42, 2, cols, 400, spec(4));
+        let settings = Settings { iterations: 0, ..quick() };
+        let solution = solved(&problem(&fixture, gram(&fixture), Activation::Identity), &settings);
+        for row in 0..2 {
+            check_row(&fixture, row, row_of(&fixture, &solution.q, row));
         }
     }
 }
@@ -160,7 +177,10 @@ fn adaround_with_refinement_is_on_average_better_than_refinement_alone() {
         both += run(300).objective;
         nearest += run(0).objective_nearest;
     }
-    assert!(both < 0.98 * alone && alone < 0.8 * nearest, "nearest {nearest}, refined {alone}, learned {both}");
+    assert!(
+        both < 0.98 * alone && alone < 0.8 * nearest,
+        "nearest {nearest}, refined {alone}, learned {both}"
+    );
 }
 
 #[test]
@@ -168,7 +188,9 @@ fn runs_and_reused_workspaces_give_the_same_bytes() {
     let small = Fixture::new(50, 2, 5, 40, spec(4));
     let large = Fixture::new(51, 7, 131, 300, spec(4));
     let mut workspace = Workspace::new();
-    for (statistics, activation) in [(gram as fn(&Fixture) -> Statistics<'_>, Activation::Identity), (samples, Activation::Relu)] {
+    for (statistics, activation) in
+        [(gram as fn(&Fixture) -> Statistics<'_>, Activation::Identity), (samples, Activation::Relu)]
+    {
         for start in [Start::Nearest, Start::Gptq] {
             let settings = Settings { start, iterations: 40, ..Settings::default() };
             let problem = |fixture| problem(fixture, statistics(fixture), activation.clone());
@@ -193,7 +215,8 @@ fn a_row_comes_out_as_well_alone_as_in_its_chunk() {
         let encodings = fixture.encodings.slice_rows(row..row + 1);
         let base = problem(&fixture, gram(&fixture), Activation::Identity);
         let w = &fixture.w[row * 40..][..40];
-        let alone = solved(&RowProblem { w, rows: 1, encodings: &encodings, first_row: row, ..base }, &settings);
+        let alone =
+            solved(&RowProblem { w, rows: 1, encodings: &encodings, first_row: row, ..base }, &settings);
         let q = row_of(&fixture, &whole.q, row);
         let (mine, other) = (objective(&fixture, row, q, |y| y), objective(&fixture, row, &alone.q, |y| y));
         assert!((mine - other).abs() <= 0.02 * mine, "row {row}: {mine} in the chunk, {other} alone");
@@ -265,7 +288,8 @@ fn output_scale_scales_the_report_and_not_the_rounding() {
 
 fn any_spec() -> impl Strategy<Value = GridSpec> {
     let bits = prop_oneof![2u8..=8, Just(16)];
-    let scheme = prop_oneof![Just(Scheme::Symmetric), Just(Scheme::SymmetricStrict), Just(Scheme::Asymmetric)];
+    let scheme =
+        prop_oneof![Just(Scheme::Symmetric), Just(Scheme::SymmetricStrict), Just(Scheme::Asymmetric)];
     let granularity = prop_oneof![
         Just(Granularity::PerTensor),
         Just(Granularity::PerChannel),
@@ -276,7 +300,12 @@ fn any_spec() -> impl Strategy<Value = GridSpec> {
         Just(RangeEstimator::Mse),
         Just(RangeEstimator::Percentile { percentile: 90.0 })
     ];
-    (bits, scheme, granularity, range).prop_map(|(bits, scheme, granularity, range)| GridSpec { bits, scheme, granularity, range })
+    (bits, scheme, granularity, range).prop_map(|(bits, scheme, granularity, range)| GridSpec {
+        bits,
+        scheme,
+        granularity,
+        range,
+    })
 }
 
 proptest! {
@@ -295,8 +324,8 @@ proptest! {
         prop_assert!(fixture.encodings.dequantize(&solution.q).is_ok());
         for row in 0..rows {
             let q = row_of(&fixture, &solution.q, row);
-            for j in 0..cols {
-                prop_assert!(neighbours(&fixture.encodings, row, j, fixture.w[row * cols + j]).contains(&q[j]));
+            for (j, q) in q.iter().enumerate() {
+                prop_assert!(neighbours(&fixture.encodings, row, j, fixture.w[row * cols + j]).contains(q));
             }
             let mine = objective(&fixture, row, q, |y| y);
             let other = objective(&fixture, row, row_of(&fixture, &nearest, row), |y| y);

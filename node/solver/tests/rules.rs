@@ -7,8 +7,8 @@ use fixture::{Fixture, spec};
 use halfstep_compute::Cpu;
 use halfstep_quant::Encodings;
 use halfstep_solver::{
-    Activation, ErrorKind, GramView, RowProblem, SamplesView, Settings, SolveError, Solution, Start, Statistics,
-    Workspace, solve,
+    Activation, ErrorKind, GramView, RowProblem, SamplesView, Settings, Solution, SolveError, Start,
+    Statistics, Workspace, solve,
 };
 
 fn problem<'a>(fixture: &'a Fixture, statistics: Statistics<'a>) -> RowProblem<'a> {
@@ -27,7 +27,12 @@ fn problem<'a>(fixture: &'a Fixture, statistics: Statistics<'a>) -> RowProblem<'
 }
 
 fn gram(fixture: &Fixture) -> Statistics<'_> {
-    Statistics::Gram(GramView { h: &fixture.h, c: &fixture.c, g_energy: Some(&fixture.g), count: fixture.n as f64 })
+    Statistics::Gram(GramView {
+        h: &fixture.h,
+        c: &fixture.c,
+        g_energy: Some(&fixture.g),
+        count: fixture.n as f64,
+    })
 }
 
 fn attempt(problem: &RowProblem<'_>) -> Result<Solution, SolveError> {
@@ -45,12 +50,17 @@ fn dead_inputs_stay_at_nearest_and_are_counted() {
     for start in [Start::Nearest, Start::Gptq] {
         for damping in [0.0, 1e-2] {
             let settings = Settings { start, damping, iterations: 50, ..Settings::default() };
-            let solution = solve(&Cpu, &problem(&fixture, gram(&fixture)), &settings, &mut Workspace::new()).unwrap();
+            let solution =
+                solve(&Cpu, &problem(&fixture, gram(&fixture)), &settings, &mut Workspace::new()).unwrap();
             assert_eq!(solution.report.dead_inputs, 2);
             assert!(solution.report.rounded_away > 0);
             for row in 0..4 {
                 for dead in [0, 7] {
-                    assert_eq!(solution.q[row * 12 + dead], nearest[row * 12 + dead], "row {row} column {dead}");
+                    assert_eq!(
+                        solution.q[row * 12 + dead],
+                        nearest[row * 12 + dead],
+                        "row {row} column {dead}"
+                    );
                 }
             }
         }
@@ -106,7 +116,11 @@ fn bad_numbers_are_refused_by_matrix_and_entry() {
         (with(GramView { g_energy: Some(&nan_g), ..view }), "gram G: entry [0, 0] is NaN", ErrorKind::Data),
         (with(GramView { h: &negative, ..view }), "diagonal entry 2 is -1", ErrorKind::Data),
         (with(GramView { count: 0.0, ..view }), "gram statistics: no samples", ErrorKind::Data),
-        (with(GramView { h: &good.h[1..], ..view }), "gram H: expected 25 elements, actual 24", ErrorKind::Caller),
+        (
+            with(GramView { h: &good.h[1..], ..view }),
+            "gram H: expected 25 elements, actual 24",
+            ErrorKind::Caller,
+        ),
         (RowProblem { w: &nan_w, ..with(view) }, "weights: entry [11, 1] is NaN", ErrorKind::Data),
         (RowProblem { rows: 3, ..with(view) }, "rows of the encodings", ErrorKind::Caller),
         (RowProblem { bias: Some(&[f32::NAN, 0.0]), ..with(view) }, "bias: entry [10, 0]", ErrorKind::Data),
@@ -114,7 +128,10 @@ fn bad_numbers_are_refused_by_matrix_and_entry() {
         (RowProblem { activation: Activation::Relu, ..with(view) }, "expected samples", ErrorKind::Caller),
         (problem(&good, samples(&nan_x)), "samples x_q: entry [2, 1] is NaN", ErrorKind::Data),
         (
-            RowProblem { activation: Activation::PRelu { slope: vec![0.1; 5] }, ..problem(&good, samples(&good.x_q)) },
+            RowProblem {
+                activation: Activation::PRelu { slope: vec![0.1; 5] },
+                ..problem(&good, samples(&good.x_q))
+            },
             "slopes of PRelu: expected 2 elements, actual 5",
             ErrorKind::Caller,
         ),
@@ -130,7 +147,8 @@ fn bad_numbers_are_refused_by_matrix_and_entry() {
 fn encodings_that_are_not_valid_are_refused() {
     let fixture = Fixture::new(4, 2, 5, 20, spec(4));
     let encodings = Encodings { scale: vec![1.0, f32::NAN], ..fixture.encodings.clone() };
-    let error = attempt(&RowProblem { encodings: &encodings, ..problem(&fixture, gram(&fixture)) }).unwrap_err();
+    let error =
+        attempt(&RowProblem { encodings: &encodings, ..problem(&fixture, gram(&fixture)) }).unwrap_err();
     assert!(matches!(error, SolveError::Encodings { first_row: 10, .. }), "{error}");
 }
 

@@ -121,7 +121,11 @@ impl<W: Write> Hashing<W> {
         self.inner.write_all(bytes)
     }
 
-    fn elements<T: Copy, const N: usize>(&mut self, values: &[T], bytes: impl Fn(T) -> [u8; N]) -> io::Result<()> {
+    fn elements<T: Copy, const N: usize>(
+        &mut self,
+        values: &[T],
+        bytes: impl Fn(T) -> [u8; N],
+    ) -> io::Result<()> {
         let mut buffer = Vec::with_capacity(CHUNK * N);
         for chunk in values.chunks(CHUNK) {
             buffer.clear();
@@ -181,7 +185,11 @@ impl<R: Read> Hashing<R> {
         })
     }
 
-    fn values<T, const N: usize>(&mut self, count: usize, value: impl Fn([u8; N]) -> T) -> io::Result<Vec<T>> {
+    fn values<T, const N: usize>(
+        &mut self,
+        count: usize,
+        value: impl Fn([u8; N]) -> T,
+    ) -> io::Result<Vec<T>> {
         let mut values = Vec::with_capacity(count);
         let mut buffer = vec![0u8; CHUNK.min(count) * N];
         while values.len() < count {

@@ -139,7 +139,8 @@ impl CarryStore {
 
     fn spill_oldest(&self, inner: &mut Inner) -> Result<(), ExecError> {
         let oldest = inner.ages.first_key_value().map(|(_, key)| key.clone());
-        let key = oldest.ok_or_else(|| ExecError::Internal("carry: resident bytes without a tensor".into()))?;
+        let key =
+            oldest.ok_or_else(|| ExecError::Internal("carry: resident bytes without a tensor".into()))?;
         let Some(Held::Memory { tensor, .. }) = inner.held.get(&key) else {
             return Err(ExecError::Internal("carry: an age without a resident tensor".into()));
         };

@@ -30,7 +30,7 @@ enum Kind {
     /// `[lead, groups * cols, cells]`: 1x1 convolutions, and constants on the left.
     Planes { cells: usize },
     /// Any other convolution.
-    Windows(Windows),
+    Windows(Box<Windows>),
 }
 
 impl Unfolder {
@@ -65,7 +65,7 @@ impl Unfolder {
             Unfold::Conv(geometry) => conv(geometry, shape, cols, groups)?,
             Unfold::ConvTranspose(geometry) => {
                 let windows = Windows::conv_transpose(geometry, shape, cols, groups)?;
-                (windows.positions(), Kind::Windows(windows))
+                (windows.positions(), Kind::Windows(Box::new(windows)))
             }
         };
         Ok(Self { cols, groups, positions, elements, kind })
@@ -88,7 +88,13 @@ impl Unfolder {
     ///
     /// # Errors
     /// `Internal` if `x` is not of the shape prepared for, or the range, the group or `out` do not fit.
-    pub fn block(&self, x: &[f32], group: usize, range: Range<usize>, out: &mut [f32]) -> Result<(), ExecError> {
+    pub fn block(
+        &self,
+        x: &[f32],
+        group: usize,
+        range: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), ExecError> {
         self.check(x, group, range.len(), out)?;
         if range.start > range.end || range.end > self.positions {
             return Err(ExecError::Internal(format!("unfold: positions {range:?} of {}", self.positions)));
@@ -109,7 +115,13 @@ impl Unfolder {
     ///
     /// # Errors
     /// As [`Unfolder::block`].
-    pub fn gather(&self, x: &[f32], group: usize, positions: &[usize], out: &mut [f32]) -> Result<(), ExecError> {
+    pub fn gather(
+        &self,
+        x: &[f32],
+        group: usize,
+        positions: &[usize],
+        out: &mut [f32],
+    ) -> Result<(), ExecError> {
         self.check(x, group, positions.len(), out)?;
         for (position, row) in positions.iter().zip(out.chunks_exact_mut(self.cols)) {
             self.block(x, group, *position..*position + 1, row)?;
@@ -122,12 +134,14 @@ impl Unfolder {
         if x.len() == self.elements && group < self.groups && fits {
             return Ok(());
         }
-        Err(ExecError::Internal(
-            format!(
-                "unfold: expected {} elements, a group below {} and room for {rows} rows of {}, found {} elements, group {group} and room for {} elements",
-                self.elements, self.groups, self.cols, x.len(), out.len()
-            ),
-        ))
+        Err(ExecError::Internal(format!(
+            "unfold: expected {} elements, a group below {} and room for {rows} rows of {}, found {} elements, group {group} and room for {} elements",
+            self.elements,
+            self.groups,
+            self.cols,
+            x.len(),
+            out.len()
+        )))
     }
 }
 
@@ -160,7 +174,12 @@ fn columns(shape: &[usize], cols: usize, groups: usize) -> Result<(usize, Kind),
     }
 }
 
-fn conv(geometry: &Geometry, shape: &[usize], cols: usize, groups: usize) -> Result<(usize, Kind), ExecError> {
+fn conv(
+    geometry: &Geometry,
+    shape: &[usize],
+    cols: usize,
+    groups: usize,
+) -> Result<(usize, Kind), ExecError> {
     let windows = Windows::conv(geometry, shape, cols, groups)?;
     let positions = windows.positions();
     let pointwise = geometry.kernel.iter().all(|k| *k == 1) && geometry.strides.iter().all(|s| *s == 1);
@@ -169,7 +188,7 @@ fn conv(geometry: &Geometry, shape: &[usize], cols: usize, groups: usize) -> Res
     if pointwise && positions == shape[0] * cells {
         return Ok((positions, Kind::Planes { cells }));
     }
-    Ok((positions, Kind::Windows(windows)))
+    Ok((positions, Kind::Windows(Box::new(windows))))
 }
 
 /// The elements of a float tensor.

@@ -42,7 +42,12 @@ impl Windows {
         Self::new(shape, axes, cols, groups)
     }
 
-    pub(super) fn conv_transpose(g: &Geometry, shape: &[usize], cols: usize, groups: usize) -> Result<Self, ExecError> {
+    pub(super) fn conv_transpose(
+        g: &Geometry,
+        shape: &[usize],
+        cols: usize,
+        groups: usize,
+    ) -> Result<Self, ExecError> {
         let spatial = spatial(shape)?;
         let axes = axes(g, spatial, &g.conv_transpose_extents(spatial)?, conv_transpose_source)?;
         Self::new(shape, axes, cols, groups)
@@ -62,7 +67,9 @@ impl Windows {
                 axes,
                 cells,
             }),
-            _ => Err(mismatch(shape, format!("channels that give {cols} columns in each of {groups} groups"))),
+            _ => {
+                Err(mismatch(shape, format!("channels that give {cols} columns in each of {groups} groups")))
+            }
         }
     }
 
@@ -128,7 +135,8 @@ impl Axis {
 
     /// Cell by cell, through the table.
     fn pick(&self, x: &[f32], range: Range<usize>, out: &mut [f32], cols: usize, column: usize) {
-        let sources = self.source[range.start * self.kernel..range.end * self.kernel].chunks_exact(self.kernel);
+        let sources =
+            self.source[range.start * self.kernel..range.end * self.kernel].chunks_exact(self.kernel);
         for (row, sources) in out.chunks_exact_mut(cols).zip(sources) {
             for (value, source) in row[column..column + self.kernel].iter_mut().zip(sources) {
                 *value = x.get(*source as usize).copied().unwrap_or(0.0);
@@ -147,7 +155,14 @@ impl Axis {
     }
 
     /// Runs of a width known to the compiler; between runs the input advances by the stride.
-    fn copy_runs_of<const K: usize>(&self, x: &[f32], range: Range<usize>, out: &mut [f32], cols: usize, column: usize) {
+    fn copy_runs_of<const K: usize>(
+        &self,
+        x: &[f32],
+        range: Range<usize>,
+        out: &mut [f32],
+        cols: usize,
+        column: usize,
+    ) {
         if range.is_empty() {
             return;
         }
@@ -235,7 +250,8 @@ fn runs(table: &[u32], kernel: usize, output: usize) -> Range<usize> {
     let window = |o: usize| &table[o * kernel..(o + 1) * kernel];
     let gapless = |o: usize| {
         let window = window(o);
-        window[0] != NONE && window.iter().enumerate().all(|(k, cell)| u64::from(*cell) == u64::from(window[0]) + k as u64)
+        window[0] != NONE
+            && window.iter().enumerate().all(|(k, cell)| u64::from(*cell) == u64::from(window[0]) + k as u64)
     };
     let Some(start) = (0..output).find(|o| gapless(*o)) else { return 0..0 };
     let step = |o: usize| i64::from(window(o)[0]) - i64::from(window(o - 1)[0]);
