@@ -79,13 +79,13 @@ pub(crate) struct Resources {
 pub(crate) mod defaults {
     pub(crate) const BITS: u8 = 4;
     pub(crate) const ITERATIONS: u32 = 300;
-    pub(crate) const LEARNING_RATE: f32 = 0.01;
-    pub(crate) const LAMBDA: f32 = 0.01;
+    pub(crate) const LEARNING_RATE: f32 = 0.1;
+    pub(crate) const LAMBDA: f32 = 3.0;
     pub(crate) const BETA_RANGE: (f32, f32) = (20.0, 2.0);
     pub(crate) const WARM_START: f32 = 0.2;
     pub(crate) const BATCH: u32 = 32;
-    pub(crate) const DAMPING: f32 = 0.001;
-    pub(crate) const REFINE_SWEEPS: u32 = 10;
+    pub(crate) const DAMPING: f32 = 0.01;
+    pub(crate) const REFINE_SWEEPS: u32 = 30;
     pub(crate) const POSITIONS: f32 = 1.0;
     pub(crate) const SEED: u64 = 0;
     pub(crate) const MEMORY_BUDGET: u64 = 4 << 30;

@@ -122,16 +122,17 @@ pub(crate) struct JobOptions {
     #[arg(long, value_name = "N", help_heading = "Rounding")]
     pub(crate) iterations: Option<u32>,
 
-    /// Step by this learning rate (Adam) [default: 0.01]
+    /// Step by this learning rate (Adam) [default: 0.1]
     ///
-    /// Rarely worth changing. The published value for the samples objective is 0.001.
+    /// Rarely worth changing. It suits a few hundred exact steps; the published 0.001 suits 10000 noisy ones.
     #[arg(long, value_name = "RATE", value_parser = non_negative, help_heading = "Rounding")]
     pub(crate) learning_rate: Option<f32>,
 
-    /// Weigh the rounding loss, which drives weights to integers, by this much [default: 0.01]
+    /// Weigh the rounding loss, which drives weights to integers, by this much [default: 3]
     ///
     /// Change with caution: too small leaves weights between integers, to be cut off at the end; too large decides them
-    /// before the data could.
+    /// before the data could. It is relative to the rounding noise of each row, so one value suits all layers; the
+    /// published 0.01 belongs to the plain loss and cannot be compared.
     #[arg(long, value_name = "WEIGHT", value_parser = non_negative, help_heading = "Rounding")]
     pub(crate) lambda: Option<f32>,
 
@@ -151,9 +152,9 @@ pub(crate) struct JobOptions {
     #[arg(long, value_name = "N", help_heading = "Rounding")]
     pub(crate) batch: Option<u32>,
 
-    /// Pull statistics towards the original weights by this fraction of their mean diagonal [default: 0.001]
+    /// Pull statistics towards the original weights by this fraction of their mean diagonal [default: 0.01]
     ///
-    /// Guards against overfitting when samples are few. Change with caution: 0.0001 to 0.01.
+    /// Guards against overfitting when samples are few. Change with caution: 0.001 to 0.05.
     #[arg(long, value_name = "FRACTION", value_parser = non_negative, help_heading = "Rounding")]
     pub(crate) damping: Option<f32>,
 
@@ -161,7 +162,7 @@ pub(crate) struct JobOptions {
     #[arg(long, value_name = "START", value_parser = named::<StartPoint>, help_heading = "Rounding")]
     pub(crate) start: Option<StartPoint>,
 
-    /// Refine the result by at most this many sweeps over all weights [default: 10]
+    /// Refine the result by at most this many sweeps over all weights [default: 30]
     #[arg(long, value_name = "N", help_heading = "Rounding")]
     pub(crate) refine_sweeps: Option<u32>,
 

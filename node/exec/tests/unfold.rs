@@ -65,6 +65,9 @@ fn index(shape: &[usize], flat: usize) -> Vec<usize> {
     index
 }
 
+/// Kernel, stride, dilation, padding at both ends, input, output padding.
+type Axis = (usize, usize, usize, usize, usize, usize, usize);
+
 fn geometry() -> impl Strategy<Value = (Geometry, Vec<usize>, bool)> {
     let axis = (1usize..6, 1usize..4, 1usize..3, 0usize..3, 0usize..3, 1usize..9, 0usize..2);
     let pad = prop_oneof![
@@ -75,9 +78,7 @@ fn geometry() -> impl Strategy<Value = (Geometry, Vec<usize>, bool)> {
     ];
     (proptest::collection::vec(axis, 1..4), 1usize..4, 1usize..4, 1usize..4, pad, any::<bool>()).prop_map(
         |(axes, groups, per_group, images, auto_pad, transposed)| {
-            let pick = |f: fn(&(usize, usize, usize, usize, usize, usize, usize)) -> usize| {
-                axes.iter().map(f).collect()
-            };
+            let pick = |f: fn(&Axis) -> usize| axes.iter().map(f).collect();
             let geometry = Geometry {
                 kernel: pick(|a| a.0),
                 strides: pick(|a| a.1),
