@@ -1,6 +1,11 @@
 //! Engines: conversions, errors that name the operator, concurrent runs, counting. ONNX Runtime is tested when
 //! `HALFSTEP_ONNXRUNTIME` names its library.
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may stop, and says what it skips")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test may stop, and says what it skips"
+)]
 
 use bytes::Bytes;
 use halfstep_exec::{CountingEngine, Engine, ExecError, OrtEngine, RtenEngine};

@@ -1,5 +1,5 @@
 //! Statistics against sums in f64, and independence of order and split.
-#![allow(clippy::unwrap_used, reason = "a test may stop")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may stop")]
 
 use halfstep_compute::random::Stream;
 use halfstep_exec::{
