@@ -14,24 +14,34 @@ import subprocess
 import tempfile
 import time
 
-NEAREST = ["--iterations", "0", "--refine-sweeps", "0"]
+FROM_NEAREST = ["--start", "nearest"]
+FROM_GPTQ = ["--start", "gptq"]
+UNREFINED = ["--refine-sweeps", "0"]
+MAX_ABS = ["--range", "min-max"]
+
+
+def adaround(iterations, *more):
+    return ["--iterations", str(iterations), *more]
+
+
 VARIANTS = {
-    "nearest (max-abs)": NEAREST + ["--range", "min-max"],
-    "nearest": NEAREST,
-    "refine only": ["--iterations", "0"],
-    "refine only (max-abs)": ["--iterations", "0", "--range", "min-max"],
-    "gptq": ["--iterations", "0", "--refine-sweeps", "0", "--start", "gptq"],
-    "gptq + refine": ["--iterations", "0", "--start", "gptq"],
-    **{f"adaround {n}": ["--iterations", str(n), "--refine-sweeps", "0"] for n in (100, 300, 1000, 10000)},
-    **{f"adaround {n} + refine": ["--iterations", str(n)] for n in (100, 300, 1000, 10000)},
-    "gptq + adaround 300 + refine": ["--iterations", "300", "--start", "gptq"],
-    "adaround 300 + refine, independent": ["--iterations", "300", "--propagation", "independent"],
-    "adaround 300 + refine, max-abs": ["--iterations", "300", "--range", "min-max"],
-    "adaround 300 + refine, damping 1e-4": ["--iterations", "300", "--damping", "0.0001"],
-    "adaround 300 + refine, damping 1e-2": ["--iterations", "300", "--damping", "0.01"],
-    "adaround 300 + refine, damping 3e-2": ["--iterations", "300", "--damping", "0.03"],
-    "samples 1000 + refine": ["--objective", "samples", "--iterations", "1000"],
-    "samples 10000 + refine": ["--objective", "samples", "--iterations", "10000", "--learning-rate", "0.001"],
+    "nearest, max-abs range": adaround(0, *FROM_NEAREST, *UNREFINED, *MAX_ABS),
+    "nearest": adaround(0, *FROM_NEAREST, *UNREFINED),
+    "refine only, max-abs range": adaround(0, *FROM_NEAREST, *MAX_ABS),
+    "refine only": adaround(0, *FROM_NEAREST),
+    "gptq": adaround(0, *FROM_GPTQ, *UNREFINED),
+    "gptq + refine": adaround(0, *FROM_GPTQ),
+    **{f"adaround {n}": adaround(n, *FROM_NEAREST, *UNREFINED) for n in (100, 300, 1000, 10000)},
+    **{f"adaround {n} + refine": adaround(n, *FROM_NEAREST) for n in (100, 300, 1000, 10000)},
+    "gptq + adaround 300 + refine": adaround(300, *FROM_GPTQ),
+    "gptq + adaround 1000 + refine": adaround(1000, *FROM_GPTQ),
+    "gptq + adaround 300 + refine, max-abs range": adaround(300, *FROM_GPTQ, *MAX_ABS),
+    "gptq + adaround 300 + refine, independent": adaround(300, *FROM_GPTQ, "--propagation", "independent"),
+    "gptq + adaround 300 + refine, damping 1e-3": adaround(300, *FROM_GPTQ, "--damping", "0.001"),
+    "gptq + adaround 300 + refine, damping 5e-2": adaround(300, *FROM_GPTQ, "--damping", "0.05"),
+    "samples 300 + refine": adaround(300, *FROM_NEAREST, "--objective", "samples"),
+    "samples 1000 + refine": adaround(1000, *FROM_NEAREST, "--objective", "samples"),
+    "samples 10000 + refine": adaround(10000, *FROM_NEAREST, "--objective", "samples", "--learning-rate", "0.01"),
 }
 SLOW = ("adaround 10000", "adaround 10000 + refine", "samples 1000 + refine", "samples 10000 + refine")
 

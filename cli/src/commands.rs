@@ -6,8 +6,8 @@ use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
-use crate::args::{Cli, Command, EvalArgs, InspectArgs, PlanArgs, QuantizeArgs, ShowArgs, VerifyArgs};
 use crate::answers::{EvalRequest, QuantizeOutcome};
+use crate::args::{Cli, Command, EvalArgs, InspectArgs, PlanArgs, QuantizeArgs, ShowArgs, VerifyArgs};
 use crate::config::{DataConfig, RunConfig};
 use crate::exit::{CliError, Exit};
 use crate::job_file;

@@ -221,7 +221,7 @@ fn rounding(options: &JobOptions) -> RoundingConfig {
         warm_start: options.warm_start.unwrap_or(defaults::WARM_START),
         batch: options.batch.unwrap_or(defaults::BATCH),
         damping: options.damping.unwrap_or(defaults::DAMPING),
-        start: options.start.unwrap_or(StartPoint::Nearest),
+        start: options.start.unwrap_or(StartPoint::Gptq),
         refine_sweeps: options.refine_sweeps.unwrap_or(defaults::REFINE_SWEEPS),
         positions: options.positions.unwrap_or(defaults::POSITIONS),
         seed: options.seed.unwrap_or(defaults::SEED),

@@ -67,17 +67,20 @@ fn outputs(request: &EvalRequest, path: &Path, data: &Dataset) -> Result<Outputs
     let starts: Vec<usize> = (0..samples).step_by(request.batch).collect();
     let threads = request.threads.unwrap_or_else(engine::cores).clamp(1, starts.len().max(1));
     let run = |start: &usize| {
-        let slices = data.slice(*start..(*start + request.batch).min(samples)).map_err(CliError::bad_input)?;
+        let slices =
+            data.slice(*start..(*start + request.batch).min(samples)).map_err(CliError::bad_input)?;
         let inputs: Vec<_> = slices.into_iter().map(transit_slice).collect();
         forward.first_output(&inputs).map_err(CliError::bad_input)
     };
     // Batches are dealt out like cards; the order of results is the order of batches.
     let parts: Vec<Vec<Result<Vec<f32>, CliError>>> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
-            .map(|worker| scope.spawn({
-                let (starts, run) = (&starts, &run);
-                move || starts.iter().skip(worker).step_by(threads).map(run).collect::<Vec<_>>()
-            }))
+            .map(|worker| {
+                scope.spawn({
+                    let (starts, run) = (&starts, &run);
+                    move || starts.iter().skip(worker).step_by(threads).map(run).collect::<Vec<_>>()
+                })
+            })
             .collect();
         workers.into_iter().map(|w| w.join().unwrap_or_default()).collect()
     });
@@ -97,7 +100,13 @@ fn outputs(request: &EvalRequest, path: &Path, data: &Dataset) -> Result<Outputs
     Ok(Outputs { values, samples })
 }
 
-fn row(path: &Path, outputs: &Outputs, labels: Option<&Labels>, reference: Option<&Outputs>, seconds: f64) -> EvalRow {
+fn row(
+    path: &Path,
+    outputs: &Outputs,
+    labels: Option<&Labels>,
+    reference: Option<&Outputs>,
+    seconds: f64,
+) -> EvalRow {
     let share = |hits: usize| hits as f64 / outputs.samples as f64;
     let top1 = labels
         .filter(|labels| labels.len() == outputs.samples)

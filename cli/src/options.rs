@@ -158,7 +158,9 @@ pub(crate) struct JobOptions {
     #[arg(long, value_name = "FRACTION", value_parser = non_negative, help_heading = "Rounding")]
     pub(crate) damping: Option<f32>,
 
-    /// Start from nearest, or from gptq where inputs are strongly correlated [default: nearest]
+    /// Start from nearest, or from gptq order with error feedback [default: gptq]
+    ///
+    /// The start is a candidate of its own: each row keeps the best of all candidates.
     #[arg(long, value_name = "START", value_parser = named::<StartPoint>, help_heading = "Rounding")]
     pub(crate) start: Option<StartPoint>,
 

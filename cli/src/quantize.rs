@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use halfstep_agent::{LocalNode, NodeOptions};
 use halfstep_coordinator::{
-    Assembled, JobConfig, JobSource, OutcomeKind, Prepared, RunEvent, assemble, check_target, export, prepare, run,
+    Assembled, JobConfig, JobSource, OutcomeKind, Prepared, RunEvent, assemble, check_target, export,
+    prepare, run,
 };
 use halfstep_work::{JobState, Node, Plan, TaskPhase};
 use serde_json::json;
@@ -145,6 +146,10 @@ impl<'a> Watch<'a> {
                     TaskPhase::Accumulate => seen.seconds.statistics += seconds,
                     TaskPhase::Reduce | TaskPhase::Solve => seen.seconds.solve += seconds,
                 }
+                if *phase == TaskPhase::Capture && progress.phase == TaskPhase::Capture {
+                    let (stage, shard, shards) = (progress.stage + 1, progress.done, progress.total);
+                    (self.events)(Progress::ShardCaptured { stage, shard, shards });
+                }
                 if seen.stage != Some(progress.stage) && progress.stage < progress.stages {
                     seen.stage = Some(progress.stage);
                     let layers = self.plan.stages[progress.stage].solve.len();
@@ -190,11 +195,8 @@ fn timing(
     seconds: &PhaseSeconds,
     threads: usize,
 ) -> serde_json::Value {
-    let layers: serde_json::Map<String, serde_json::Value> = plan
-        .layers
-        .iter()
-        .map(|l| (l.name.clone(), json!(layer_seconds(state, l.id))))
-        .collect();
+    let layers: serde_json::Map<String, serde_json::Value> =
+        plan.layers.iter().map(|l| (l.name.clone(), json!(layer_seconds(state, l.id)))).collect();
     json!({
         "threads": threads,
         "read_seconds": read,
@@ -225,7 +227,10 @@ fn outcome(
             OutcomeKind::Kept { reason } => kept.push(Kept {
                 name,
                 op: layer.op_type.clone(),
-                requested: job.rules.iter().any(|rule| rule.skip && reason.contains(&format!("`{}`", rule.pattern))),
+                requested: job
+                    .rules
+                    .iter()
+                    .any(|rule| rule.skip && reason.contains(&format!("`{}`", rule.pattern))),
                 reason: reason.clone(),
             }),
             OutcomeKind::Failed { reason } => failed.push(FailedLayer { name, cause: reason.clone() }),

@@ -42,15 +42,18 @@ pub fn assemble(prepared: &Prepared, state: &JobState) -> Result<Assembled, Coor
             ));
             continue;
         }
-        let roundings = state
-            .roundings(entry.id)
-            .ok_or_else(|| broken(entry, "not all chunks were committed".into()))?;
+        let roundings =
+            state.roundings(entry.id).ok_or_else(|| broken(entry, "not all chunks were committed".into()))?;
         let (encodings, q) = join(entry, &roundings)?;
         outcomes.push(solved(entry, &roundings));
         layers.push(AssembledLayer { layer: layer.clone(), encodings, q });
     }
     for kept in &plan.kept {
-        outcomes.push(without_numbers(&kept.name, &kept.op_type, OutcomeKind::Kept { reason: kept.reason.clone() }));
+        outcomes.push(without_numbers(
+            &kept.name,
+            &kept.op_type,
+            OutcomeKind::Kept { reason: kept.reason.clone() },
+        ));
     }
     Ok(Assembled { layers, report: report(plan, outcomes, prepared.notes.clone()) })
 }
@@ -95,7 +98,8 @@ fn solved(entry: &LayerPlan, roundings: &[Arc<Rounding>]) -> LayerOutcome {
         weights: (entry.rows * entry.cols) as u64,
         objective_nearest: sum.objective_nearest,
         objective: sum.objective,
-        sqnr_db: (sum.objective > 0.0 && sum.signal > 0.0).then(|| 10.0 * (sum.signal / sum.objective).log10()),
+        sqnr_db: (sum.objective > 0.0 && sum.signal > 0.0)
+            .then(|| 10.0 * (sum.signal / sum.objective).log10()),
         rounded_away: sum.rounded_away,
         guarded_rows: sum.guarded_rows,
         dead_inputs: sum.dead_inputs,

@@ -38,9 +38,10 @@ pub fn export(
     on_grid.write(staging.path(MODEL))?;
     check_on_grid(&staging.path(MODEL), &on_grid, &assembled.layers)?;
     let notes = write_qdq(&staging, &on_grid, assembled)?;
-    assembled.report.notes.extend(notes);
+    assembled.report.notes.extend(grouped(notes));
     for (index, version) in config.encodings.iter().enumerate() {
-        let name = if index == 0 { "model.encodings".into() } else { format!("model.{}.encodings", version.text()) };
+        let name =
+            if index == 0 { "model.encodings".into() } else { format!("model.{}.encodings", version.text()) };
         if let Some(note) = write_encodings(&staging, &name, *version, assembled)? {
             assembled.report.notes.push(note);
         }
@@ -78,10 +79,14 @@ fn check_on_grid(path: &Path, written: &Model, layers: &[AssembledLayer]) -> Res
             what,
         };
         let values = stored.as_f32().ok_or_else(|| different("its weights are not f32".into()))?;
-        let weights = entry.layer.layout.to_matrix(&stored.shape, values).map_err(|e| different(e.to_string()))?;
+        let weights =
+            entry.layer.layout.to_matrix(&stored.shape, values).map_err(|e| different(e.to_string()))?;
         let expected = entry.encodings.dequantize(&entry.q)?;
         if let Some(index) = first_difference(&weights, &expected) {
-            return Err(different(format!("weight {index} is {}, expected {}", weights[index], expected[index])));
+            return Err(different(format!(
+                "weight {index} is {}, expected {}",
+                weights[index], expected[index]
+            )));
         }
     }
     for initializer in &written.graph().initializer {
@@ -103,7 +108,11 @@ fn first_difference(a: &[f32], b: &[f32]) -> Option<usize> {
     a.iter().zip(b).position(|(x, y)| x.to_bits() != y.to_bits() && x != y)
 }
 
-fn write_qdq(staging: &Staging, on_grid: &Model, assembled: &Assembled) -> Result<Vec<String>, CoordinatorError> {
+fn write_qdq(
+    staging: &Staging,
+    on_grid: &Model,
+    assembled: &Assembled,
+) -> Result<Vec<String>, CoordinatorError> {
     let weights: Vec<qdq::RoundedLayer<'_>> = assembled
         .layers
         .iter()
@@ -121,6 +130,28 @@ fn write_qdq(staging: &Staging, on_grid: &Model, assembled: &Assembled) -> Resul
         }
     }
     Ok(notes)
+}
+
+/// One note for all layers of which the same is true.
+fn grouped(notes: Vec<String>) -> Vec<String> {
+    const NAMED: usize = 3;
+    let mut facts: Vec<(String, Vec<String>)> = Vec::new();
+    for note in notes {
+        let (subject, fact) = note.split_once("`: ").map_or((None, note.as_str()), |(s, f)| (Some(s), f));
+        let subject = subject.map(|s| format!("{s}`"));
+        match facts.iter_mut().find(|(known, _)| known == fact) {
+            Some((_, subjects)) => subjects.extend(subject),
+            None => facts.push((fact.to_owned(), subject.into_iter().collect())),
+        }
+    }
+    facts
+        .into_iter()
+        .map(|(fact, subjects)| match subjects.len() {
+            0 => fact,
+            n if n <= NAMED => format!("{}: {fact}", subjects.join(", ")),
+            n => format!("{} and {} more: {fact}", subjects[..NAMED].join(", "), n - NAMED),
+        })
+        .collect()
 }
 
 fn aimet_version(version: EncodingsVersion) -> Version {

@@ -2,14 +2,12 @@
 //!
 //! Shards and row chunks depend on the job alone, never on who will compute them (DESIGN section 4).
 
+use crate::dataset::{DType, Dataset, ModelInput};
 use crate::rules::{Decision, decide};
 use crate::{CoordinatorError, JobConfig};
-use halfstep_model::{Cut, Dim, Layer, Model, Unsupported, cut, fold_batch_norms, list_layers, normalize};
-use halfstep_work::{
-    KeptLayer, LayerId, LayerPlan, PartitionNote, Plan, SegmentId, StagePlan,
-};
-use crate::dataset::{DType, Dataset, ModelInput};
 use halfstep_model::Dtype;
+use halfstep_model::{Cut, Dim, Layer, Model, Unsupported, cut, fold_batch_norms, list_layers, normalize};
+use halfstep_work::{KeptLayer, LayerId, LayerPlan, PartitionNote, Plan, SegmentId, StagePlan};
 use std::ops::Range;
 use std::path::Path;
 
@@ -149,6 +147,12 @@ fn plan(
     let cut = cut(&model, &layers, &selected)?;
     let (shard, fixed) = shard_samples(&model, config.shard_size, sample_bytes)?;
     let shards = shards(samples, shard, fixed, &mut notes)?;
+    if config.solver.positions_fraction < 1.0 {
+        notes.push(format!(
+            "statistics use {} of the positions of each sample",
+            config.solver.positions_fraction
+        ));
+    }
     let stages = stages(&layers, &cut);
     let plans = layers.iter().zip(grids).enumerate().map(|(index, (layer, grid))| LayerPlan {
         id: LayerId(index as u32),
@@ -159,7 +163,9 @@ fn plan(
         groups: layer.groups,
         grid,
         chunks: chunks(layer.rows, layer.groups),
-        stage: SegmentId(stages.iter().position(|s| s.solve.contains(&LayerId(index as u32))).unwrap_or(0) as u32),
+        stage: SegmentId(
+            stages.iter().position(|s| s.solve.contains(&LayerId(index as u32))).unwrap_or(0) as u32
+        ),
     });
     let plan = Plan {
         layers: plans.collect(),
@@ -269,7 +275,8 @@ mod tests {
 
     #[test]
     fn chunks_tile_and_never_split_across_groups() {
-        for (rows, groups) in [(1, 1), (10, 1), (64, 1), (1000, 1), (96, 96), (1152, 1152), (48, 3), (300, 2)] {
+        for (rows, groups) in [(1, 1), (10, 1), (64, 1), (1000, 1), (96, 96), (1152, 1152), (48, 3), (300, 2)]
+        {
             let all = chunks(rows, groups);
             let per_group = rows / groups;
             let mut next = 0;

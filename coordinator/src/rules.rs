@@ -23,7 +23,10 @@ impl Matcher {
             "first" => Ok(Self::First),
             "last" => Ok(Self::Last),
             _ => Glob::new(pattern).map(|glob| Self::Glob(Box::new(glob.compile_matcher()))).map_err(|e| {
-                CoordinatorError::Configuration(format!("pattern `{pattern}`: not a valid glob: {}", e.kind()))
+                CoordinatorError::Configuration(format!(
+                    "pattern `{pattern}`: not a valid glob: {}",
+                    e.kind()
+                ))
             }),
         }
     }
@@ -43,7 +46,11 @@ impl Matcher {
 /// # Errors
 /// `Configuration` for an invalid pattern or grid, and for a pattern that matches nothing: a typo there would
 /// silently quantize what the user wanted kept.
-pub(crate) fn decide(layers: &[Layer], default: GridSpec, rules: &[Rule]) -> Result<Vec<Decision>, CoordinatorError> {
+pub(crate) fn decide(
+    layers: &[Layer],
+    default: GridSpec,
+    rules: &[Rule],
+) -> Result<Vec<Decision>, CoordinatorError> {
     default.validate()?;
     let mut grids = vec![(default, None::<String>); layers.len()];
     for rule in rules {

@@ -5,8 +5,8 @@
 
 use crate::{CoordinatorError, JobSource};
 use halfstep_work::{
-    Done, Event, Failure, FailureClass, JobState, LayerId, Lease, Node, NodeId, Plan, Progress, Rounding, Source,
-    Task, TaskPhase,
+    Done, Event, Failure, FailureClass, JobState, LayerId, Lease, Node, NodeId, Plan, Progress, Rounding,
+    Source, Task, TaskPhase,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};

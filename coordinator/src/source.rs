@@ -3,7 +3,9 @@
 use crate::dataset::{DType, Dataset, SampleSlice};
 use bytes::Bytes;
 use halfstep_model::{Data, Model, Tensor, skeleton};
-use halfstep_work::{ChunkId, InputTensor, LayerId, Plan, Rounding, ScalarKind, ShardId, Source, SourceError};
+use halfstep_work::{
+    ChunkId, InputTensor, LayerId, Plan, Rounding, ScalarKind, ShardId, Source, SourceError,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, RwLock};
 
@@ -48,11 +50,10 @@ impl Source for JobSource {
     }
 
     fn inputs(&self, shard: ShardId) -> Result<Vec<InputTensor>, SourceError> {
-        let range = self
-            .plan
-            .shards
-            .get(shard.index())
-            .ok_or_else(|| SourceError(format!("{shard}: the plan has {} shards", self.plan.shards.len())))?;
+        let range =
+            self.plan.shards.get(shard.index()).ok_or_else(|| {
+                SourceError(format!("{shard}: the plan has {} shards", self.plan.shards.len()))
+            })?;
         let slices = self.dataset.slice(range.clone()).map_err(|e| SourceError(e.to_string()))?;
         Ok(slices.into_iter().map(transit_slice).collect())
     }

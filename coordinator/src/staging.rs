@@ -105,7 +105,7 @@ fn parent_of(target: &Path) -> PathBuf {
 /// `Configuration` unless the target is absent, empty, or may be replaced.
 pub fn check_target(target: &Path, force: bool) -> Result<(), CoordinatorError> {
     if !target.exists() {
-        return Ok(());
+        return check_writable(&parent_of(target));
     }
     if !target.is_dir() {
         return Err(CoordinatorError::Configuration(format!(
@@ -132,6 +132,16 @@ pub fn check_target(target: &Path, force: bool) -> Result<(), CoordinatorError> 
         )));
     }
     Ok(())
+}
+
+/// Makes and removes a folder in `parent`, or in the nearest folder above it that exists: a place that cannot be
+/// written must be known before hours of work, not after.
+fn check_writable(parent: &Path) -> Result<(), CoordinatorError> {
+    let there = |path: &&Path| path.as_os_str().is_empty() || path.exists();
+    let nearest = parent.ancestors().find(there).unwrap_or(parent);
+    let nearest = if nearest.as_os_str().is_empty() { Path::new(".") } else { nearest };
+    let probe = tempfile::Builder::new().prefix(".probe-").tempdir_in(nearest);
+    probe.map(drop).map_err(|e| CoordinatorError::storage(nearest, "create a folder in", e))
 }
 
 #[cfg(unix)]

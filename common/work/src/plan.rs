@@ -125,7 +125,8 @@ impl Plan {
         tiles("shards", &self.shards, self.samples())?;
         for layer in &self.layers {
             tiles(&format!("chunks of layer `{}`", layer.name), &layer.chunks, layer.rows)?;
-            let found = self.stages.iter().flat_map(|stage| &stage.solve).filter(|id| **id == layer.id).count();
+            let found =
+                self.stages.iter().flat_map(|stage| &stage.solve).filter(|id| **id == layer.id).count();
             if found != 1 {
                 return Err(PlanError::NotOnce { name: layer.name.clone(), found });
             }

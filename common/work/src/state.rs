@@ -14,7 +14,8 @@
 //! Not here: the journal, and any thread.
 
 use crate::{
-    Done, Failure, LayerId, LeaseId, NodeId, PeakRecord, Plan, Rounding, SegmentId, Task, TaskPhase, agree_peaks,
+    Done, Failure, LayerId, LeaseId, NodeId, PeakRecord, Plan, Rounding, SegmentId, Task, TaskPhase,
+    agree_peaks,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -241,7 +242,8 @@ impl JobState {
     }
 
     fn granted(&mut self, lease: &Lease, expires_at_ms: u64) -> Result<(), LeaseRefused> {
-        let slot = self.slots.get_mut(lease.slot).filter(|s| s.state == TaskState::Ready && s.task == lease.task);
+        let slot =
+            self.slots.get_mut(lease.slot).filter(|s| s.state == TaskState::Ready && s.task == lease.task);
         let Some(slot) = slot else { return Err(LeaseRefused { lease: lease.id }) };
         slot.state = TaskState::Leased { lease: lease.id, node: lease.node, expires_at_ms };
         slot.attempts += 1;
@@ -275,7 +277,8 @@ impl JobState {
         if failure.class.counts() {
             self.slots[slot].counted += 1;
         }
-        let tries_left = self.slots[slot].counted < ATTEMPTS_MAX && self.slots[slot].attempts < 2 * ATTEMPTS_MAX;
+        let tries_left =
+            self.slots[slot].counted < ATTEMPTS_MAX && self.slots[slot].attempts < 2 * ATTEMPTS_MAX;
         if failure.class.retryable() && tries_left {
             self.slots[slot].state = TaskState::Ready;
             self.first_ready = self.first_ready.min(slot);
@@ -322,8 +325,10 @@ impl JobState {
         let tasks = self.tasks_of_phase();
         self.unfinished = tasks.len();
         self.first_ready = 0;
-        self.slots =
-            tasks.into_iter().map(|task| Slot { task, state: TaskState::Ready, attempts: 0, counted: 0 }).collect();
+        self.slots = tasks
+            .into_iter()
+            .map(|task| Slot { task, state: TaskState::Ready, attempts: 0, counted: 0 })
+            .collect();
     }
 
     fn tasks_of_phase(&self) -> Vec<Task> {
@@ -346,5 +351,194 @@ impl JobState {
                 .flat_map(|layer| self.plan.chunk_ids(layer).map(move |chunk| Task::Solve { layer, chunk }))
                 .collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ChunkId, ChunkReport, FailureClass, LayerPlan, PartitionNote, Propagation, StagePlan};
+    use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, Scheme};
+
+    fn grid() -> GridSpec {
+        let (scheme, granularity) = (Scheme::Symmetric, Granularity::PerTensor);
+        GridSpec { bits: 4, scheme, granularity, range: RangeEstimator::MinMax }
+    }
+
+    /// Two stages of one layer each; the first has two chunks.
+    fn plan(shards: usize) -> Arc<Plan> {
+        let layer = |id: u32, chunks: Vec<std::ops::Range<usize>>| LayerPlan {
+            id: LayerId(id),
+            name: format!("layer{id}"),
+            op_type: "Conv".into(),
+            rows: chunks.last().map_or(0, |c| c.end),
+            cols: 1,
+            groups: 1,
+            grid: grid(),
+            chunks,
+            stage: SegmentId(id),
+        };
+        let solver = crate::SolverSettings {
+            objective: crate::Objective::Gram,
+            iterations: 1,
+            learning_rate: 0.1,
+            beta: (20.0, 2.0),
+            warm_start: 0.2,
+            lambda: 1.0,
+            batch: 1,
+            damping: 0.0,
+            start: crate::StartPoint::Nearest,
+            refine_sweeps: 1,
+            seed: 0,
+            positions_per_shard: 1,
+            positions_fraction: 1.0,
+        };
+        Arc::new(Plan {
+            layers: vec![layer(0, vec![0..2, 2..4]), layer(1, std::iter::once(0..3).collect())],
+            kept: vec![],
+            stages: (0..2).map(|l| StagePlan { solve: vec![LayerId(l)] }).collect(),
+            shards: (0..shards).map(|s| s..s + 1).collect(),
+            batch: 1,
+            propagation: Propagation::Sequential,
+            solver,
+            partition: PartitionNote::Batches,
+        })
+    }
+
+    fn done(task: &Task) -> Done {
+        match task {
+            Task::Capture { shard, .. } => Done::Captured {
+                peaks: vec![PeakRecord {
+                    layer: LayerId(0),
+                    use_index: 0,
+                    full_precision: shard.0 as f32,
+                    quantized: 1.0,
+                    positions: 10,
+                }],
+            },
+            Task::Accumulate { .. } => Done::Accumulated,
+            Task::Reduce { .. } => Done::Reduced,
+            Task::Solve { layer, chunk } => Done::Solved(Arc::new(Rounding {
+                layer: *layer,
+                chunk: *chunk,
+                encodings: Encodings {
+                    bits: 4,
+                    scheme: Scheme::Symmetric,
+                    granularity: Granularity::PerTensor,
+                    rows: 1,
+                    cols: 1,
+                    scale: vec![1.0],
+                    zero_point: vec![0],
+                },
+                q: vec![0],
+                report: ChunkReport::default(),
+            })),
+        }
+    }
+
+    fn grant(state: &mut JobState, now_ms: u64) -> Option<Lease> {
+        let event = state.grant(NodeId(0), now_ms, 10)?;
+        let Event::Granted { lease, .. } = &event else { panic!("not a grant: {event:?}") };
+        let lease = lease.clone();
+        state.apply(event).unwrap();
+        Some(lease)
+    }
+
+    fn finish(state: &mut JobState, lease: &Lease) {
+        state.apply(Event::Completed { lease: lease.id, done: done(&lease.task) }).unwrap();
+    }
+
+    #[test]
+    fn a_job_goes_through_its_phases_in_order_and_finishes() {
+        let mut state = JobState::new(plan(3));
+        let mut phases = Vec::new();
+        while let Some(lease) = grant(&mut state, 0) {
+            phases.push(lease.task.phase());
+            if let Task::Accumulate { peaks, segment: SegmentId(0), .. } = &lease.task {
+                assert_eq!((peaks[0].full_precision, peaks[0].positions), (2.0, 30), "peaks of all shards");
+            }
+            finish(&mut state, &lease);
+        }
+        use TaskPhase::{Accumulate as A, Capture as C, Reduce as R, Solve as S};
+        assert_eq!(phases, [C, C, C, A, A, A, R, S, S, C, C, C, A, A, A, R, S]);
+        assert!(state.is_finished() && state.fatal().is_none());
+        assert_eq!(state.roundings(LayerId(0)).unwrap().len(), 2);
+        assert_eq!(state.roundings(LayerId(1)).unwrap()[0].chunk, ChunkId(0));
+    }
+
+    #[test]
+    fn no_task_of_a_phase_is_ready_before_the_phase_before_is_finished() {
+        let mut state = JobState::new(plan(2));
+        let first = grant(&mut state, 0).unwrap();
+        let second = grant(&mut state, 0).unwrap();
+        assert!(grant(&mut state, 0).is_none());
+        finish(&mut state, &second);
+        assert!(grant(&mut state, 0).is_none());
+        finish(&mut state, &first);
+        assert_eq!(grant(&mut state, 0).unwrap().task.phase(), TaskPhase::Accumulate);
+    }
+
+    #[test]
+    fn expired_lease_returns_its_task_and_its_late_result_is_refused() {
+        let mut state = JobState::new(plan(1));
+        let old = grant(&mut state, 0).unwrap();
+        assert!(state.expire(9).is_empty());
+        for event in state.expire(10) {
+            state.apply(event).unwrap();
+        }
+        let new = grant(&mut state, 11).unwrap();
+        assert_eq!((new.attempt, &new.task), (2, &old.task));
+        let late = state.apply(Event::Completed { lease: old.id, done: done(&old.task) });
+        assert_eq!(late, Err(LeaseRefused { lease: old.id }));
+        finish(&mut state, &new);
+        assert_eq!(grant(&mut state, 12).unwrap().task.phase(), TaskPhase::Accumulate);
+    }
+
+    #[test]
+    fn a_task_that_lost_three_nodes_ends_the_job() {
+        let mut state = JobState::new(plan(1));
+        for _ in 0..ATTEMPTS_MAX {
+            let lease = grant(&mut state, 0).unwrap();
+            let failure = Failure::new(FailureClass::NodeLost, "gone");
+            state.apply(Event::Failed { lease: lease.id, failure }).unwrap();
+        }
+        assert_eq!(state.fatal().unwrap().class, FailureClass::NodeLost);
+        assert!(grant(&mut state, 0).is_none());
+    }
+
+    #[test]
+    fn a_layer_with_non_finite_statistics_fails_alone() {
+        let mut state = JobState::new(plan(1));
+        while let Some(lease) = grant(&mut state, 0) {
+            if lease.task == (Task::Reduce { layer: LayerId(0) }) {
+                let failure = Failure::new(FailureClass::NonFinite, "layer0: NaN");
+                state.apply(Event::Failed { lease: lease.id, failure }).unwrap();
+            } else {
+                assert!(!matches!(lease.task, Task::Solve { layer: LayerId(0), .. }), "given up, yet solved");
+                finish(&mut state, &lease);
+            }
+        }
+        assert!(state.is_finished() && state.fatal().is_none());
+        assert!(state.failed_layers().contains_key(&LayerId(0)) && state.roundings(LayerId(0)).is_none());
+        assert!(state.roundings(LayerId(1)).is_some());
+    }
+
+    #[test]
+    fn replaying_the_events_gives_the_same_state() {
+        let mut live = JobState::new(plan(2));
+        let mut journal = Vec::new();
+        while let Some(event) = live.grant(NodeId(3), 5, 10) {
+            let Event::Granted { lease, .. } = event.clone() else { panic!("not a grant") };
+            live.apply(event.clone()).unwrap();
+            let completed = Event::Completed { lease: lease.id, done: done(&lease.task) };
+            live.apply(completed.clone()).unwrap();
+            journal.extend([event, completed]);
+        }
+        let mut replayed = JobState::new(plan(2));
+        for event in journal {
+            replayed.apply(event).unwrap();
+        }
+        assert_eq!(replayed.progress(), live.progress());
+        assert_eq!(replayed.roundings, live.roundings);
     }
 }

@@ -22,6 +22,7 @@ pub(crate) fn exec(error: ExecError) -> Failure {
     let class = match &error {
         ExecError::NonFinite { .. } => FailureClass::NonFinite,
         ExecError::Storage { .. } | ExecError::Damaged { .. } => FailureClass::Storage,
+        ExecError::Internal { .. } | ExecError::Missing { .. } => FailureClass::Internal,
         _ => FailureClass::BadInput,
     };
     Failure::new(class, error)

@@ -9,7 +9,8 @@ use halfstep_solver::{
     Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Workspace, solve,
 };
 use halfstep_work::{
-    ChunkId, ChunkReport, Failure, LayerId, LayerPlan, Objective, Rounding, SolverSettings, Source, StartPoint,
+    ChunkId, ChunkReport, Failure, LayerId, LayerPlan, Objective, Rounding, SolverSettings, Source,
+    StartPoint,
 };
 use std::ops::Range;
 use std::time::Instant;
@@ -44,7 +45,8 @@ impl LayerProblem {
             .map_err(|e| failure::internal(format!("layer `{}`: {e}", layer.name)))?;
         let bias = layer.bias.as_deref().map(constant).transpose()?;
         let bias = bias.map(|b| rows_of_bias(&b, layer));
-        let encodings = grid(&entry.grid, &weights, layer, &groups).map_err(|e| failure::quant(&layer.name, &e))?;
+        let encodings =
+            grid(&entry.grid, &weights, layer, &groups).map_err(|e| failure::quant(&layer.name, &e))?;
         Ok(Self { weights, bias, encodings, groups, positions })
     }
 
@@ -123,7 +125,8 @@ impl LayerProblem {
 }
 
 fn rows_of_bias(bias: &[f32], layer: &Layer) -> Vec<f32> {
-    let at = |row: usize| if bias.len() == layer.rows { bias[row] } else { bias.first().copied().unwrap_or(0.0) };
+    let at =
+        |row: usize| if bias.len() == layer.rows { bias[row] } else { bias.first().copied().unwrap_or(0.0) };
     (0..layer.rows).map(|row| layer.bias_scale * at(row)).collect()
 }
 
@@ -183,7 +186,9 @@ fn activation(layer: &Layer, rows: Range<usize>) -> Activation {
         Follows::Relu => Activation::Relu,
         Follows::Clip { min, max } => Activation::Clip { min: *min, max: *max },
         Follows::LeakyRelu { slope } => Activation::LeakyRelu { slope: *slope },
-        Follows::PRelu { slope } if slope.len() == layer.rows => Activation::PRelu { slope: slope[rows].to_vec() },
+        Follows::PRelu { slope } if slope.len() == layer.rows => {
+            Activation::PRelu { slope: slope[rows].to_vec() }
+        }
         Follows::PRelu { slope } => Activation::PRelu { slope: slope.clone() },
         Follows::Sigmoid => Activation::Sigmoid,
         Follows::Tanh => Activation::Tanh,

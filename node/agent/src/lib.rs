@@ -8,9 +8,13 @@ mod failure;
 mod forward;
 mod layer_problem;
 mod local;
+mod probe;
 mod program;
+mod rates;
 mod transit;
 
 pub use forward::{Forward, ForwardError};
 pub use halfstep_exec::{CarryUse, CountingEngine, Engine, ExecError, NodeCounts, OrtEngine, RtenEngine};
 pub use local::{LocalNode, NodeOptions};
+pub use probe::{ProbeReport, SegmentProbe, TapProbe, probe};
+pub use rates::Rates;

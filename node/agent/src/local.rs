@@ -5,8 +5,8 @@ use crate::program::Program;
 use crate::{failure, transit};
 use halfstep_compute::{Cpu, Device};
 use halfstep_exec::{
-    Agreement, CarryKey, CarryStore, CarryUse, Engine, LayerStatistics, Sampling, Session, Stream, Unfolder, means,
-    peak, sampled_positions,
+    Agreement, CarryKey, CarryStore, CarryUse, Engine, LayerStatistics, Sampling, Session, Stream, Unfolder,
+    means, peak, sampled_positions,
 };
 use halfstep_model::{Layer, Segment, Tensor};
 use halfstep_solver::Workspace;
@@ -175,8 +175,11 @@ impl Job {
         stream: Stream,
     ) -> Result<(), Failure> {
         let session = self.session(engine, id, segment, stream)?;
-        let inputs: Result<Vec<_>, Failure> =
-            segment.inputs.iter().map(|name| Ok((name.as_str(), self.carried(stream, name, shard)?))).collect();
+        let inputs: Result<Vec<_>, Failure> = segment
+            .inputs
+            .iter()
+            .map(|name| Ok((name.as_str(), self.carried(stream, name, shard)?)))
+            .collect();
         let inputs = inputs?;
         let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (*name, t.as_ref())).collect();
         let names: Vec<&str> = segment.outputs.iter().map(String::as_str).collect();
@@ -202,7 +205,8 @@ impl Job {
             Arc::clone(if stream == Stream::Quantized { &sessions.quantized } else { &sessions.original })
         };
         slot.get_or_init(|| {
-            let replace = if stream == Stream::Quantized { self.rounded_weights(segment)? } else { BTreeMap::new() };
+            let replace =
+                if stream == Stream::Quantized { self.rounded_weights(segment)? } else { BTreeMap::new() };
             let model = self.program.sub_model(segment, self.source.as_ref(), replace)?;
             engine.load(model).map(Arc::from).map_err(failure::exec)
         })
@@ -230,14 +234,22 @@ impl Job {
     fn dequantized(&self, id: LayerId) -> Result<Option<Vec<f32>>, Failure> {
         let mut matrix = Vec::new();
         for chunk in self.plan.chunk_ids(id) {
-            let Some(rounding) = self.source.rounding(id, chunk).map_err(failure::source)? else { return Ok(None) };
+            let Some(rounding) = self.source.rounding(id, chunk).map_err(failure::source)? else {
+                return Ok(None);
+            };
             let rows = rounding.encodings.dequantize(&rounding.q);
             matrix.extend(rows.map_err(|e| failure::quant(&self.program.layer(id).name, &e))?);
         }
         Ok(Some(matrix))
     }
 
-    fn peak(&self, layer: usize, use_index: usize, tensor: &str, shard: ShardId) -> Result<PeakRecord, Failure> {
+    fn peak(
+        &self,
+        layer: usize,
+        use_index: usize,
+        tensor: &str,
+        shard: ShardId,
+    ) -> Result<PeakRecord, Failure> {
         let fp = self.carried(Stream::FullPrecision, tensor, shard)?;
         let q = self.carried(Stream::Quantized, tensor, shard)?;
         let described: &Layer = &self.program.layers[layer];
@@ -287,8 +299,10 @@ impl Job {
             return Ok(Arc::clone(known));
         }
         let solver = &self.plan.solver;
-        let keep = if solver.objective == Objective::Samples { solver.positions_per_shard as usize } else { 0 };
-        let sampling = Sampling { fraction: solver.positions_fraction, keep_per_shard: keep, seed: solver.seed };
+        let keep =
+            if solver.objective == Objective::Samples { solver.positions_per_shard as usize } else { 0 };
+        let sampling =
+            Sampling { fraction: solver.positions_fraction, keep_per_shard: keep, seed: solver.seed };
         let agreement = Agreement {
             peak_fp: agreed.full_precision,
             peak_q: agreed.quantized,
@@ -328,7 +342,7 @@ impl Job {
         let rows = rows.ok_or_else(|| failure::internal(format!("{id} {chunk}: not in the plan")))?;
         let problem = lock(&self.problems).get(&id).map(|(problem, _)| Arc::clone(problem));
         let problem = problem.ok_or_else(|| failure::internal(format!("{id}: not reduced on this node")))?;
-        let mut workspace = lock(&self.workspaces).pop().unwrap_or_else(Workspace::new);
+        let mut workspace = lock(&self.workspaces).pop().unwrap_or_default();
         let solved =
             problem.solve(id, chunk, rows, self.program.layer(id), &self.plan.solver, &mut workspace);
         lock(&self.workspaces).push(workspace);

@@ -6,6 +6,7 @@ use crate::{failure, transit};
 use bytes::Bytes;
 use halfstep_model::{Cut, Layer, Model, Segment, Tensor, cut, extract, list_layers};
 use halfstep_work::{Failure, LayerId, Plan, Source};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) struct Program {
@@ -29,7 +30,12 @@ impl Program {
                 by_name
                     .remove(&entry.name)
                     .filter(|l| (l.rows, l.cols, l.groups) == (entry.rows, entry.cols, entry.groups))
-                    .ok_or_else(|| failure::internal(format!("layer `{}`: the graph disagrees with the plan", entry.name)))
+                    .ok_or_else(|| {
+                        failure::internal(format!(
+                            "layer `{}`: the graph disagrees with the plan",
+                            entry.name
+                        ))
+                    })
             })
             .collect();
         let layers = layers?;
@@ -46,7 +52,9 @@ impl Program {
 
     pub(crate) fn segment(&self, index: usize) -> Result<&Segment, Failure> {
         let found = self.cut.segments.get(index);
-        found.ok_or_else(|| failure::internal(format!("segment {index}: there are {}", self.cut.segments.len())))
+        found.ok_or_else(|| {
+            failure::internal(format!("segment {index}: there are {}", self.cut.segments.len()))
+        })
     }
 
     /// The segment as a model of its own; `replace` overrides constants by name.
@@ -59,16 +67,17 @@ impl Program {
         let index = self.model.index();
         let mut names: BTreeSet<String> = BTreeSet::new();
         for node in &segment.nodes {
-            let read = index.reads(*node).into_iter().map(|name| name.to_string());
+            let read = index.reads(*node).iter().map(|name| name.to_string());
             names.extend(read.filter(|name| self.model.has_initializer(name)));
         }
         for name in names {
-            if !replace.contains_key(&name) {
-                let constant = source.constant(&name).map_err(failure::source)?;
-                replace.insert(name, transit::tensor(&constant)?);
+            if let Entry::Vacant(vacant) = replace.entry(name) {
+                let constant = source.constant(vacant.key()).map_err(failure::source)?;
+                vacant.insert(transit::tensor(&constant)?);
             }
         }
-        extract(&self.model, &segment.nodes, &segment.inputs, &segment.outputs, &replace).map_err(failure::model)
+        extract(&self.model, &segment.nodes, &segment.inputs, &segment.outputs, &replace)
+            .map_err(failure::model)
     }
 
     pub(crate) fn layer(&self, id: LayerId) -> &Layer {

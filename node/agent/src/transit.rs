@@ -10,7 +10,7 @@ pub(crate) fn tensor(input: &InputTensor) -> Result<Tensor, Failure> {
         bytes.as_chunks::<N>().0.iter().map(|c| f(*c)).collect()
     }
     let bytes = &input.bytes;
-    if bytes.len() % input.kind.size() != 0 {
+    if !bytes.len().is_multiple_of(input.kind.size()) {
         return Err(Failure::new(
             FailureClass::BadInput,
             format!("tensor `{}`: {} bytes are no whole {:?} elements", input.name, bytes.len(), input.kind),
