@@ -132,8 +132,10 @@ pub(crate) struct StageRow {
     /// Operators run to reach the stage from the one before.
     pub(crate) nodes: usize,
     pub(crate) chunks: usize,
+    /// Tensors of all samples that wait for later stages, both streams, in memory or files.
     pub(crate) carry_bytes: u64,
     pub(crate) statistics_bytes: u64,
+    /// Estimated wall seconds.
     pub(crate) seconds: f64,
 }
 
@@ -148,7 +150,10 @@ pub(crate) struct PlanReport {
     /// Bytes that go to files at this memory budget.
     pub(crate) spill_bytes: u64,
     pub(crate) output_bytes: u64,
+    /// Estimated wall seconds of everything but writing.
     pub(crate) seconds: f64,
+    /// The same by phase: read, forward, statistics, solve and refine.
+    pub(crate) phases: Vec<(String, f64)>,
 }
 
 /// What `eval` measures.

@@ -30,7 +30,7 @@ pub(crate) enum Command {
     /// After: quantization-aware training may follow; bias correction should not, before or after.
     #[command(after_help = Exit::table(), after_long_help = Exit::table())]
     Quantize(QuantizeArgs),
-    /// Show what `quantize` would do: stages, bytes, estimated time; computes nothing
+    /// Show what `quantize` would do: stages, bytes, estimated time; spends one sample's run
     Plan(PlanArgs),
     /// List the layers of a network and what would be rounded
     Inspect(InspectArgs),

@@ -150,11 +150,13 @@ impl<'a> Watch<'a> {
                     let (stage, shard, shards) = (progress.stage + 1, progress.done, progress.total);
                     (self.events)(Progress::ShardCaptured { stage, shard, shards });
                 }
-                if seen.stage != Some(progress.stage) && progress.stage < progress.stages {
-                    seen.stage = Some(progress.stage);
-                    let layers = self.plan.stages[progress.stage].solve.len();
+                // Slots report in any order: news of an earlier stage may come last.
+                let next = seen.stage.map_or(0, |stage| stage + 1);
+                for stage in next..(progress.stage + 1).min(progress.stages) {
+                    seen.stage = Some(stage);
+                    let layers = self.plan.stages[stage].solve.len();
                     let stages = progress.stages;
-                    (self.events)(Progress::StageStarted { stage: progress.stage + 1, stages, layers });
+                    (self.events)(Progress::StageStarted { stage: stage + 1, stages, layers });
                 }
             }
             RunEvent::Solved { layer, roundings, seconds } => {

@@ -1,12 +1,19 @@
-//! `inspect` and `plan`: what is in a model, and what a job would do with it. Nothing is computed.
+//! `inspect` and `plan`: what is in a model, and what a job would do with it. Nothing is rounded.
+//!
+//! A plan spends one sample's run through the network; bytes then follow exactly, seconds by this machine's speed.
+//! Not here: running the sample (`agent`), choosing stages, shards and chunks (`coordinator`).
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
 
-use halfstep_coordinator::{Prepared, inspect as list, prepare};
-use halfstep_work::{LayerPlan, Propagation};
+use halfstep_agent::{ProbeReport, Rates, SegmentProbe, TapProbe, probe};
+use halfstep_coordinator::{JobSource, inspect as list, prepare};
+use halfstep_work::{LayerPlan, Objective, Plan};
 
 use crate::answers::{InspectReport, Kept, LayerRow, PlanReport, StageRow};
 use crate::config::RunConfig;
+use crate::engine;
 use crate::exit::CliError;
 
 /// Lists layers.
@@ -42,45 +49,284 @@ fn kept(layer: halfstep_work::KeptLayer, requested: bool) -> Kept {
     Kept { name: layer.name, op: layer.op_type, reason: layer.reason, requested }
 }
 
-/// Plans without computing.
+/// Plans, and runs one sample to see what the plan costs.
 ///
 /// # Errors
-/// What `quantize` would say before it starts.
+/// What `quantize` would say before it starts, or of its first sample.
 pub(crate) fn plan(config: &RunConfig) -> Result<PlanReport, CliError> {
+    let begun = Instant::now();
     let (prepared, dataset) = prepare(&config.to_job())?;
-    let plan = &prepared.plan;
-    let stages: Vec<StageRow> = (0..plan.stages.len()).map(|stage| stage_row(&prepared, stage)).collect();
-    let statistics = stages.iter().map(|s| s.statistics_bytes).max().unwrap_or(0);
-    let seconds = stages.iter().map(|s| s.seconds).sum();
-    Ok(PlanReport {
-        samples: plan.samples(),
-        shards: plan.shards.len(),
-        kept: plan.kept.iter().map(|k| kept(k.clone(), k.reason.starts_with("skipped"))).collect(),
-        peak_bytes: statistics + dataset.bytes_held() as u64,
-        spill_bytes: 0,
-        output_bytes: plan.layers.iter().map(|l| (l.rows * l.cols * 4) as u64).sum(),
-        stages,
-        seconds,
-    })
+    let read_seconds = begun.elapsed().as_secs_f64();
+    let dataset_bytes = dataset.bytes_held() as u64;
+    let nodes: Vec<usize> = prepared.cut.segments.iter().map(|segment| segment.nodes.len()).collect();
+    let plan = Arc::new(prepared.plan);
+    let source = JobSource::new(Arc::clone(&plan), Arc::new(prepared.model), dataset);
+    let threads = config.resources.threads.unwrap_or_else(engine::cores);
+    let engine = engine::open(config.resources.onnxruntime.as_deref())?;
+    let probed = probe(&plan, &source, engine.as_ref(), threads).map_err(CliError::bad_input)?;
+    let budget = config.resources.memory_budget.0;
+    Ok(Costs { plan: &plan, probed: &probed }.report(&nodes, budget, dataset_bytes, read_seconds))
 }
 
-fn stage_row(prepared: &Prepared, stage: usize) -> StageRow {
-    let plan = &prepared.plan;
-    let layers: Vec<&LayerPlan> = plan.stages[stage].solve.iter().map(|id| plan.layer(*id)).collect();
-    let matrices: u64 = if plan.propagation == Propagation::Sequential && stage > 0 { 3 } else { 1 };
-    let square = |l: &&LayerPlan| (l.groups * l.cols * l.cols) as u64;
-    // Two flops per multiply-add at a rate that one core of a current machine reaches.
-    let flops: f64 = layers
-        .iter()
-        .map(|l| 2.0 * l.rows as f64 * (l.cols * l.cols) as f64 * f64::from(plan.solver.iterations + 10))
-        .sum();
-    StageRow {
-        stage,
-        layers: layers.iter().map(|l| l.name.clone()).collect(),
-        nodes: prepared.cut.segments[stage].nodes.len(),
-        chunks: layers.iter().map(|l| l.chunks.len()).sum(),
-        carry_bytes: 0,
-        statistics_bytes: layers.iter().map(square).sum::<u64>() * matrices * 8,
-        seconds: flops / 100e9,
+/// A plan and what one run of a few samples showed of it.
+struct Costs<'a> {
+    plan: &'a Plan,
+    probed: &'a ProbeReport,
+}
+
+/// Wall seconds of one stage.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Seconds {
+    forward: f64,
+    statistics: f64,
+    solve: f64,
+}
+
+impl Costs<'_> {
+    fn report(&self, nodes: &[usize], budget: u64, dataset_bytes: u64, read_seconds: f64) -> PlanReport {
+        let plan = self.plan;
+        let seconds: Vec<Seconds> = (0..plan.stages.len()).map(|stage| self.seconds(stage)).collect();
+        let stages: Vec<StageRow> =
+            seconds.iter().enumerate().map(|(stage, seconds)| self.stage_row(stage, nodes, seconds)).collect();
+        let sum = |of: fn(&Seconds) -> f64| seconds.iter().map(of).sum::<f64>();
+        let phases = [
+            ("read", read_seconds),
+            ("forward", sum(|s| s.forward)),
+            ("statistics", sum(|s| s.statistics)),
+            ("solve and refine", sum(|s| s.solve)),
+        ];
+        let resident = |stage: &StageRow| stage.carry_bytes.min(budget) + stage.statistics_bytes;
+        PlanReport {
+            samples: plan.samples(),
+            shards: plan.shards.len(),
+            kept: plan.kept.iter().map(|k| kept(k.clone(), k.reason.starts_with("skipped"))).collect(),
+            peak_bytes: stages.iter().map(resident).max().unwrap_or(0) + dataset_bytes,
+            spill_bytes: stages.iter().map(|s| s.carry_bytes.saturating_sub(budget)).max().unwrap_or(0),
+            output_bytes: plan.layers.iter().map(|l| (l.rows * l.cols * 4) as u64).sum(),
+            seconds: phases.iter().map(|(_, seconds)| seconds).sum(),
+            phases: phases.map(|(name, seconds)| (name.to_owned(), seconds)).into(),
+            stages,
+        }
+    }
+
+    fn stage_row(&self, stage: usize, nodes: &[usize], seconds: &Seconds) -> StageRow {
+        let layers = || self.plan.stages[stage].solve.iter().map(|id| self.plan.layer(*id));
+        StageRow {
+            stage,
+            layers: layers().map(|l| l.name.clone()).collect(),
+            nodes: nodes.get(stage).copied().unwrap_or(0),
+            chunks: layers().map(|l| l.chunks.len()).sum(),
+            carry_bytes: self.carry_bytes(&self.probed.segments[stage]),
+            statistics_bytes: self.statistics_bytes(stage),
+            seconds: seconds.forward + seconds.statistics + seconds.solve,
+        }
+    }
+
+    /// How many times the probe's samples go into the job's.
+    fn times(&self) -> f64 {
+        self.plan.samples() as f64 / self.probed.samples.max(1) as f64
+    }
+
+    /// Tensors of all samples that wait after a segment, both streams.
+    fn carry_bytes(&self, segment: &SegmentProbe) -> u64 {
+        ((segment.original_bytes + segment.quantized_bytes) as f64 * self.times()).round() as u64
+    }
+
+    /// A shared layer's statistics stay from each use until the stage that solves it.
+    fn statistics_bytes(&self, stage: usize) -> u64 {
+        let stays = |tap: &&TapProbe| self.plan.layer(tap.layer).stage.index() >= stage;
+        let taps = self.probed.segments.iter().take(stage + 1).flat_map(|segment| &segment.taps);
+        taps.filter(stays).map(|tap| tap.statistics_bytes).sum()
+    }
+
+    fn seconds(&self, stage: usize) -> Seconds {
+        let segment = &self.probed.segments[stage];
+        let shards = self.plan.shards.len();
+        // While one thread loads a segment, the others wait for it.
+        let forward = f64::from(segment.streams)
+            * (segment.load_seconds + self.wall(segment.forward_seconds * self.times(), shards));
+        let of_tap = |tap: &TapProbe| tap.shard_seconds * shards as f64 + tap.sample_seconds * self.times();
+        let statistics = segment.taps.iter().map(of_tap).sum();
+        let layers = || self.plan.stages[stage].solve.iter().map(|id| self.plan.layer(*id));
+        let chunks = layers().map(|layer| layer.chunks.len()).sum();
+        let solve = layers().map(|layer| self.solve_seconds(layer)).sum();
+        Seconds { forward, statistics: self.wall(statistics, shards), solve: self.wall(solve, chunks) }
+    }
+
+    /// Seconds of one thread as seconds on the wall, for work that comes in `tasks` parts.
+    fn wall(&self, seconds: f64, tasks: usize) -> f64 {
+        seconds / self.probed.rates.parallel.min(tasks as f64).max(1.0)
+    }
+
+    fn solve_seconds(&self, layer: &LayerPlan) -> f64 {
+        let solver = &self.plan.solver;
+        let per_group = (layer.rows / layer.groups.max(1)).max(1);
+        let positions: u64 =
+            self.probed.segments.iter().flat_map(|s| &s.taps).filter(|t| t.layer == layer.id).map(|t| t.positions).sum();
+        let kept = (f64::from(solver.positions_per_shard) * self.plan.shards.len() as f64)
+            .min(positions as f64 * self.times());
+        let of_problem = |rows: usize| match solver.objective {
+            Objective::Gram => self.rates().gram_solve_seconds(rows, layer.cols, solver.iterations, solver.refine_sweeps),
+            Objective::Samples => {
+                let gram = self.rates().gram_solve_seconds(rows, layer.cols, 0, solver.refine_sweeps);
+                // Forward and back for each minibatch; a few times all samples for the guard.
+                let rows_seen = 2.0 * f64::from(solver.batch) * f64::from(solver.iterations) + 3.0 * kept;
+                gram + 2.0 * rows as f64 * layer.cols as f64 * rows_seen / self.rates().flops_per_second
+            }
+        };
+        // A chunk of several groups is a problem per group.
+        let of_chunk = |rows: usize| match rows > per_group {
+            true => of_problem(per_group) * (rows / per_group) as f64,
+            false => of_problem(rows),
+        };
+        layer.chunks.iter().map(|chunk| of_chunk(chunk.len())).sum()
+    }
+
+    fn rates(&self) -> &Rates {
+        &self.probed.rates
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::{DataOptions, JobOptions};
+    use crate::quantize::node;
+    use crate::values::ByteSize;
+    use halfstep_work::{LayerId, PartitionNote, Propagation, SegmentId, StagePlan};
+    use std::path::PathBuf;
+    use std::sync::atomic::AtomicBool;
+
+    const RATES: Rates =
+        Rates { flops_per_second: 1e6, parallel: 1.5, solve_seconds: 0.5, weight_seconds: 0.0 };
+
+    fn example(samples: usize) -> RunConfig {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples/fashion-mnist");
+        let calibration = Some(folder.join("calibration.npz"));
+        let options = JobOptions {
+            model: Some(folder.join("model.onnx")),
+            data: DataOptions { calibration, samples: Some(samples), ..DataOptions::default() },
+            iterations: Some(10),
+            shard_size: Some(8),
+            ..JobOptions::default()
+        };
+        RunConfig::resolve(options, false).unwrap()
+    }
+
+    /// Two layers `[40, 5]`, the second in 2 groups, in two stages; 30 samples in 3 shards.
+    fn small() -> Plan {
+        let config = example(1);
+        let layer = |id: u32, groups, chunks| LayerPlan {
+            id: LayerId(id),
+            name: format!("layer{id}"),
+            op_type: "Conv".into(),
+            rows: 40,
+            cols: 5,
+            groups,
+            grid: config.grid,
+            chunks,
+            stage: SegmentId(id),
+        };
+        let solver = halfstep_work::SolverSettings { refine_sweeps: 0, ..config.to_job().solver };
+        Plan {
+            layers: vec![layer(0, 1, vec![0..20, 20..40]), layer(1, 2, std::iter::once(0..40).collect())],
+            kept: vec![],
+            stages: vec![StagePlan { solve: vec![LayerId(0)] }, StagePlan { solve: vec![LayerId(1)] }],
+            shards: vec![0..10, 10..20, 20..30],
+            batch: 10,
+            propagation: Propagation::Sequential,
+            solver,
+            partition: PartitionNote::Batches,
+        }
+    }
+
+    fn tap(layer: u32, statistics_bytes: u64) -> TapProbe {
+        TapProbe {
+            layer: LayerId(layer),
+            positions: 7,
+            differs: false,
+            statistics_bytes,
+            shard_seconds: 1.0,
+            sample_seconds: 0.1,
+        }
+    }
+
+    fn probed(samples: usize) -> ProbeReport {
+        let first = SegmentProbe { original_bytes: 100, taps: vec![tap(0, 200), tap(1, 1000)], ..SegmentProbe::default() };
+        let second = SegmentProbe {
+            original_bytes: 50,
+            quantized_bytes: 40,
+            streams: 2,
+            load_seconds: 2.0,
+            forward_seconds: 0.3,
+            taps: vec![tap(1, 3000)],
+        };
+        ProbeReport { samples, segments: vec![first, second], rates: RATES }
+    }
+
+    fn report(samples: usize, budget: u64) -> PlanReport {
+        let (plan, probed) = (small(), probed(samples));
+        Costs { plan: &plan, probed: &probed }.report(&[0, 4], budget, 10_000, 1.0)
+    }
+
+    #[test]
+    fn bytes_count_all_samples_both_streams_and_statistics_that_stay() {
+        let all = report(1, u64::MAX);
+        assert_eq!(all.stages.iter().map(|s| s.carry_bytes).collect::<Vec<_>>(), [3000, 2700]);
+        // Layer 1 is used in both stages and solved in the second.
+        assert_eq!(all.stages.iter().map(|s| s.statistics_bytes).collect::<Vec<_>>(), [1200, 4000]);
+        assert_eq!((all.peak_bytes, all.spill_bytes), (2700 + 4000 + 10_000, 0));
+        // A probe of five samples holds five times as much of one.
+        assert_eq!(report(5, u64::MAX).stages[0].carry_bytes, 600);
+    }
+
+    #[test]
+    fn what_exceeds_the_budget_goes_to_files() {
+        for (budget, spill, carry) in [(2999, 1, 2700), (3000, 0, 2700), (1000, 2000, 1000), (0, 3000, 0)] {
+            let all = report(1, budget);
+            assert_eq!((all.spill_bytes, all.peak_bytes), (spill, carry + 4000 + 10_000), "budget {budget}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_shared_by_as_many_threads_as_there_are_tasks() {
+        let (plan, probed) = (small(), probed(1));
+        let costs = Costs { plan: &plan, probed: &probed };
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a}, expected {b}");
+        let first = costs.seconds(0);
+        close(first.forward, 0.0);
+        close(first.statistics, 2.0 * (3.0 + 3.0) / 1.5);
+        // Two chunks of 20 x 5 weights: a product of 2 * 20 * 25 flops for each of 10 iterations, on 1.5 threads.
+        close(first.solve, 2.0 * (0.5 + 0.01) / 1.5);
+        let second = costs.seconds(1);
+        close(second.forward, 2.0 * (2.0 + 9.0 / 1.5));
+        // One chunk of two groups: two problems, one thread.
+        close(second.solve, 2.0 * (0.5 + 0.01));
+        let all = report(1, u64::MAX);
+        close(all.seconds, 1.0 + all.stages.iter().map(|s| s.seconds).sum::<f64>());
+        close(all.phases.iter().map(|(_, seconds)| seconds).sum(), all.seconds);
+    }
+
+    /// The most carry bytes that a real run held in memory.
+    fn held(config: &RunConfig) -> u64 {
+        let (prepared, dataset) = prepare(&config.to_job()).unwrap();
+        let plan = Arc::new(prepared.plan);
+        let source = Arc::new(JobSource::new(Arc::clone(&plan), Arc::new(prepared.model), dataset));
+        let node = node(&config.resources).unwrap();
+        halfstep_coordinator::run(&plan, &node, &source, &AtomicBool::new(false), &|_| {}).unwrap();
+        node.carry_use().peak as u64
+    }
+
+    #[test]
+    fn a_run_holds_the_carries_that_were_planned() {
+        for propagation in [Propagation::Sequential, Propagation::Independent] {
+            let mut config = example(64);
+            config.rounding.propagation = propagation;
+            config.resources.memory_budget = ByteSize(1 << 30);
+            let planned = plan(&config).unwrap().stages.iter().map(|s| s.carry_bytes).max().unwrap();
+            let held = held(&config);
+            // Beyond what is planned, a shard in work holds its inputs and outputs at once: 2 threads of 8 shards.
+            assert!(held >= planned && held <= planned + planned / 2, "{propagation:?}: planned {planned}, held {held}");
+        }
     }
 }

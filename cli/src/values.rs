@@ -29,7 +29,7 @@ macro_rules! text_form {
 }
 text_form!(ByteSize, RangeArg, BetaRange, Override);
 
-/// A number of bytes: `4GiB`, `512MB`, `1000000`.
+/// A number of bytes: `4GiB`, `512MB`, `1000000`, `0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "u64")]
 pub(crate) struct ByteSize(pub(crate) u64);
@@ -59,7 +59,7 @@ impl FromStr for ByteSize {
         let number: f64 = number.trim().parse().map_err(|_| refuse())?;
         let bytes = number * factor as f64;
         // Beyond 2^63 an f64 no longer converts into an i64 file offset.
-        if (1.0..9.2e18).contains(&bytes) { Ok(Self(bytes as u64)) } else { Err(refuse()) }
+        if bytes == 0.0 || (1.0..9.2e18).contains(&bytes) { Ok(Self(bytes as u64)) } else { Err(refuse()) }
     }
 }
 
@@ -216,7 +216,8 @@ mod tests {
             ("512MB", Some(512_000_000)),
             ("1000000", Some(1_000_000)),
             ("7B", Some(7)),
-            ("0", None),
+            ("0", Some(0)),
+            ("0.5", None),
             ("-1GiB", None),
             ("4 gigs", None),
             ("1e40GiB", None),

@@ -3,7 +3,6 @@
 //! Not here: usage errors that need no file (`command_line`), full disks and interruption (`end_to_end`).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may stop")]
 
-#[path = "../../node/agent/tests/support/mod.rs"]
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -162,6 +161,18 @@ fn models_that_cannot_be_used_are_refused() {
         ("external data missing", one_matmul(external("w.data")).bytes(), &["w.data"]),
         ("2^60 elements", one_matmul(claiming(&[1 << 30, 1 << 30])).bytes(), &["`w`"]),
         ("2^80 elements", one_matmul(claiming(&[1 << 40, 1 << 40])).bytes(), &["`w`", "1099511627776"]),
+        (
+            "unknown type",
+            Graph::default()
+                .input("x", &[None, Some(4)])
+                .weight("w", &[4, 3])
+                .raw(TensorProto { name: Some("c".into()), data_type: Some(17), ..claiming(&[4]) })
+                .node("Add", &["x", "c"], "a")
+                .node("MatMul", &["a", "w"], "y")
+                .output("y")
+                .bytes(),
+            &["`c`", "data type 17"],
+        ),
         ("negative dimension", one_matmul(claiming(&[-4, 3])).bytes(), &["`w`", "-4"]),
         (
             "zero channels",
@@ -191,7 +202,7 @@ fn paths_that_cannot_be_read_or_written_are_refused() {
     let folder = place.path("results");
     place.file("occupied", b"a file");
     for (case, model, calibration, more, parts) in [
-        ("folder as model", &folder, &calibration, &[][..], &["results", "irectory"][..]),
+        ("folder as model", &folder, &calibration, &[][..], &["results", "not a regular file"][..]),
         ("no model", &place.path("none.onnx"), &calibration, &[], &["none.onnx", "No such file"]),
         ("no data", &model, &place.path("none.npz"), &[], &["none.npz", "No such file"]),
         ("empty folder as data", &model, &folder, &[], &["results", "has no .npy"]),

@@ -90,12 +90,18 @@ pub(crate) fn plan(report: &PlanReport) -> String {
         count(report.shards, "shard")
     );
     out += &format!(
-        "memory {} at most, {} to files, results {}\n",
+        "memory {} at most for data, carries and statistics; {} to files; new weights {}\n",
         ByteSize(report.peak_bytes),
         ByteSize(report.spill_bytes),
         ByteSize(report.output_bytes)
     );
-    out += &format!("estimated time {}\n", duration(report.seconds));
+    let phases = report.phases.iter().map(|(name, seconds)| format!("{name} {}", duration(*seconds)));
+    out += &format!(
+        "estimated time {}: {}\n",
+        duration(report.seconds),
+        phases.collect::<Vec<_>>().join(", ")
+    );
+    out += "from a run of one sample (one batch if the model fixes it) and this machine's speed now\n";
     out + &kept(&report.kept)
 }
 
@@ -268,14 +274,16 @@ mod tests {
             spill_bytes: 0,
             output_bytes: 500,
             seconds: 100.0,
+            phases: vec![("read".into(), 4.0), ("forward".into(), 96.0)],
         };
         insta::assert_snapshot!(plan(&report), @r"
         stage  layers  ops  chunks    carry  statistics    s  first layer
             1       2    3       2  3.0 MiB     2.0 KiB  0.4  conv1
 
         2 layers in 1 stage, 1024 samples in 16 shards
-        memory 5.0 GiB at most, 0 B to files, results 500 B
-        estimated time 2 min
+        memory 5.0 GiB at most for data, carries and statistics; 0 B to files; new weights 500 B
+        estimated time 2 min: read 4 s, forward 2 min
+        from a run of one sample (one batch if the model fixes it) and this machine's speed now
         ");
     }
 

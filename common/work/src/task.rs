@@ -74,7 +74,7 @@ impl Task {
 /// Largest absolute input of one use of one layer, on both streams, and how many positions were seen.
 ///
 /// Peaks and counts bound every sum of products, so they fix one fixed-point exponent for all shards.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct PeakRecord {
     /// The layer.
     pub layer: LayerId,
@@ -86,6 +86,16 @@ pub struct PeakRecord {
     pub quantized: f32,
     /// Positions (rows of the unfolded input) that enter the statistics.
     pub positions: u64,
+}
+
+/// By bits: a record of a NaN is still the same record, and the task that carries it the same task.
+impl PartialEq for PeakRecord {
+    fn eq(&self, other: &Self) -> bool {
+        let key = |r: &Self| {
+            (r.layer, r.use_index, r.full_precision.to_bits(), r.quantized.to_bits(), r.positions)
+        };
+        key(self) == key(other)
+    }
 }
 
 /// Max of peaks and sum of positions over shards: associative and commutative, so order cannot matter.

@@ -14,6 +14,11 @@ pub(crate) fn source(error: SourceError) -> Failure {
     Failure::new(FailureClass::Internal, error)
 }
 
+/// A constant that cannot be read is the model's fault.
+pub(crate) fn constant(error: SourceError) -> Failure {
+    Failure::new(FailureClass::BadInput, error)
+}
+
 pub(crate) fn internal(message: impl std::fmt::Display) -> Failure {
     Failure::new(FailureClass::Internal, message)
 }

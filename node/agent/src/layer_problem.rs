@@ -35,7 +35,7 @@ impl LayerProblem {
         positions: u64,
     ) -> Result<Self, Failure> {
         let constant = |name: &str| -> Result<Vec<f32>, Failure> {
-            let tensor = transit::tensor(&source.constant(name).map_err(failure::source)?)?;
+            let tensor = transit::tensor(&source.constant(name).map_err(failure::constant)?)?;
             let values = tensor.as_f32().map(<[f32]>::to_vec);
             values.ok_or_else(|| failure::internal(format!("constant `{name}`: expected f32")))
         };

@@ -72,7 +72,7 @@ impl Program {
         }
         for name in names {
             if let Entry::Vacant(vacant) = replace.entry(name) {
-                let constant = source.constant(vacant.key()).map_err(failure::source)?;
+                let constant = source.constant(vacant.key()).map_err(failure::constant)?;
                 vacant.insert(transit::tensor(&constant)?);
             }
         }

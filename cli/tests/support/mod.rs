@@ -1,6 +1,6 @@
 //! Tiny ONNX files and data files, written byte by byte so that they can also be wrong.
 //!
-//! Shared by the tests of the node and of the command line. Not here: anything about Halfstep's own types.
+//! Not here: anything about Halfstep's own types.
 #![allow(
     dead_code,
     unreachable_pub,

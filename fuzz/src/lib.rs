@@ -1,0 +1,19 @@
+//! Fuzzing of everything that parses bytes from outside: models, data sets, encodings files, plans.
+//!
+//! A [`Target`] is a function of arbitrary bytes that must return, whatever they are: no panic, no allocation whose
+//! size the bytes chose freely, no endless loop. Each has the shape that libFuzzer wants. The driver (`main`) needs no
+//! nightly compiler: it mutates seeds blindly, without coverage feedback, from a seed that reproduces the run.
+//! Not here: image files (decoding is the `image` crate's, which is fuzzed by its authors).
+
+mod allocation;
+mod driver;
+mod model_target;
+mod mutate;
+mod random;
+mod seeds;
+mod targets;
+mod wire;
+
+pub use allocation::{Limited, SINGLE_ALLOCATION_MAX};
+pub use driver::{Failure, Options, Tally, execute, run};
+pub use targets::{TARGETS, Target};
