@@ -86,8 +86,11 @@ impl Costs<'_> {
     fn report(&self, nodes: &[usize], budget: u64, dataset_bytes: u64, read_seconds: f64) -> PlanReport {
         let plan = self.plan;
         let seconds: Vec<Seconds> = (0..plan.stages.len()).map(|stage| self.seconds(stage)).collect();
-        let stages: Vec<StageRow> =
-            seconds.iter().enumerate().map(|(stage, seconds)| self.stage_row(stage, nodes, seconds)).collect();
+        let stages: Vec<StageRow> = seconds
+            .iter()
+            .enumerate()
+            .map(|(stage, seconds)| self.stage_row(stage, nodes, seconds))
+            .collect();
         let sum = |of: fn(&Seconds) -> f64| seconds.iter().map(of).sum::<f64>();
         let phases = [
             ("read", read_seconds),
@@ -161,12 +164,20 @@ impl Costs<'_> {
     fn solve_seconds(&self, layer: &LayerPlan) -> f64 {
         let solver = &self.plan.solver;
         let per_group = (layer.rows / layer.groups.max(1)).max(1);
-        let positions: u64 =
-            self.probed.segments.iter().flat_map(|s| &s.taps).filter(|t| t.layer == layer.id).map(|t| t.positions).sum();
+        let positions: u64 = self
+            .probed
+            .segments
+            .iter()
+            .flat_map(|s| &s.taps)
+            .filter(|t| t.layer == layer.id)
+            .map(|t| t.positions)
+            .sum();
         let kept = (f64::from(solver.positions_per_shard) * self.plan.shards.len() as f64)
             .min(positions as f64 * self.times());
         let of_problem = |rows: usize| match solver.objective {
-            Objective::Gram => self.rates().gram_solve_seconds(rows, layer.cols, solver.iterations, solver.refine_sweeps),
+            Objective::Gram => {
+                self.rates().gram_solve_seconds(rows, layer.cols, solver.iterations, solver.refine_sweeps)
+            }
             Objective::Samples => {
                 let gram = self.rates().gram_solve_seconds(rows, layer.cols, 0, solver.refine_sweeps);
                 // Forward and back for each minibatch; a few times all samples for the guard.
@@ -252,7 +263,11 @@ mod tests {
     }
 
     fn probed(samples: usize) -> ProbeReport {
-        let first = SegmentProbe { original_bytes: 100, taps: vec![tap(0, 200), tap(1, 1000)], ..SegmentProbe::default() };
+        let first = SegmentProbe {
+            original_bytes: 100,
+            taps: vec![tap(0, 200), tap(1, 1000)],
+            ..SegmentProbe::default()
+        };
         let second = SegmentProbe {
             original_bytes: 50,
             quantized_bytes: 40,
@@ -326,7 +341,10 @@ mod tests {
             let planned = plan(&config).unwrap().stages.iter().map(|s| s.carry_bytes).max().unwrap();
             let held = held(&config);
             // Beyond what is planned, a shard in work holds its inputs and outputs at once: 2 threads of 8 shards.
-            assert!(held >= planned && held <= planned + planned / 2, "{propagation:?}: planned {planned}, held {held}");
+            assert!(
+                held >= planned && held <= planned + planned / 2,
+                "{propagation:?}: planned {planned}, held {held}"
+            );
         }
     }
 }

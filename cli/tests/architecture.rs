@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 
 /// Who may depend on whom, among our crates. `halfstep-benches` may use all.
-const MAY_USE: [(&str, &[&str]); 9] = [
+const MAY_USE: [(&str, &[&str]); 10] = [
     ("halfstep-quant", &[]),
     ("halfstep-compute", &[]),
     ("halfstep-model", &["halfstep-quant"]),
@@ -30,6 +30,7 @@ const MAY_USE: [(&str, &[&str]); 9] = [
         ],
     ),
     ("halfstep-coordinator", &["halfstep-model", "halfstep-quant", "halfstep-work"]),
+    ("halfstep-fuzz", &["halfstep-coordinator", "halfstep-model", "halfstep-quant", "halfstep-work"]),
     ("halfstep", &["halfstep-agent", "halfstep-coordinator", "halfstep-quant", "halfstep-work"]),
 ];
 const BENCHES: &str = "halfstep-benches";
@@ -41,8 +42,8 @@ const IMPURE: [&str; 6] = ["std::fs", "std::net", "std::process", "std::env", "I
 /// What pure crates never depend on.
 const IMPURE_CRATES: [&str; 5] = ["tokio", "tonic", "clap", "memmap2", "tempfile"];
 
-/// Outside `compute`, crates that may map files or load libraries, each place under `#[expect(unsafe_code)]`.
-const UNSAFE_BY_EXPECTATION: [&str; 2] = ["halfstep-model", "halfstep-exec"];
+/// Outside `compute`, crates that may map files, load libraries or (fuzz) count allocations, each place under `#[expect(unsafe_code)]`.
+const UNSAFE_BY_EXPECTATION: [&str; 3] = ["halfstep-model", "halfstep-exec", "halfstep-fuzz"];
 /// A `SAFETY:` comment stands at most this many lines above its `unsafe`.
 const SAFETY_LINES: usize = 8;
 

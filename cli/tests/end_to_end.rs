@@ -328,7 +328,6 @@ impl Drop for SmallDisk {
 
 #[cfg(unix)]
 #[test]
-#[expect(clippy::print_stderr, reason = "a test that is left out says why")]
 fn a_full_disk_is_one_clear_error_and_leaves_nothing() {
     // The model alone takes 476 KiB; 600 KiB hold it but not the files after it.
     for size in ["256k", "600k"] {

@@ -54,6 +54,7 @@ struct Shared<'a> {
     observe: &'a (dyn Fn(RunEvent) + Sync),
     cancel: &'a AtomicBool,
     state: Mutex<JobState>,
+    broken: Mutex<Option<Failure>>,
     changed: Condvar,
     started: Instant,
 }
@@ -78,6 +79,7 @@ pub fn run(
         observe,
         cancel,
         state: Mutex::new(JobState::new(Arc::clone(plan))),
+        broken: Mutex::new(None),
         changed: Condvar::new(),
         started: Instant::now(),
     };
@@ -86,6 +88,9 @@ pub fn run(
             scope.spawn(|| shared.work());
         }
     });
+    if let Some(failure) = lock(&shared.broken).take() {
+        return Err(failure.into());
+    }
     let state = shared.state.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     if cancel.load(Ordering::Relaxed) {
         return Err(Failure::new(FailureClass::Cancelled, "interrupted, nothing was written").into());
@@ -96,9 +101,13 @@ pub fn run(
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
 impl Shared<'_> {
     fn lock(&self) -> MutexGuard<'_, JobState> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.state)
     }
 
     fn now_ms(&self) -> u64 {
@@ -124,17 +133,24 @@ impl Shared<'_> {
     fn next_lease(&self) -> Option<Lease> {
         let mut state = self.lock();
         loop {
-            if state.is_finished() || self.cancel.load(Ordering::Relaxed) {
+            if state.is_finished() || self.cancel.load(Ordering::Relaxed) || lock(&self.broken).is_some() {
                 self.changed.notify_all();
                 return None;
             }
             if let Some(event) = state.grant(NodeId(0), self.now_ms(), LEASE_MS) {
                 let Event::Granted { lease, .. } = &event else { return None };
                 let lease = lease.clone();
-                if state.apply(event).is_ok() {
-                    return Some(lease);
+                if let Err(refused) = state.apply(event) {
+                    // A proposal that the state refuses would be refused for ever.
+                    let mut broken = lock(&self.broken);
+                    broken.get_or_insert(Failure::new(
+                        FailureClass::Internal,
+                        format!("own grant refused: {refused}"),
+                    ));
+                    self.changed.notify_all();
+                    return None;
                 }
-                continue;
+                return Some(lease);
             }
             state = match self.changed.wait_timeout(state, IDLE_POLL) {
                 Ok((guard, _)) => guard,

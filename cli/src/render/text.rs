@@ -96,11 +96,8 @@ pub(crate) fn plan(report: &PlanReport) -> String {
         ByteSize(report.output_bytes)
     );
     let phases = report.phases.iter().map(|(name, seconds)| format!("{name} {}", duration(*seconds)));
-    out += &format!(
-        "estimated time {}: {}\n",
-        duration(report.seconds),
-        phases.collect::<Vec<_>>().join(", ")
-    );
+    out +=
+        &format!("estimated time {}: {}\n", duration(report.seconds), phases.collect::<Vec<_>>().join(", "));
     out += "from a run of one sample (one batch if the model fixes it) and this machine's speed now\n";
     out + &kept(&report.kept)
 }

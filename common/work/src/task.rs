@@ -91,9 +91,8 @@ pub struct PeakRecord {
 /// By bits: a record of a NaN is still the same record, and the task that carries it the same task.
 impl PartialEq for PeakRecord {
     fn eq(&self, other: &Self) -> bool {
-        let key = |r: &Self| {
-            (r.layer, r.use_index, r.full_precision.to_bits(), r.quantized.to_bits(), r.positions)
-        };
+        let key =
+            |r: &Self| (r.layer, r.use_index, r.full_precision.to_bits(), r.quantized.to_bits(), r.positions);
         key(self) == key(other)
     }
 }

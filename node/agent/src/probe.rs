@@ -233,7 +233,8 @@ impl<'a> Walk<'a> {
         if !largest.is_finite() {
             return Ok(found);
         }
-        let keep = if solver.objective == Objective::Samples { solver.positions_per_shard as usize } else { 0 };
+        let keep =
+            if solver.objective == Objective::Samples { solver.positions_per_shard as usize } else { 0 };
         let sampling = Sampling { fraction, keep_per_shard: keep, seed: solver.seed };
         let agreed = Agreement { peak_fp: largest, peak_q: largest, positions: found.positions.max(1) };
         let differs = self.parted.contains(name);
