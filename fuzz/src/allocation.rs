@@ -33,21 +33,25 @@ fn granted(bytes: usize) -> bool {
 #[expect(unsafe_code, reason = "a global allocator is an unsafe trait")]
 // SAFETY: every call is passed on to `System` unchanged, or answered with null, which the trait allows as failure.
 unsafe impl GlobalAlloc for Limited {
+    // SAFETY: the contract is the trait's.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's contract is `System`'s.
         if granted(layout.size()) { unsafe { System.alloc(layout) } } else { null_mut() }
     }
 
+    // SAFETY: the contract is the trait's.
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as in `alloc`.
         if granted(layout.size()) { unsafe { System.alloc_zeroed(layout) } } else { null_mut() }
     }
 
+    // SAFETY: the contract is the trait's.
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: `pointer` came from `System`, since nothing else here returns one; the rest as in `alloc`.
         if granted(size) { unsafe { System.realloc(pointer, layout, size) } } else { null_mut() }
     }
 
+    // SAFETY: the contract is the trait's.
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         // SAFETY: as in `realloc`.
         unsafe { System.dealloc(pointer, layout) }

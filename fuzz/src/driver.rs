@@ -4,7 +4,8 @@
 //! one that kills the process (stack overflow, out of memory) or never ends is not lost.
 //! Not here: making smaller inputs of those found.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -18,7 +19,7 @@ use crate::mutate::mutated;
 use crate::random::Random;
 
 /// Executions of one target before the next has its turn.
-const TURN: u64 = 64;
+const TURN: u64 = 256;
 
 /// One execution must end within this time.
 const EXECUTION_MAX: Duration = Duration::from_secs(20);
@@ -130,9 +131,16 @@ pub(crate) fn regressions(target: &str) -> Result<Vec<(PathBuf, Vec<u8>)>> {
 fn turn(target: &Target, seeds: &[Vec<u8>], tally: &mut Tally, options: &Options) -> Result<Option<Failure>> {
     let start = Instant::now();
     let under_way = options.artifacts.join(format!("{}-current", target.name));
+    // Written in place: creating a file for each input would take most of the time.
+    let file = File::create(&under_way)?;
+    let mut length = 0;
     for _ in 0..TURN {
         let input = input(seeds, options.seed, tally.executions);
-        fs::write(&under_way, &input)?;
+        file.write_all_at(&input, 0)?;
+        if input.len() < length {
+            file.set_len(input.len() as u64)?;
+        }
+        length = input.len();
         mark(Some((Instant::now(), target.name)));
         let outcome = execute(target, &input)?;
         mark(None);

@@ -1,4 +1,4 @@
-//! Replays every input that once broke a target, and the seeds.
+//! Replays inputs that broke a target or are built to break one, and the seeds.
 
 use std::path::Path;
 
