@@ -30,7 +30,7 @@ fn granted(bytes: usize) -> bool {
     granted
 }
 
-#[expect(unsafe_code, reason = "a global allocator is an unsafe trait")]
+#[expect(unsafe_code, reason = "GlobalAlloc cannot be implemented otherwise")]
 // SAFETY: every call is passed on to `System` unchanged, or answered with null, which the trait allows as failure.
 unsafe impl GlobalAlloc for Limited {
     // SAFETY: the contract is the trait's.
