@@ -100,15 +100,21 @@ struct PhaseSeconds {
     forward: f64,
     statistics: f64,
     solve: f64,
+    refine: f64,
 }
 
 impl PhaseSeconds {
     /// Wall seconds, as far as the slots shared the work evenly.
     fn phases(self, slots: usize) -> Vec<(String, f64)> {
         let share = 1.0 / slots.max(1) as f64;
-        [("forward", self.forward), ("statistics", self.statistics), ("solve and refine", self.solve)]
-            .map(|(name, seconds)| (name.to_owned(), seconds * share))
-            .into()
+        [
+            ("forward", self.forward),
+            ("statistics", self.statistics),
+            ("solve", self.solve - self.refine),
+            ("refine", self.refine),
+        ]
+        .map(|(name, seconds)| (name.to_owned(), seconds * share))
+        .into()
     }
 }
 
@@ -164,6 +170,7 @@ impl<'a> Watch<'a> {
                 let entry = self.plan.layer(*layer);
                 let mut sum = halfstep_work::ChunkReport::default();
                 roundings.iter().for_each(|r| sum.add(&r.report));
+                seen.seconds.refine += sum.refine_seconds;
                 (self.events)(Progress::LayerSolved {
                     name: entry.name.clone(),
                     index: seen.decided,
@@ -204,7 +211,8 @@ fn timing(
         "read_seconds": read,
         "forward_thread_seconds": seconds.forward,
         "statistics_thread_seconds": seconds.statistics,
-        "solve_thread_seconds": seconds.solve,
+        "solve_thread_seconds": seconds.solve - seconds.refine,
+        "refine_thread_seconds": seconds.refine,
         "layer_solve_thread_seconds": layers,
     })
 }

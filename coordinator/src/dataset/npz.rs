@@ -1,7 +1,7 @@
 //! `.npz`: a zip of `.npy` files, one per array.
 //!
-//! Sizes in the directory are claims: deflate cannot expand more than 1032 times, so a claim beyond that is refused
-//! before memory is reserved.
+//! Sizes in the directory are claims, the compressed ones too: a member cannot be larger than its file, and deflate
+//! cannot expand more than 1032 times, so a claim beyond that is refused before memory is reserved.
 //! Not here: the arrays' own format (`npy`).
 
 use std::fs::File;
@@ -21,7 +21,9 @@ pub(super) fn read(
     key: Option<&str>,
     samples: Option<usize>,
 ) -> Result<Vec<Array>, DatasetError> {
-    let file = File::open(path).map_err(|source| DatasetError::Io { path: path.into(), source })?;
+    let io = |source| DatasetError::Io { path: path.into(), source };
+    let file = File::open(path).map_err(io)?;
+    let file_bytes = file.metadata().map_err(io)?.len();
     let corrupt = |problem: String| DatasetError::Corrupt { path: path.into(), problem };
     let mut zip = ZipArchive::new(BufReader::new(file))
         .map_err(|e| corrupt(format!("is not a readable .npz (zip) file: {e}")))?;
@@ -30,7 +32,7 @@ pub(super) fn read(
         .filter(|name| name.ends_with(".npy"))
         .collect();
     let wanted = select(path, &members, key)?;
-    wanted.iter().map(|member| read_member(&mut zip, member, path, samples)).collect()
+    wanted.iter().map(|member| read_member(&mut zip, member, path, file_bytes, samples)).collect()
 }
 
 fn select(path: &Path, members: &[String], key: Option<&str>) -> Result<Vec<String>, DatasetError> {
@@ -52,12 +54,14 @@ fn read_member(
     zip: &mut ZipArchive<BufReader<File>>,
     member: &str,
     path: &Path,
+    file_bytes: u64,
     samples: Option<usize>,
 ) -> Result<Array, DatasetError> {
     let name = array_name(member);
     let place = format!("{}:{name}", path.display());
     let corrupt = |problem: String| DatasetError::Corrupt { path: place.clone().into(), problem };
     let entry = zip.by_name(member).map_err(|e| corrupt(format!("cannot be opened: {e}")))?;
-    let size_max = entry.size().min(entry.compressed_size().saturating_mul(EXPANSION_MAX));
+    let stored = entry.compressed_size().min(file_bytes);
+    let size_max = entry.size().min(stored.saturating_mul(EXPANSION_MAX));
     npy::read_from(entry, size_max, name, Path::new(&place), samples)
 }

@@ -6,13 +6,14 @@ use halfstep_exec::GroupMeans;
 use halfstep_model::{Activation as Follows, Layer};
 use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, estimate};
 use halfstep_solver::{
-    Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Workspace, solve,
+    Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Step, Workspace, solve,
 };
 use halfstep_work::{
     ChunkId, ChunkReport, Failure, LayerId, LayerPlan, Objective, Rounding, SolverSettings, Source,
     StartPoint,
 };
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 type CpuWorkspace = Workspace<<Cpu as Device>::Buffer>;
@@ -70,8 +71,11 @@ impl LayerProblem {
             let end = rows.end.min((group + 1) * per_group);
             let encodings = self.encodings.slice_rows(start..end);
             let problem = self.problem(id, layer, settings, &encodings, start..end, group);
+            let refining = RefineClock::default();
+            workspace.watch_next(refining.watch());
             let solution = solve(&Cpu, &problem, &solver_settings(settings), workspace)
                 .map_err(|e| failure::solve(&layer.name, &e))?;
+            report.refine_seconds += refining.seconds();
             q.extend_from_slice(&solution.q);
             add(&mut report, &solution.report);
             start = end;
@@ -121,6 +125,27 @@ impl LayerProblem {
             layer_key: u64::from(id.0),
             first_row: rows.start,
         }
+    }
+}
+
+/// Seconds between the start and the end of refinement.
+#[derive(Clone, Default)]
+struct RefineClock(Arc<Mutex<(Option<Instant>, f64)>>);
+
+impl RefineClock {
+    fn watch(&self) -> impl FnMut(Step) + Send + 'static {
+        let clock = self.clone();
+        move |step| {
+            let mut clock = clock.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            match step {
+                Step::Refine => clock.0 = Some(Instant::now()),
+                Step::Choose => clock.1 += clock.0.take().map_or(0.0, |begun| begun.elapsed().as_secs_f64()),
+            }
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).1
     }
 }
 

@@ -30,4 +30,4 @@ pub use error::{ErrorKind, SolveError};
 pub use problem::{Activation, ChunkReport, GramView, RowProblem, SamplesView, Solution, Statistics};
 pub use settings::{Settings, Start};
 pub use solve::solve;
-pub use workspace::Workspace;
+pub use workspace::{Step, Workspace};

@@ -14,7 +14,7 @@ use crate::grid::Cells;
 use crate::problem::GramView;
 use crate::quadratic::{Quadratic, RowValue};
 use crate::samples::{Moments, Samples};
-use crate::workspace::Arrays;
+use crate::workspace::{Arrays, Step, Watch};
 use crate::{
     Activation, ChunkReport, RowProblem, Settings, Solution, SolveError, Start, Statistics, Workspace, gptq,
     refine,
@@ -36,13 +36,14 @@ pub fn solve<D: Device>(
 ) -> Result<Solution, SolveError> {
     settings.validate()?;
     check(problem)?;
+    let mut watch = std::mem::take(&mut workspace.watch);
     let arrays = workspace.arrays(device, problem.rows, problem.cols)?;
     match problem.statistics {
-        Statistics::Gram(moments) => run(device, problem, moments, None, settings, arrays),
+        Statistics::Gram(moments) => run(device, problem, moments, None, settings, arrays, &mut watch),
         Statistics::Samples(view) => {
             let moments = Moments::of(device, view, problem.cols)?;
             let samples = Samples::new(device, problem, view)?;
-            run(device, problem, moments.view(), Some(&samples), settings, arrays)
+            run(device, problem, moments.view(), Some(&samples), settings, arrays, &mut watch)
         }
     }
 }
@@ -63,6 +64,7 @@ fn run<'a, D: Device>(
     samples: Option<&Samples<'_, D::Buffer>>,
     settings: &Settings,
     arrays: &mut Arrays<D::Buffer>,
+    watch: &mut Watch,
 ) -> Result<Solution, SolveError> {
     let dead: Vec<bool> = (0..problem.cols).map(|j| moments.h[j * problem.cols + j] == 0.0).collect();
     let cells = Cells::new(problem.w, problem.encodings, &dead);
@@ -74,7 +76,7 @@ fn run<'a, D: Device>(
         iterations: settings.iterations,
         ..ChunkReport::default()
     };
-    let roundings = chunk.roundings(arrays, &mut report)?;
+    let roundings = chunk.roundings(arrays, &mut report, watch)?;
     let up = match samples {
         Some(samples) if problem.activation != Activation::Identity => {
             judge_samples(&chunk, samples, roundings, problem, &mut report)?
@@ -99,6 +101,7 @@ impl<D: Device> Chunk<'_, D> {
         &self,
         arrays: &mut Arrays<D::Buffer>,
         report: &mut ChunkReport,
+        watch: &mut Watch,
     ) -> Result<Roundings, DeviceError> {
         let mut fallbacks = vec![self.cells.nearest_up.clone()];
         if self.settings.start == Start::Gptq {
@@ -109,6 +112,7 @@ impl<D: Device> Chunk<'_, D> {
             solved.push(self.adaround(fallbacks.get(1).map(Vec::as_slice), arrays)?);
         }
         if self.settings.refine_sweeps > 0 {
+            watch.tell(Step::Refine);
             self.quadratic.load(self.device, self.cells, arrays)?;
             // The unrefined result stays in the contest: after an activation the quadratic is only a model.
             for mut up in solved.iter().chain(&fallbacks).cloned().collect::<Vec<_>>() {
@@ -117,6 +121,7 @@ impl<D: Device> Chunk<'_, D> {
                     refine::refine(self.device, self.quadratic, self.cells, sweeps, &mut up, arrays)?;
                 solved.push(up);
             }
+            watch.tell(Step::Choose);
         }
         Ok(Roundings { solved, fallbacks })
     }
