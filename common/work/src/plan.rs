@@ -86,6 +86,26 @@ pub enum PlanError {
         /// Its end.
         end: usize,
     },
+    /// A layer whose id is not its place in the list.
+    #[error("layer `{name}`: id must be its index {index}, found {found}")]
+    OutOfPlace {
+        /// The layer.
+        name: String,
+        /// Where it stands.
+        index: usize,
+        /// What it calls itself.
+        found: usize,
+    },
+    /// A stage that names a layer which does not exist.
+    #[error("stage {stage}: solves layer {found}, the plan has {layers} layers")]
+    Unknown {
+        /// The stage.
+        stage: usize,
+        /// The id it names.
+        found: usize,
+        /// How many there are.
+        layers: usize,
+    },
     /// A layer that no stage solves, or two do.
     #[error("layer `{name}`: must be solved in exactly one stage, found in {found}")]
     NotOnce {
@@ -120,10 +140,20 @@ impl Plan {
     /// Checks what every user of a plan relies on.
     ///
     /// # Errors
-    /// `Gap` if shards or a layer's chunks do not tile; `NotOnce` if a layer has no single stage.
+    /// `Gap` if shards or a layer's chunks do not tile; `OutOfPlace` or `Unknown` for ids that are no indices; `NotOnce` if
+    /// a layer has no single stage.
     pub fn validate(&self) -> Result<(), PlanError> {
         tiles("shards", &self.shards, self.samples())?;
-        for layer in &self.layers {
+        for (stage, entry) in self.stages.iter().enumerate() {
+            if let Some(id) = entry.solve.iter().find(|id| id.index() >= self.layers.len()) {
+                return Err(PlanError::Unknown { stage, found: id.index(), layers: self.layers.len() });
+            }
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            if layer.id.index() != index {
+                let (name, found) = (layer.name.clone(), layer.id.index());
+                return Err(PlanError::OutOfPlace { name, index, found });
+            }
             tiles(&format!("chunks of layer `{}`", layer.name), &layer.chunks, layer.rows)?;
             let found =
                 self.stages.iter().flat_map(|stage| &stage.solve).filter(|id| **id == layer.id).count();

@@ -541,4 +541,17 @@ mod tests {
         assert_eq!(replayed.progress(), live.progress());
         assert_eq!(replayed.roundings, live.roundings);
     }
+
+    #[test]
+    fn a_plan_whose_ids_are_no_indices_is_refused() {
+        assert_eq!(plan(2).validate(), Ok(()));
+        let mut twice = Plan::clone(&plan(2));
+        twice.layers[1].id = LayerId(0);
+        assert!(
+            twice.validate().unwrap_err().to_string().starts_with("layer `layer1`: id must be its index 1")
+        );
+        let mut unknown = Plan::clone(&plan(2));
+        unknown.stages[0].solve.push(LayerId(7));
+        assert!(unknown.validate().unwrap_err().to_string().starts_with("stage 0: solves layer 7"));
+    }
 }
