@@ -96,8 +96,7 @@ fn use_encodings(encodings: &Encodings) {
     assert!(back.iter().all(|value| *value == 0.0), "zero is on every grid");
 }
 
-/// Reads a plan and checks it; what `validate` promises of a good one must hold. It promises nothing about ids, so
-/// layers are not looked up by them here.
+/// Reads a plan and checks it; what `validate` promises of a good one must hold, for every id in it.
 fn plan(data: &[u8]) -> Result<()> {
     let Ok(plan) = serde_json::from_slice::<Plan>(data) else { return Ok(()) };
     if plan.validate().is_err() {
@@ -106,5 +105,9 @@ fn plan(data: &[u8]) -> Result<()> {
     let samples: usize = plan.shards.iter().map(ExactSizeIterator::len).sum();
     assert_eq!(plan.samples(), samples);
     assert_eq!(plan.shard_ids().count(), plan.shards.len());
+    for id in plan.stages.iter().flat_map(|stage| &stage.solve) {
+        assert_eq!(plan.layer(*id).id, *id);
+        assert_eq!(plan.chunk_ids(*id).count(), plan.layer(*id).chunks.len());
+    }
     Ok(())
 }
