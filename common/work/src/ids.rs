@@ -3,6 +3,16 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+/// A job of a coordinator: the BLAKE3 hash of what it computes, so the same job submitted again is the same job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct JobId(pub [u8; 16]);
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $inner:ty, $prefix:literal) => {
         $(#[$doc])*
@@ -41,7 +51,15 @@ id!(
     ChunkId, u32, "chunk-"
 );
 id!(
-    /// A node that has registered with this coordinator; never reused.
+    /// A fixed range of rows of a layer's statistics matrices, all groups one after the other.
+    SliceId, u32, "slice-"
+);
+id!(
+    /// A contiguous range of stages that starts from the original model's activations.
+    RangeId, u32, "range-"
+);
+id!(
+    /// One registration of one node process with a coordinator; never reused, also not by the same process.
     NodeId, u32, "node-"
 );
 id!(

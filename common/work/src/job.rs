@@ -63,10 +63,22 @@ pub struct SolverSettings {
     pub positions_fraction: f32,
 }
 
-/// How the work was cut across nodes; one process has one way.
+/// How stages and shards are spread over nodes. Only the number of ranges can change a result (`Plan::ranges`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum PartitionNote {
-    /// Shards and rows spread over nodes, every node walks all stages.
+pub enum Partition {
+    /// One range: every node holds some shards and walks all stages.
     Batches,
+    /// Several ranges, each on one node at a time.
+    Layers {
+        /// How many; 2 or more.
+        ranges: usize,
+    },
+    /// Several ranges, each spread over several nodes by shards.
+    Grid {
+        /// How many ranges.
+        ranges: usize,
+        /// Nodes of each range.
+        nodes: usize,
+    },
 }

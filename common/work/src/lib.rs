@@ -10,11 +10,14 @@ mod plan;
 mod state;
 mod task;
 
-pub use ids::{ChunkId, LayerId, LeaseId, NodeId, SegmentId, ShardId};
-pub use job::{Objective, PartitionNote, Propagation, SolverSettings, StartPoint};
-pub use node::{InputTensor, Node, NodeDescription, ScalarKind, Source, SourceError};
+pub use ids::{ChunkId, JobId, LayerId, LeaseId, NodeId, RangeId, SegmentId, ShardId, SliceId};
+pub use job::{Objective, Partition, Propagation, SolverSettings, StartPoint};
+pub use node::{
+    Grant, Held, Holding, InputTensor, Inventory, Node, NodeDescription, ScalarKind, Source, SourceError, Unwatched,
+    Verdict, Wanted, Watch,
+};
 pub use plan::{KeptLayer, LayerPlan, Plan, PlanError, StagePlan};
 pub use state::{Event, JobState, Lease, LeaseRefused, Progress, TaskState};
 pub use task::{
-    ChunkReport, Done, Failure, FailureClass, PeakRecord, Rounding, Task, TaskPhase, agree_peaks,
+    ChunkReport, Cost, Done, Failure, FailureClass, PeakRecord, Rounding, Task, TaskPhase, agree_peaks,
 };

@@ -2,7 +2,7 @@
 //!
 //! Not here: how it is chosen (`coordinator::planner`); weights and geometry, which nodes read from the model.
 
-use crate::{ChunkId, LayerId, PartitionNote, Propagation, SegmentId, ShardId, SolverSettings};
+use crate::{ChunkId, LayerId, Propagation, RangeId, SegmentId, ShardId, SliceId, SolverSettings};
 use halfstep_quant::GridSpec;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -26,6 +26,9 @@ pub struct LayerPlan {
     pub grid: GridSpec,
     /// Rows of each chunk; in order, without gaps, never crossing a group.
     pub chunks: Vec<Range<usize>>,
+    /// Rows of each slice of the statistics, `groups * cols` rows in all (matrices `[cols, cols]`, groups one after the
+    /// other); in order, without gaps. Only an amount of work: sums are exact however they are sliced.
+    pub slices: Vec<Range<usize>>,
     /// The stage after which its statistics are complete.
     pub stage: SegmentId,
 }
@@ -65,8 +68,10 @@ pub struct Plan {
     pub propagation: Propagation,
     /// Solver settings for every layer.
     pub solver: SolverSettings,
-    /// Partition strategy.
-    pub partition: PartitionNote,
+    /// Stages of each range; in order, without gaps. The quantized stream starts anew from the original model's
+    /// activations at the start of each: several ranges can be solved at once, one is exact sequential propagation.
+    /// The results depend on this, and on nothing about who computes what.
+    pub ranges: Vec<Range<usize>>,
 }
 
 /// A plan that cannot be run.
@@ -132,6 +137,24 @@ impl Plan {
         (0..self.layer(layer).chunks.len() as u32).map(ChunkId)
     }
 
+    /// All slice ids of one layer's statistics, in order.
+    pub fn slice_ids(&self, layer: LayerId) -> impl Iterator<Item = SliceId> + use<> {
+        (0..self.layer(layer).slices.len() as u32).map(SliceId)
+    }
+
+    /// The range a stage belongs to; the last one for stages beyond the plan.
+    pub fn range_of(&self, segment: SegmentId) -> RangeId {
+        let found = self.ranges.partition_point(|range| range.end <= segment.index());
+        RangeId(found.min(self.ranges.len().saturating_sub(1)) as u32)
+    }
+
+    /// Whether the quantized stream of `segment` runs with this layer's rounding: decided earlier in the same range.
+    pub fn is_decided_in(&self, layer: LayerId, segment: SegmentId) -> bool {
+        let start = self.ranges.get(self.range_of(segment).index()).map_or(0, |range| range.start);
+        let stage = self.layer(layer).stage.index();
+        self.propagation == Propagation::Sequential && (start..segment.index()).contains(&stage)
+    }
+
     /// All samples of the job.
     pub fn samples(&self) -> usize {
         self.shards.last().map_or(0, |range| range.end)
@@ -144,6 +167,7 @@ impl Plan {
     /// a layer has no single stage.
     pub fn validate(&self) -> Result<(), PlanError> {
         tiles("shards", &self.shards, self.samples())?;
+        tiles("ranges of stages", &self.ranges, self.stages.len())?;
         for (stage, entry) in self.stages.iter().enumerate() {
             if let Some(id) = entry.solve.iter().find(|id| id.index() >= self.layers.len()) {
                 return Err(PlanError::Unknown { stage, found: id.index(), layers: self.layers.len() });
@@ -155,6 +179,8 @@ impl Plan {
                 return Err(PlanError::OutOfPlace { name, index, found });
             }
             tiles(&format!("chunks of layer `{}`", layer.name), &layer.chunks, layer.rows)?;
+            let rows = layer.cols.saturating_mul(layer.groups);
+            tiles(&format!("slices of layer `{}`", layer.name), &layer.slices, rows)?;
             let found =
                 self.stages.iter().flat_map(|stage| &stage.solve).filter(|id| **id == layer.id).count();
             if found != 1 {

@@ -268,7 +268,7 @@ impl JobState {
                 let index = rounding.chunk.index();
                 all[index] = Some(rounding);
             }
-            Done::Accumulated | Done::Reduced => {}
+            Done::Forwarded | Done::Accumulated | Done::Reduced => {}
         }
         self.close(slot, TaskState::Done);
     }
@@ -303,6 +303,7 @@ impl JobState {
     fn skip_empty_phases(&mut self) {
         while self.unfinished == 0 && !self.is_finished() {
             self.phase = match self.phase {
+                TaskPhase::Forward => TaskPhase::Capture,
                 TaskPhase::Capture => TaskPhase::Accumulate,
                 TaskPhase::Accumulate => TaskPhase::Reduce,
                 TaskPhase::Reduce => TaskPhase::Solve,
@@ -336,6 +337,7 @@ impl JobState {
         let solve = &self.plan.stages[self.stage].solve;
         let alive = solve.iter().copied().filter(|layer| !self.failed_layers.contains_key(layer));
         match self.phase {
+            TaskPhase::Forward => Vec::new(),
             TaskPhase::Capture => {
                 self.plan.shard_ids().map(|shard| Task::Capture { segment, shard }).collect()
             }
@@ -346,7 +348,9 @@ impl JobState {
                     .map(|shard| Task::Accumulate { segment, shard, peaks: Arc::clone(&peaks) })
                     .collect()
             }
-            TaskPhase::Reduce => alive.map(|layer| Task::Reduce { layer }).collect(),
+            TaskPhase::Reduce => alive
+                .flat_map(|layer| self.plan.slice_ids(layer).map(move |slice| Task::Reduce { layer, slice }))
+                .collect(),
             TaskPhase::Solve => alive
                 .flat_map(|layer| self.plan.chunk_ids(layer).map(move |chunk| Task::Solve { layer, chunk }))
                 .collect(),

@@ -1,6 +1,6 @@
 //! Tasks a node can be given, and what comes back.
 
-use crate::{ChunkId, LayerId, SegmentId, ShardId};
+use crate::{ChunkId, LayerId, RangeId, SegmentId, ShardId, SliceId};
 use halfstep_quant::Encodings;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -8,6 +8,14 @@ use std::sync::Arc;
 /// A unit of leased work.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Task {
+    /// Run the original model through all segments of a range on one shard and keep what the next range starts from.
+    /// Only jobs with several ranges have it.
+    Forward {
+        /// The range run through; the carry kept belongs to the range after it.
+        range: RangeId,
+        /// Which samples.
+        shard: ShardId,
+    },
     /// Run one segment on one shard, on every stream the job has; keep the carry, report peaks.
     Capture {
         /// Which segment.
@@ -24,10 +32,12 @@ pub enum Task {
         /// Peaks over *all* shards: they fix the exponents.
         peaks: Arc<Vec<PeakRecord>>,
     },
-    /// Close the sums of one layer: from here on its rows can be solved.
+    /// Sum the partial statistics of all nodes over one slice of a layer's matrices, and turn the sums into means.
     Reduce {
         /// Which layer.
         layer: LayerId,
+        /// Which rows of its matrices.
+        slice: SliceId,
     },
     /// Decide the rounding of one row chunk.
     Solve {
@@ -38,9 +48,11 @@ pub enum Task {
     },
 }
 
-/// The four phases of a stage, in order; each waits for the one before.
+/// The four phases of a stage, in order, each waiting for the one before; and forward runs ahead of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum TaskPhase {
+    /// Runs of the original model through a whole range, for the range after it.
+    Forward,
     /// Forward runs.
     Capture,
     /// Statistics of shards.
@@ -55,6 +67,7 @@ impl Task {
     /// The phase it belongs to.
     pub fn phase(&self) -> TaskPhase {
         match self {
+            Self::Forward { .. } => TaskPhase::Forward,
             Self::Capture { .. } => TaskPhase::Capture,
             Self::Accumulate { .. } => TaskPhase::Accumulate,
             Self::Reduce { .. } => TaskPhase::Reduce,
@@ -65,8 +78,8 @@ impl Task {
     /// The layer that suffers if this task fails for good; none if the whole job does.
     pub fn layer(&self) -> Option<LayerId> {
         match self {
-            Self::Reduce { layer } | Self::Solve { layer, .. } => Some(*layer),
-            Self::Capture { .. } | Self::Accumulate { .. } => None,
+            Self::Reduce { layer, .. } | Self::Solve { layer, .. } => Some(*layer),
+            Self::Forward { .. } | Self::Capture { .. } | Self::Accumulate { .. } => None,
         }
     }
 }
@@ -150,10 +163,6 @@ pub struct ChunkReport {
     pub dead_inputs: u64,
     /// Rows whose weights are all zero.
     pub zero_rows: u64,
-    /// Seconds of the node that solved it: a measurement, not part of the result.
-    pub seconds: f64,
-    /// Of which refinement.
-    pub refine_seconds: f64,
 }
 
 impl ChunkReport {
@@ -166,40 +175,75 @@ impl ChunkReport {
         self.guarded_rows += other.guarded_rows;
         self.dead_inputs = self.dead_inputs.max(other.dead_inputs);
         self.zero_rows += other.zero_rows;
-        self.seconds += other.seconds;
-        self.refine_seconds += other.refine_seconds;
     }
+}
+
+/// Seconds of the node that did a task: measurements, never part of a result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// All of it.
+    pub seconds: f64,
+    /// Of which refinement.
+    pub refine_seconds: f64,
+    /// Bytes fetched from other processes for it.
+    pub bytes_fetched: u64,
 }
 
 /// What a finished task reports.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Done {
+    /// The next range's start is held.
+    Forwarded,
     /// Peaks of this shard at the segment's end.
     Captured {
         /// One per tapped use.
         peaks: Vec<PeakRecord>,
     },
-    /// Added.
+    /// The shard's products are ready; they enter the node's sums once the coordinator has accepted this.
     Accumulated,
-    /// Closed.
+    /// The slice's means are held.
     Reduced,
     /// The result.
     Solved(Arc<Rounding>),
 }
 
+impl Done {
+    /// Whether this is an answer to that task.
+    pub fn answers(&self, task: &Task) -> bool {
+        match (self, task) {
+            (Self::Forwarded, Task::Forward { .. })
+            | (Self::Captured { .. }, Task::Capture { .. })
+            | (Self::Accumulated, Task::Accumulate { .. })
+            | (Self::Reduced, Task::Reduce { .. }) => true,
+            (Self::Solved(r), Task::Solve { layer, chunk }) => (r.layer, r.chunk) == (*layer, *chunk),
+            _ => false,
+        }
+    }
+}
+
 /// What kind of failure: decides retry, blame and exit code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum FailureClass {
     /// The user's model or data cannot be used: never retried.
     BadInput,
     /// Non-finite statistics or loss: the layer fails, the job goes on.
     NonFinite,
-    /// Not enough memory for the task.
+    /// Not enough memory for the task: retried once, smaller where that is possible.
     OutOfMemory,
-    /// No space or no permission where the node writes.
+    /// No space or no permission where the node writes: retried elsewhere or later, does not count.
     Storage,
-    /// The node went away or its lease ran out.
+    /// The node went away or its lease ran out: retried, counts (a task that kills nodes is given up).
     NodeLost,
+    /// Another node that should have had data did not give it: retried, does not count.
+    PeerLost,
+    /// The device made no progress for too long: retried elsewhere, counts.
+    Hung,
+    /// Data failed its checksum: recomputed, does not count.
+    Damaged,
+    /// The node hands the task back (drain, preemption): retried at once, does not count.
+    HandedBack,
+    /// Two results of one task differ: the job stops.
+    Nondeterminism,
     /// The job was told to stop.
     Cancelled,
     /// A broken promise inside Halfstep.
@@ -207,14 +251,49 @@ pub enum FailureClass {
 }
 
 impl FailureClass {
+    /// Every class, for tables and tests.
+    pub const ALL: [Self; 12] = [
+        Self::BadInput,
+        Self::NonFinite,
+        Self::OutOfMemory,
+        Self::Storage,
+        Self::NodeLost,
+        Self::PeerLost,
+        Self::Hung,
+        Self::Damaged,
+        Self::HandedBack,
+        Self::Nondeterminism,
+        Self::Cancelled,
+        Self::Internal,
+    ];
+
     /// Whether another attempt can help.
     pub fn retryable(self) -> bool {
-        matches!(self, Self::OutOfMemory | Self::NodeLost)
+        match self {
+            Self::OutOfMemory
+            | Self::Storage
+            | Self::NodeLost
+            | Self::PeerLost
+            | Self::Hung
+            | Self::Damaged
+            | Self::HandedBack => true,
+            Self::BadInput | Self::NonFinite | Self::Nondeterminism | Self::Cancelled | Self::Internal => false,
+        }
     }
 
     /// Whether the attempt counts against the task.
     pub fn counts(self) -> bool {
-        !matches!(self, Self::OutOfMemory | Self::Cancelled)
+        match self {
+            Self::NodeLost | Self::Hung | Self::BadInput | Self::NonFinite | Self::Nondeterminism | Self::Internal => {
+                true
+            }
+            Self::OutOfMemory
+            | Self::Storage
+            | Self::PeerLost
+            | Self::Damaged
+            | Self::HandedBack
+            | Self::Cancelled => false,
+        }
     }
 }
 
