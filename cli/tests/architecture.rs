@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 
 /// Who may depend on whom, among our crates. `halfstep-benches` may use all.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: [(&str, &[&str]); 11] = [
     ("halfstep-quant", &[]),
     ("halfstep-compute", &[]),
     ("halfstep-model", &["halfstep-quant"]),
     ("halfstep-work", &["halfstep-quant"]),
+    ("halfstep-proto", &["halfstep-quant", "halfstep-work"]),
     ("halfstep-solver", &["halfstep-compute", "halfstep-quant"]),
     ("halfstep-exec", &["halfstep-compute", "halfstep-model", "halfstep-quant"]),
     (
@@ -24,14 +25,15 @@ const MAY_USE: [(&str, &[&str]); 10] = [
             "halfstep-compute",
             "halfstep-exec",
             "halfstep-model",
+            "halfstep-proto",
             "halfstep-quant",
             "halfstep-solver",
             "halfstep-work",
         ],
     ),
-    ("halfstep-coordinator", &["halfstep-model", "halfstep-quant", "halfstep-work"]),
-    ("halfstep-fuzz", &["halfstep-coordinator", "halfstep-model", "halfstep-quant", "halfstep-work"]),
-    ("halfstep", &["halfstep-agent", "halfstep-coordinator", "halfstep-quant", "halfstep-work"]),
+    ("halfstep-coordinator", &["halfstep-model", "halfstep-proto", "halfstep-quant", "halfstep-work"]),
+    ("halfstep-fuzz", &["halfstep-agent", "halfstep-coordinator", "halfstep-model", "halfstep-proto", "halfstep-quant", "halfstep-work"]),
+    ("halfstep", &["halfstep-agent", "halfstep-coordinator", "halfstep-proto", "halfstep-quant", "halfstep-work"]),
 ];
 const BENCHES: &str = "halfstep-benches";
 const NODE: [&str; 4] = ["halfstep-compute", "halfstep-solver", "halfstep-exec", "halfstep-agent"];
