@@ -2,7 +2,13 @@
 //!
 //! Not here: what is done with a message (`coordinator::service`, `agent::daemon`), the meaning of the types (`work`).
 
+mod convert;
+mod error;
+mod hash;
 mod version;
 pub mod wire;
 
-pub use version::{PROTOCOL, VERSION};
+pub use convert::{BlobName, Commit, DoneRef, Fetch, job_from_wire, job_to_wire};
+pub use error::WireError;
+pub use hash::BlobHash;
+pub use version::{PROTOCOL, VERSION, check_hello, hello};
