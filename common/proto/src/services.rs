@@ -1,0 +1,105 @@
+//! Serving gRPC: routes requests to services and bounds what they may take.
+//!
+//! A small router of our own instead of tonic's, which brings a web framework, and so that no service can be reached
+//! around the table of roles.
+
+use crate::{Listener, TransportError};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, http};
+use tonic::server::NamedService;
+use tonic::transport::Server;
+use tower::util::BoxCloneSyncService;
+use tower::{Service, ServiceExt};
+
+type Request = http::Request<Body>;
+type Response = http::Response<Body>;
+type Route = BoxCloneSyncService<Request, Response, Infallible>;
+
+/// Pings, and how long an answer may take.
+const PING: Duration = Duration::from_secs(10);
+const PING_ANSWER: Duration = Duration::from_secs(20);
+/// Bytes of the headers of a request.
+const HEADERS_MAX: u32 = 16 << 10;
+/// Bytes that may be on the way unread: one stream, one connection.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// The gRPC services of one port. Messages of more than 4 MiB are refused (tonic's own limit).
+#[derive(Clone, Default)]
+pub struct Services {
+    routes: BTreeMap<&'static str, Route>,
+}
+
+impl Services {
+    /// None yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// With one more: a generated server, or any other gRPC service.
+    #[must_use]
+    pub fn with<S>(mut self, service: S) -> Self
+    where
+        S: Service<Request, Response = Response, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        self.routes.insert(S::NAME, BoxCloneSyncService::new(service));
+        self
+    }
+
+    /// Answers at `listener` until `shutdown`; then accepts no more and waits for the calls that go on.
+    ///
+    /// # Errors
+    /// `Listen` if the port cannot be served any more.
+    pub async fn serve(
+        self,
+        listener: Listener,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), TransportError> {
+        let (address, limits) = (listener.address(), listener.limits());
+        let per_connection = u32::try_from(limits.requests_per_connection).unwrap_or(u32::MAX);
+        let server = Server::builder()
+            .concurrency_limit_per_connection(limits.requests_per_connection)
+            .max_concurrent_streams(per_connection)
+            .http2_keepalive_interval(Some(PING))
+            .http2_keepalive_timeout(Some(PING_ANSWER))
+            .http2_max_header_list_size(HEADERS_MAX)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let failed = |error| TransportError::Listen { address, source: std::io::Error::other(error) };
+        server.serve_with_incoming_shutdown(self, listener.incoming(), shutdown).await.map_err(failed)
+    }
+}
+
+impl Service<Request> for Services {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let path = request.uri().path();
+        let name = path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(name, _)| name);
+        match name.and_then(|name| self.routes.get(name)) {
+            Some(route) => Box::pin(route.clone().oneshot(request)),
+            None => {
+                let path: String = path.chars().take(100).collect();
+                let status = Status::unimplemented(format!("nothing answers to `{path}` at this address"));
+                Box::pin(async move { Ok(status.into_http()) })
+            }
+        }
+    }
+}
