@@ -3,6 +3,7 @@
 //! Not here: what is done with a message (`coordinator::service`, `agent::daemon`), the meaning of the types (`work`).
 
 mod convert;
+pub mod data;
 mod error;
 pub mod events;
 mod hash;
