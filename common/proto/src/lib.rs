@@ -11,6 +11,8 @@ mod identity;
 pub mod rounding;
 mod services;
 pub mod tensors;
+#[cfg(test)]
+mod testing;
 pub mod transport;
 mod version;
 pub mod wire;
