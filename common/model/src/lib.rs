@@ -48,4 +48,5 @@ pub use layout::*;
 pub use model::{Dim, Model, OPSET_MAX, OPSET_MIN, ValueInfo};
 pub use normalize::normalize;
 pub use onnx::{GraphProto, ModelProto, NodeProto, TensorProto};
+pub use read::external_files;
 pub use tensor::{Data, Dtype, Tensor};

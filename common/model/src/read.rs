@@ -3,7 +3,7 @@
 //! External data is taken only from regular files inside the model's folder; every offset and length is checked.
 //! Not here: what makes a graph well formed (`validate`), single tensors (`tensor`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
@@ -89,20 +89,47 @@ impl Folder {
 
 /// Turns every external tensor of the graph, nested graphs included, into one with `raw_data`.
 fn resolve(graph: &mut GraphProto, files: &mut Folder) -> Result<(), ModelError> {
-    for tensor in &mut graph.initializer {
-        resolve_tensor(tensor, files)?;
+    each_tensor(graph, &mut |tensor| resolve_tensor(tensor, files))
+}
+
+/// Names of the files beside a model that hold its tensors, as the model gives them, sorted; the files are not opened.
+///
+/// # Errors
+/// `Io`, or `InFile` if it is not ONNX.
+pub fn external_files(path: &Path) -> Result<Vec<String>, ModelError> {
+    let decoded = map(path).and_then(decode);
+    let mut proto = decoded.map_err(|source| match source {
+        io @ ModelError::Io { .. } => io,
+        other => ModelError::InFile { path: path.to_owned(), source: Box::new(other) },
+    })?;
+    let mut names = BTreeSet::new();
+    if let Some(graph) = proto.graph.as_mut() {
+        each_tensor(graph, &mut |tensor| {
+            if tensor.data_location() == DataLocation::External {
+                let found = tensor.external_data.iter().find(|entry| entry.key() == "location");
+                names.extend(found.map(|entry| entry.value().to_owned()));
+            }
+            Ok(())
+        })?;
     }
+    Ok(names.into_iter().collect())
+}
+
+/// Visits every stored tensor of the graph and of the graphs inside it.
+fn each_tensor(
+    graph: &mut GraphProto,
+    visit: &mut dyn FnMut(&mut TensorProto) -> Result<(), ModelError>,
+) -> Result<(), ModelError> {
+    graph.initializer.iter_mut().try_for_each(&mut *visit)?;
     for sparse in &mut graph.sparse_initializer {
-        for tensor in sparse.values.iter_mut().chain(&mut sparse.indices) {
-            resolve_tensor(tensor, files)?;
-        }
+        sparse.values.iter_mut().chain(&mut sparse.indices).try_for_each(&mut *visit)?;
     }
     for attribute in graph.node.iter_mut().flat_map(|n| &mut n.attribute) {
         for tensor in node::attribute_tensors_mut(attribute) {
-            resolve_tensor(tensor, files)?;
+            visit(tensor)?;
         }
         for inner in attribute.g.iter_mut().chain(&mut attribute.graphs) {
-            resolve(inner, files)?;
+            each_tensor(inner, visit)?;
         }
     }
     Ok(())
