@@ -2,7 +2,7 @@
 
 use crate::dataset::DatasetOptions;
 use halfstep_quant::{GridSpec, Scheme};
-use halfstep_work::{Propagation, SolverSettings};
+use halfstep_work::{Partition, Propagation, SolverSettings};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -69,6 +69,8 @@ pub struct JobConfig {
     pub solver: SolverSettings,
     /// Propagation.
     pub propagation: Propagation,
+    /// How the stages are spread over nodes.
+    pub partition: Partition,
     /// Samples per shard; chosen from their size when absent.
     pub shard_size: Option<usize>,
     /// Fold batch norms first.

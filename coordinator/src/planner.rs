@@ -7,7 +7,7 @@ use crate::rules::{Decision, decide};
 use crate::{CoordinatorError, JobConfig};
 use halfstep_model::Dtype;
 use halfstep_model::{Cut, Dim, Layer, Model, Unsupported, cut, fold_batch_norms, list_layers, normalize};
-use halfstep_work::{KeptLayer, LayerId, LayerPlan, PartitionNote, Plan, SegmentId, StagePlan};
+use halfstep_work::{KeptLayer, LayerId, LayerPlan, Plan, SegmentId, StagePlan};
 use std::ops::Range;
 use std::path::Path;
 
@@ -163,11 +163,12 @@ fn plan(
         groups: layer.groups,
         grid,
         chunks: chunks(layer.rows, layer.groups),
+        slices: std::iter::once(0..layer.cols * layer.groups).collect(),
         stage: SegmentId(
             stages.iter().position(|s| s.solve.contains(&LayerId(index as u32))).unwrap_or(0) as u32
         ),
     });
-    let plan = Plan {
+    let mut plan = Plan {
         layers: plans.collect(),
         kept,
         stages,
@@ -175,8 +176,9 @@ fn plan(
         shards,
         propagation: config.propagation,
         solver: config.solver,
-        partition: PartitionNote::Batches,
+        ranges: Vec::new(),
     };
+    plan.ranges = std::iter::once(0..plan.stages.len()).collect();
     plan.validate()?;
     Ok(Prepared { model, layers, cut, plan, notes })
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageReader, Limits};
+use serde::{Deserialize, Serialize};
 
 use super::{Array, DType, DatasetError};
 
@@ -20,7 +21,8 @@ const SIDE_MAX: u32 = 1 << 15;
 const IMAGE_BYTES_MAX: u64 = 1 << 30;
 
 /// Order of the dimensions of an image batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ImageLayout {
     /// Channels before pixels: PyTorch, ONNX.
     #[default]
@@ -30,7 +32,8 @@ pub enum ImageLayout {
 }
 
 /// Channels of the array and their order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Channels {
     /// Red, green, blue.
     #[default]
@@ -48,7 +51,8 @@ impl Channels {
 }
 
 /// Preparation of images.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ImageOptions {
     /// Scale so that the shorter side has this many pixels.
     pub resize: Option<u32>,

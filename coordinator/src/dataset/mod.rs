@@ -20,4 +20,4 @@ pub use error::DatasetError;
 pub use images::{Channels, ImageLayout, ImageOptions};
 pub use inputs::ModelInput;
 pub use labels::Labels;
-pub use source::{Dataset, DatasetOptions};
+pub use source::{DataFiles, Dataset, DatasetOptions};

@@ -6,11 +6,14 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::inputs::{LABELS, match_inputs};
 use super::{Array, DatasetError, ImageOptions, Labels, ModelInput, SampleSlice, images, npy, npz};
 
 /// How data is read.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DatasetOptions {
     /// Read this many samples at most, the first ones.
     pub samples: Option<usize>,
@@ -79,6 +82,39 @@ impl Dataset {
     /// `Unmatched`, `Shape` or `DType`.
     pub fn for_inputs(self, inputs: &[ModelInput]) -> Result<Self, DatasetError> {
         Ok(Self { arrays: match_inputs(self.arrays, inputs)?, files: self.files })
+    }
+}
+
+/// Where data lies: what has to travel when it is read on another machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataFiles {
+    /// The folder as given, or the folder of the one file.
+    pub root: PathBuf,
+    /// Whether a folder was given.
+    pub is_folder: bool,
+    /// Of `FILE.npz:KEY`.
+    pub key: Option<String>,
+    /// Inside the root, in the order read.
+    pub files: Vec<PathBuf>,
+}
+
+impl DataFiles {
+    /// Lists what `Dataset::open` would read at most; no file is opened.
+    ///
+    /// # Errors
+    /// `Io` or `Folder` as `Dataset::open`.
+    pub fn list(path: &Path, samples: Option<usize>) -> Result<Self, DatasetError> {
+        let (file, key) = split_key(path).map_or((path.to_path_buf(), None), |(file, key)| (file, Some(key)));
+        let kind = fs::metadata(&file).map_err(|source| DatasetError::Io { path: file.clone(), source })?;
+        if !kind.is_dir() {
+            let root = file.parent().map(Path::to_path_buf).unwrap_or_default();
+            return Ok(Self { root, is_folder: false, key, files: vec![file] });
+        }
+        let mut files = list(&file)?;
+        if files.iter().all(|file| images::EXTENSIONS.contains(&extension(file).as_str())) {
+            files.truncate(samples.unwrap_or(usize::MAX));
+        }
+        Ok(Self { root: file, is_folder: true, key: None, files })
     }
 }
 
