@@ -1,0 +1,360 @@
+//! Files named by the BLAKE3 hash of their bytes: `artefacts/ab/abcdef...` below the state folder.
+//!
+//! Written beside their place under a temporary name, hashed on the way, synced, renamed, folder synced: a file under
+//! its name is whole. Read with the hash checked: a damaged one is removed and reported, so that it is made again.
+//! Temporaries that a crash left are removed when the folder is opened.
+//! Not here: which artefacts matter (`store`), what is in them.
+
+use crate::failpoints::visit;
+use bytes::Bytes;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Temporaries begin with this; no hash does.
+const TEMPORARY: &str = ".partial-";
+
+/// An artefact that cannot be kept or had.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtefactError {
+    /// Reading or writing failed.
+    #[error("artefact `{}`: cannot {action}: {source}", path.display())]
+    Storage {
+        /// Which file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// What arrived is not what was announced.
+    #[error("artefact {announced}: arrived with hash {found}")]
+    Differs {
+        /// Announced hash.
+        announced: blake3::Hash,
+        /// Hash of what came.
+        found: blake3::Hash,
+    },
+    /// More or fewer bytes than announced or allowed.
+    #[error("artefact {announced}: expected {expected} bytes, found {found}")]
+    Size {
+        /// Announced hash.
+        announced: blake3::Hash,
+        /// Announced or allowed bytes.
+        expected: u64,
+        /// Bytes so far.
+        found: u64,
+    },
+    /// The file was there, but its bytes are not what was written; it has been removed.
+    #[error("artefact {hash}: its file is damaged (hash {found}) and was removed")]
+    Damaged {
+        /// Its name.
+        hash: blake3::Hash,
+        /// Hash of what was there.
+        found: blake3::Hash,
+    },
+    /// Nobody has put it there.
+    #[error("artefact {hash}: not here")]
+    Missing {
+        /// Its name.
+        hash: blake3::Hash,
+    },
+}
+
+/// All artefacts of one coordinator.
+#[derive(Debug)]
+pub struct Artefacts {
+    root: PathBuf,
+    next: AtomicU64,
+}
+
+impl Artefacts {
+    /// Opens `root`, creating it if need be, and removes what a crash left half-written. The caller has the state
+    /// folder to itself.
+    ///
+    /// # Errors
+    /// `Storage`.
+    pub fn open(root: &Path) -> Result<Self, ArtefactError> {
+        fs::create_dir_all(root).map_err(|e| storage(root, "create folder", e))?;
+        let artefacts = Self { root: root.into(), next: AtomicU64::new(0) };
+        for folder in entries(root)? {
+            if folder.is_dir() {
+                for file in entries(&folder)? {
+                    if is_temporary(&file) {
+                        fs::remove_file(&file).map_err(|e| storage(&file, "remove", e))?;
+                    }
+                }
+            }
+        }
+        Ok(artefacts)
+    }
+
+    /// Where an artefact lies, whether it is there or not.
+    pub fn path(&self, hash: &blake3::Hash) -> PathBuf {
+        let name = hash.to_hex();
+        self.root.join(&name[..2]).join(name.as_str())
+    }
+
+    /// Whether a file has its name; its bytes are not looked at.
+    pub fn contains(&self, hash: &blake3::Hash) -> bool {
+        self.path(hash).is_file()
+    }
+
+    /// Begins to write an artefact of `size` bytes under an announced hash.
+    ///
+    /// # Errors
+    /// `Storage`.
+    pub fn create(&self, hash: blake3::Hash, size: u64) -> Result<ArtefactWriter, ArtefactError> {
+        let target = self.path(&hash);
+        let folder = folder_of(&target);
+        fs::create_dir_all(&folder).map_err(|e| storage(&folder, "create folder", e))?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let temporary = folder.join(format!("{TEMPORARY}{number}"));
+        let created = visit("artefact.create")
+            .and_then(|()| OpenOptions::new().write(true).create_new(true).open(&temporary));
+        let file = created.map_err(|e| storage(&temporary, "create", e))?;
+        Ok(ArtefactWriter {
+            file,
+            temporary,
+            target,
+            hash,
+            size,
+            hasher: blake3::Hasher::new(),
+            renamed: false,
+        })
+    }
+
+    /// Keeps bytes; durable when this returns.
+    ///
+    /// # Errors
+    /// `Storage`; nothing is left then.
+    pub fn put(&self, bytes: &[u8]) -> Result<blake3::Hash, ArtefactError> {
+        let hash = blake3::hash(bytes);
+        let mut writer = self.create(hash, bytes.len() as u64)?;
+        writer.write(bytes)?;
+        writer.finish()
+    }
+
+    /// All bytes of an artefact, checked. At most `bytes_max` are read.
+    ///
+    /// # Errors
+    /// `Missing`; `Damaged`, then the file is gone; `Size` if it is longer than allowed; `Storage`.
+    pub fn read(&self, hash: &blake3::Hash, bytes_max: u64) -> Result<Bytes, ArtefactError> {
+        let path = self.path(hash);
+        let file = self.open_file(hash, &path)?;
+        let size = file.metadata().map_err(|e| storage(&path, "read", e))?.len();
+        if size > bytes_max {
+            return Err(ArtefactError::Size { announced: *hash, expected: bytes_max, found: size });
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+        file.take(bytes_max).read_to_end(&mut bytes).map_err(|e| storage(&path, "read", e))?;
+        self.judge(hash, &path, blake3::hash(&bytes))?;
+        Ok(bytes.into())
+    }
+
+    /// Checks an artefact's bytes without keeping them; its length.
+    ///
+    /// # Errors
+    /// As [`Artefacts::read`].
+    pub fn verify(&self, hash: &blake3::Hash) -> Result<u64, ArtefactError> {
+        let path = self.path(hash);
+        let file = self.open_file(hash, &path)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(file).map_err(|e| storage(&path, "read", e))?;
+        self.judge(hash, &path, hasher.finalize())?;
+        Ok(hasher.count())
+    }
+
+    fn open_file(&self, hash: &blake3::Hash, path: &Path) -> Result<File, ArtefactError> {
+        File::open(path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => ArtefactError::Missing { hash: *hash },
+            _ => storage(path, "open", e),
+        })
+    }
+
+    fn judge(&self, hash: &blake3::Hash, path: &Path, found: blake3::Hash) -> Result<(), ArtefactError> {
+        if found == *hash {
+            return Ok(());
+        }
+        fs::remove_file(path).map_err(|e| storage(path, "remove the damaged file", e))?;
+        Err(ArtefactError::Damaged { hash: *hash, found })
+    }
+}
+
+/// An artefact that grows; dropped before `finish`, it leaves nothing.
+#[derive(Debug)]
+pub struct ArtefactWriter {
+    file: File,
+    temporary: PathBuf,
+    target: PathBuf,
+    hash: blake3::Hash,
+    size: u64,
+    hasher: blake3::Hasher,
+    renamed: bool,
+}
+
+impl ArtefactWriter {
+    /// Bytes written so far.
+    pub fn written(&self) -> u64 {
+        self.hasher.count()
+    }
+
+    /// Adds bytes.
+    ///
+    /// # Errors
+    /// `Size` if that makes more than announced; `Storage`.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ArtefactError> {
+        let found = self.written() + bytes.len() as u64;
+        if found > self.size {
+            return Err(ArtefactError::Size { announced: self.hash, expected: self.size, found });
+        }
+        self.hasher.update(bytes);
+        let written = visit("artefact.write").and_then(|()| self.file.write_all(bytes));
+        written.map_err(|e| storage(&self.temporary, "write", e))
+    }
+
+    /// Makes the artefact durable under its name.
+    ///
+    /// # Errors
+    /// `Size` or `Differs` if it is not what was announced; `Storage`. Nothing is left then.
+    pub fn finish(mut self) -> Result<blake3::Hash, ArtefactError> {
+        if self.written() != self.size {
+            let (announced, expected, found) = (self.hash, self.size, self.written());
+            return Err(ArtefactError::Size { announced, expected, found });
+        }
+        let found = self.hasher.finalize();
+        if found != self.hash {
+            return Err(ArtefactError::Differs { announced: self.hash, found });
+        }
+        let synced = visit("artefact.fsync").and_then(|()| self.file.sync_all());
+        synced.map_err(|e| storage(&self.temporary, "sync", e))?;
+        let renamed = visit("artefact.rename").and_then(|()| fs::rename(&self.temporary, &self.target));
+        renamed.map_err(|e| storage(&self.target, "rename to", e))?;
+        self.renamed = true;
+        let folder = folder_of(&self.target);
+        let synced = visit("artefact.folder").and_then(|()| sync_folder(&folder));
+        synced.map_err(|e| storage(&folder, "sync folder", e))?;
+        Ok(found)
+    }
+}
+
+impl Drop for ArtefactWriter {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // What cannot be removed now is removed at the next start.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Entries of a folder become durable with this.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    path.parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, ArtefactError> {
+    let read = fs::read_dir(folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    read.map_err(|e| storage(folder, "list", e))
+}
+
+fn is_temporary(file: &Path) -> bool {
+    file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(TEMPORARY))
+}
+
+fn storage(path: &Path, action: &'static str, source: io::Error) -> ArtefactError {
+    ArtefactError::Storage { path: path.into(), action, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fresh() -> (tempfile::TempDir, Artefacts) {
+        let folder = tempfile::tempdir().unwrap();
+        let artefacts = Artefacts::open(&folder.path().join("artefacts")).unwrap();
+        (folder, artefacts)
+    }
+
+    fn files(artefacts: &Artefacts) -> usize {
+        let folders = entries(&artefacts.root).unwrap();
+        folders.iter().map(|folder| entries(folder).unwrap().len()).sum()
+    }
+
+    #[test]
+    fn what_is_put_is_read_again_also_twice() {
+        let (_folder, artefacts) = fresh();
+        for bytes in [&b""[..], b"x", &[7; 100_000]] {
+            let hash = artefacts.put(bytes).unwrap();
+            assert_eq!(artefacts.put(bytes).unwrap(), hash);
+            assert_eq!(artefacts.read(&hash, 1 << 20).unwrap(), bytes);
+            assert_eq!(artefacts.verify(&hash).unwrap(), bytes.len() as u64);
+        }
+        assert_eq!(files(&artefacts), 3);
+    }
+
+    #[test]
+    fn every_flipped_bit_is_found_before_use_and_the_file_is_removed() {
+        let (_folder, artefacts) = fresh();
+        let bytes = b"rounded";
+        for bit in 0..bytes.len() * 8 {
+            let hash = artefacts.put(bytes).unwrap();
+            let mut bad = bytes.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            fs::write(artefacts.path(&hash), &bad).unwrap();
+            assert!(matches!(artefacts.read(&hash, 99), Err(ArtefactError::Damaged { .. })), "bit {bit}");
+            assert!(matches!(artefacts.read(&hash, 99), Err(ArtefactError::Missing { .. })), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_truncated_file_is_damaged() {
+        let (_folder, artefacts) = fresh();
+        let hash = artefacts.put(b"rounded").unwrap();
+        fs::write(artefacts.path(&hash), b"round").unwrap();
+        let error = artefacts.verify(&hash).unwrap_err().to_string();
+        assert!(error.ends_with("and was removed"), "{error}");
+        assert!(!artefacts.contains(&hash));
+    }
+
+    #[test]
+    fn what_differs_from_its_announcement_leaves_nothing() {
+        let (_folder, artefacts) = fresh();
+        let mut writer = artefacts.create(blake3::hash(b"abc"), 3).unwrap();
+        writer.write(b"abd").unwrap();
+        assert!(matches!(writer.finish(), Err(ArtefactError::Differs { .. })));
+        let mut writer = artefacts.create(blake3::hash(b"abc"), 3).unwrap();
+        writer.write(b"ab").unwrap();
+        assert!(matches!(writer.finish(), Err(ArtefactError::Size { expected: 3, found: 2, .. })));
+        let mut writer = artefacts.create(blake3::hash(b"abc"), 3).unwrap();
+        writer.write(b"ab").unwrap();
+        assert!(matches!(writer.write(b"cd"), Err(ArtefactError::Size { expected: 3, found: 4, .. })));
+        drop(writer);
+        assert_eq!(files(&artefacts), 0);
+    }
+
+    #[test]
+    fn a_longer_file_than_allowed_is_not_read() {
+        let (_folder, artefacts) = fresh();
+        let hash = artefacts.put(b"1234").unwrap();
+        assert!(matches!(artefacts.read(&hash, 3), Err(ArtefactError::Size { expected: 3, found: 4, .. })));
+        assert!(artefacts.read(&hash, 4).is_ok());
+    }
+
+    #[test]
+    fn what_a_crash_left_is_removed_at_the_next_start_and_nothing_else() {
+        let (folder, artefacts) = fresh();
+        let hash = artefacts.put(b"kept").unwrap();
+        let mut writer = artefacts.create(hash, 4).unwrap();
+        writer.write(b"ke").unwrap();
+        std::mem::forget(writer);
+        assert_eq!(files(&artefacts), 2);
+        let again = Artefacts::open(&folder.path().join("artefacts")).unwrap();
+        assert_eq!(files(&again), 1);
+        assert_eq!(again.read(&hash, 9).unwrap(), &b"kept"[..]);
+    }
+}
