@@ -4,7 +4,8 @@ use crate::report::{LayerOutcome, LayerReport, OutcomeKind, Report};
 use crate::{CoordinatorError, Prepared};
 use halfstep_model::Layer;
 use halfstep_quant::Encodings;
-use halfstep_work::{ChunkReport, JobState, LayerPlan, Plan, Rounding};
+use halfstep_work::{ChunkId, ChunkReport, Failure, LayerId, LayerPlan, Plan, Rounding};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A layer's decided integers.
@@ -25,16 +26,32 @@ pub struct Assembled {
     pub report: Report,
 }
 
+/// What became of the layers of a job that is done.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Every solved chunk.
+    pub roundings: BTreeMap<(LayerId, ChunkId), Arc<Rounding>>,
+    /// Layers that keep their weights, and why.
+    pub given_up: BTreeMap<LayerId, Failure>,
+}
+
+impl Outcome {
+    /// The chunks of a layer in order, if all are there.
+    pub fn layer(&self, plan: &Plan, layer: LayerId) -> Option<Vec<Arc<Rounding>>> {
+        plan.chunk_ids(layer).map(|chunk| self.roundings.get(&(layer, chunk)).cloned()).collect()
+    }
+}
+
 /// Puts chunks together and checks their coverage.
 ///
 /// # Errors
 /// `ReadBack` naming the layer if chunks are missing, overlap or leave their grid.
-pub fn assemble(prepared: &Prepared, state: &JobState) -> Result<Assembled, CoordinatorError> {
+pub fn assemble(prepared: &Prepared, outcome: &Outcome) -> Result<Assembled, CoordinatorError> {
     let plan = &prepared.plan;
     let mut layers = Vec::new();
     let mut outcomes = Vec::new();
     for (entry, layer) in plan.layers.iter().zip(&prepared.layers) {
-        if let Some(failure) = state.failed_layers().get(&entry.id) {
+        if let Some(failure) = outcome.given_up.get(&entry.id) {
             outcomes.push(without_numbers(
                 &entry.name,
                 &entry.op_type,
@@ -42,8 +59,9 @@ pub fn assemble(prepared: &Prepared, state: &JobState) -> Result<Assembled, Coor
             ));
             continue;
         }
-        let roundings =
-            state.roundings(entry.id).ok_or_else(|| broken(entry, "not all chunks were committed".into()))?;
+        let roundings = outcome
+            .layer(plan, entry.id)
+            .ok_or_else(|| broken(entry, "not all chunks were committed".into()))?;
         let (encodings, q) = join(entry, &roundings)?;
         outcomes.push(solved(entry, &roundings));
         layers.push(AssembledLayer { layer: layer.clone(), encodings, q });

@@ -1,6 +1,8 @@
 //! The coordinator's errors, with the kind that decides an exit code.
 
+use crate::ArtefactError;
 use crate::dataset::DatasetError;
+use crate::store::StoreError;
 use halfstep_model::ModelError;
 use halfstep_quant::QuantError;
 use halfstep_work::{Failure, FailureClass, PlanError};
@@ -55,6 +57,12 @@ pub enum CoordinatorError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// The state folder.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file of the state folder.
+    #[error(transparent)]
+    Artefact(#[from] ArtefactError),
     /// What was written is not what was solved.
     #[error("{subject}: read back after writing, {what}")]
     ReadBack {
@@ -71,13 +79,18 @@ impl CoordinatorError {
         match self {
             Self::Model(_) | Self::Dataset(_) | Self::BadInput(_) => ErrorKind::BadInput,
             Self::Configuration(_) | Self::Quant(_) => ErrorKind::Configuration,
-            Self::Storage { .. } => ErrorKind::Storage,
+            Self::Storage { .. } | Self::Store(_) | Self::Artefact(_) => ErrorKind::Storage,
             Self::Plan(_) | Self::ReadBack { .. } => ErrorKind::Internal,
             Self::Failure(failure) => match failure.class {
                 FailureClass::BadInput | FailureClass::NonFinite => ErrorKind::BadInput,
                 FailureClass::Storage | FailureClass::OutOfMemory => ErrorKind::Storage,
-                FailureClass::Cancelled => ErrorKind::Interrupted,
-                FailureClass::NodeLost | FailureClass::Internal => ErrorKind::Internal,
+                FailureClass::Cancelled | FailureClass::HandedBack => ErrorKind::Interrupted,
+                FailureClass::NodeLost
+                | FailureClass::PeerLost
+                | FailureClass::Hung
+                | FailureClass::Damaged
+                | FailureClass::Nondeterminism
+                | FailureClass::Internal => ErrorKind::Internal,
             },
         }
     }

@@ -17,6 +17,15 @@ const REPORT: &str = "report.json";
 const TIMING: &str = "timing.json";
 const MANIFEST: &str = "manifest.json";
 
+/// One input file and how the manifest calls it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// Where it lies on this machine.
+    pub path: PathBuf,
+    /// As the user named it.
+    pub shown: PathBuf,
+}
+
 /// Writes everything into `config.output`; returns the files' names and adds notes to the report.
 ///
 /// `timing`: seconds by phase and layer; the only output that differs between two runs, and the only one the
@@ -30,7 +39,7 @@ pub fn export(
     prepared: &Prepared,
     assembled: &mut Assembled,
     node: &NodeDescription,
-    inputs: &[PathBuf],
+    inputs: &[Input],
     timing: &serde_json::Value,
 ) -> Result<Vec<PathBuf>, CoordinatorError> {
     let staging = Staging::new(&config.output, config.force)?;
@@ -225,11 +234,12 @@ fn write_manifest(
     staging: &Staging,
     config: &JobConfig,
     node: &NodeDescription,
-    inputs: &[PathBuf],
+    inputs: &[Input],
 ) -> Result<(), CoordinatorError> {
     let outputs: Result<Vec<_>, _> =
         staging.files()?.into_iter().map(|name| FileRecord::of(&staging.path(&name), name)).collect();
-    let inputs: Result<Vec<_>, _> = inputs.iter().map(|path| FileRecord::of(path, path.clone())).collect();
+    let inputs: Result<Vec<_>, _> =
+        inputs.iter().map(|input| FileRecord::of(&input.path, input.shown.clone())).collect();
     let manifest = Manifest {
         version: 1,
         halfstep: env!("CARGO_PKG_VERSION").into(),
@@ -253,6 +263,7 @@ fn configuration(config: &JobConfig) -> Result<BTreeMap<String, serde_json::Valu
         ("rules".into(), value(&config.rules)?),
         ("solver".into(), value(&config.solver)?),
         ("propagation".into(), value(&config.propagation)?),
+        ("partition".into(), value(&config.partition)?),
         ("samples".into(), value(&config.dataset.samples)?),
         ("shard_size".into(), value(&config.shard_size)?),
         ("fold_batch_norm".into(), value(&config.fold_batch_norm)?),

@@ -3,28 +3,31 @@
 //! Not here: computing (`agent` and the crates below it; the two sides meet only in `halfstep_work::Node`), the
 //! terminal (`cli`).
 
+mod artefacts;
 mod assemble;
 mod config;
 pub mod dataset;
 mod error;
 mod export;
+pub mod failpoints;
 mod inspect;
+pub mod jobs;
 mod manifest;
 mod planner;
 mod report;
 mod rules;
-mod run;
 mod source;
 mod staging;
+pub mod store;
 
-pub use assemble::{Assembled, AssembledLayer, assemble};
+pub use artefacts::{ArtefactError, ArtefactWriter, Artefacts};
+pub use assemble::{Assembled, AssembledLayer, Outcome, assemble};
 pub use config::{EncodingsVersion, JobConfig, Rule};
 pub use error::{CoordinatorError, ErrorKind};
-pub use export::export;
+pub use export::{Input, export};
 pub use inspect::{Listed, ListedLayer, inspect};
 pub use manifest::{FileRecord, Manifest};
 pub use planner::{Prepared, model_inputs, prepare, prepare_model};
 pub use report::{LayerOutcome, LayerReport, OutcomeKind, Report};
-pub use run::{RunEvent, run};
-pub use source::{JobSource, transit_slice};
+pub use source::{Blob, JobSource, transit_slice};
 pub use staging::check_target;

@@ -1,71 +1,213 @@
-//! What nodes may fetch from this coordinator: the model's graph and constants, calibration shards, roundings.
+//! What nodes may fetch of one job from its coordinator: the plan, the model's graph and constants, calibration shards,
+//! roundings.
+//!
+//! Each is a blob with a name; its hash is known after it was made once, so that a node which has it need not get it
+//! again. Not here: how blobs travel (`service`), state that nodes hold.
 
+use crate::artefacts::{ArtefactError, Artefacts};
 use crate::dataset::{DType, Dataset, SampleSlice};
 use bytes::Bytes;
 use halfstep_model::{Data, Model, Tensor, skeleton};
+use halfstep_proto::{BlobHash, BlobName, rounding, tensors};
 use halfstep_work::{
-    ChunkId, InputTensor, LayerId, Plan, Rounding, ScalarKind, ShardId, Source, SourceError,
+    ChunkId, FailureClass, InputTensor, LayerId, Plan, Rounding, ScalarKind, ShardId, SourceError,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
-/// The in-process source of one job.
+/// A rounding is at most a layer's chunk; larger is not one.
+pub(crate) const ROUNDING_BYTES_MAX: u64 = 1 << 30;
+
+/// A blob with its name's hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blob {
+    /// All of it.
+    pub bytes: Bytes,
+    /// Of the bytes.
+    pub hash: BlobHash,
+}
+
+impl Blob {
+    fn of(bytes: Bytes) -> Self {
+        Self { hash: BlobHash::of(&bytes), bytes }
+    }
+}
+
+/// The blobs of one job. Calls block; they read files and convert tensors.
 pub struct JobSource {
     plan: Arc<Plan>,
+    plan_blob: Blob,
+    program: Blob,
     model: Arc<Model>,
     dataset: Dataset,
+    artefacts: Arc<Artefacts>,
+    hashes: RwLock<BTreeMap<String, BlobHash>>,
     committed: RwLock<Committed>,
 }
 
 #[derive(Default)]
 struct Committed {
-    roundings: BTreeMap<(LayerId, ChunkId), Arc<Rounding>>,
-    failed: BTreeSet<LayerId>,
+    roundings: BTreeMap<(LayerId, ChunkId), blake3::Hash>,
+    given_up: BTreeSet<LayerId>,
 }
 
 impl JobSource {
     /// `dataset` has one array per model input, already of the input's type.
-    pub fn new(plan: Arc<Plan>, model: Arc<Model>, dataset: Dataset) -> Self {
-        Self { plan, model, dataset, committed: RwLock::default() }
+    ///
+    /// # Errors
+    /// `Internal` if the plan cannot be written.
+    pub fn new(
+        plan: Arc<Plan>,
+        model: Arc<Model>,
+        dataset: Dataset,
+        artefacts: Arc<Artefacts>,
+    ) -> Result<Self, SourceError> {
+        let json = serde_json::to_vec(&*plan).map_err(|e| SourceError::new(FailureClass::Internal, e))?;
+        Ok(Self {
+            plan_blob: Blob::of(json.into()),
+            program: Blob::of(skeleton(&model)),
+            plan,
+            model,
+            dataset,
+            artefacts,
+            hashes: RwLock::default(),
+            committed: RwLock::default(),
+        })
     }
 
-    pub(crate) fn commit(&self, rounding: Arc<Rounding>) {
-        let mut committed = self.committed.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        committed.roundings.insert((rounding.layer, rounding.chunk), rounding);
+    /// Hash of the plan, a JSON blob.
+    pub fn plan_hash(&self) -> BlobHash {
+        self.plan_blob.hash
     }
 
+    /// A committed rounding can be fetched from now on.
+    pub(crate) fn commit(&self, layer: LayerId, chunk: ChunkId, hash: blake3::Hash) {
+        let mut committed = self.committed.write().unwrap_or_else(PoisonError::into_inner);
+        committed.roundings.insert((layer, chunk), hash);
+    }
+
+    /// The roundings of a layer are none from now on.
     pub(crate) fn give_up(&self, layer: LayerId) {
-        self.committed.write().unwrap_or_else(|poisoned| poisoned.into_inner()).failed.insert(layer);
-    }
-}
-
-impl Source for JobSource {
-    fn program(&self) -> Result<Bytes, SourceError> {
-        Ok(skeleton(&self.model))
+        self.committed.write().unwrap_or_else(PoisonError::into_inner).given_up.insert(layer);
     }
 
-    fn constant(&self, name: &str) -> Result<InputTensor, SourceError> {
-        let tensor = self.model.tensor(name).map_err(|e| SourceError(e.to_string()))?;
-        Ok(transit(name, tensor))
+    /// The hash of a blob, if it is known without making it.
+    pub fn known_hash(&self, name: &BlobName) -> Option<BlobHash> {
+        match name {
+            BlobName::Program => Some(self.program.hash),
+            BlobName::Artefact(hash) => Some(*hash),
+            BlobName::Constant(name) => self.hash_of(&constant_key(name)),
+            BlobName::Inputs(shard) => self.hash_of(&inputs_key(*shard)),
+            BlobName::Rounding { layer, chunk } => {
+                let committed = self.committed.read().unwrap_or_else(PoisonError::into_inner);
+                let given_up = committed.given_up.contains(layer);
+                committed.roundings.get(&(*layer, *chunk)).filter(|_| !given_up).map(|hash| (*hash).into())
+            }
+            BlobName::Held(_) => None,
+        }
+    }
+
+    /// A blob by name; `None` for the rounding of a layer that keeps its weights.
+    ///
+    /// # Errors
+    /// `PeerLost` for a rounding that is not committed yet, `Damaged` for a file that is not what was written,
+    /// `BadInput` for what the user's files do not have, `Internal` for names that no job has.
+    pub fn blob(&self, name: &BlobName) -> Result<Option<Blob>, SourceError> {
+        match name {
+            BlobName::Artefact(hash) if *hash == self.plan_blob.hash => Ok(Some(self.plan_blob.clone())),
+            BlobName::Artefact(hash) => self.artefact(blake3::Hash::from_bytes(hash.0)).map(Some),
+            BlobName::Program => Ok(Some(self.program.clone())),
+            BlobName::Constant(name) => {
+                let tensor =
+                    self.model.tensor(name).map_err(|e| SourceError::new(FailureClass::BadInput, e))?;
+                self.tensors(constant_key(name), &[transit(name, &tensor)]).map(Some)
+            }
+            BlobName::Inputs(shard) => self.tensors(inputs_key(*shard), &self.inputs(*shard)?).map(Some),
+            BlobName::Rounding { layer, chunk } => self.rounding(*layer, *chunk),
+            BlobName::Held(_) => {
+                Err(SourceError::new(FailureClass::PeerLost, "the coordinator holds no state of nodes"))
+            }
+        }
+    }
+
+    fn hash_of(&self, key: &str) -> Option<BlobHash> {
+        self.hashes.read().unwrap_or_else(PoisonError::into_inner).get(key).copied()
+    }
+
+    fn tensors(&self, key: String, all: &[InputTensor]) -> Result<Blob, SourceError> {
+        let bytes = tensors::encode(all).map_err(|e| SourceError::new(FailureClass::Internal, e))?;
+        let hash = self.hash_of(&key).unwrap_or_else(|| {
+            let hash = BlobHash::of(&bytes);
+            self.hashes.write().unwrap_or_else(PoisonError::into_inner).insert(key, hash);
+            hash
+        });
+        Ok(Blob { bytes, hash })
     }
 
     fn inputs(&self, shard: ShardId) -> Result<Vec<InputTensor>, SourceError> {
-        let range =
-            self.plan.shards.get(shard.index()).ok_or_else(|| {
-                SourceError(format!("{shard}: the plan has {} shards", self.plan.shards.len()))
-            })?;
-        let slices = self.dataset.slice(range.clone()).map_err(|e| SourceError(e.to_string()))?;
+        let range = self.plan.shards.get(shard.index()).ok_or_else(|| {
+            let shards = self.plan.shards.len();
+            SourceError::new(FailureClass::Internal, format!("{shard}: the plan has {shards} shards"))
+        })?;
+        let slices = self.dataset.slice(range.clone());
+        let slices = slices.map_err(|e| SourceError::new(FailureClass::BadInput, e))?;
         Ok(slices.into_iter().map(transit_slice).collect())
     }
 
-    fn rounding(&self, layer: LayerId, chunk: ChunkId) -> Result<Option<Arc<Rounding>>, SourceError> {
-        let committed = self.committed.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if committed.failed.contains(&layer) {
-            return Ok(None);
-        }
-        let found = committed.roundings.get(&(layer, chunk)).cloned();
-        found.map(Some).ok_or_else(|| SourceError(format!("{layer} {chunk}: not committed yet")))
+    fn rounding(&self, layer: LayerId, chunk: ChunkId) -> Result<Option<Blob>, SourceError> {
+        let hash = {
+            let committed = self.committed.read().unwrap_or_else(PoisonError::into_inner);
+            if committed.given_up.contains(&layer) {
+                return Ok(None);
+            }
+            committed.roundings.get(&(layer, chunk)).copied()
+        };
+        let missing =
+            || SourceError::new(FailureClass::PeerLost, format!("{layer} {chunk}: not committed yet"));
+        self.artefact(hash.ok_or_else(missing)?).map(Some)
     }
+
+    fn artefact(&self, hash: blake3::Hash) -> Result<Blob, SourceError> {
+        let bytes = self.artefacts.read(&hash, ROUNDING_BYTES_MAX).map_err(|error| {
+            let class = match error {
+                ArtefactError::Damaged { .. } | ArtefactError::Missing { .. } => FailureClass::Damaged,
+                _ => FailureClass::Storage,
+            };
+            SourceError::new(class, error)
+        })?;
+        Ok(Blob { bytes, hash: hash.into() })
+    }
+}
+
+fn constant_key(name: &str) -> String {
+    format!("constant {name}")
+}
+
+fn inputs_key(shard: ShardId) -> String {
+    format!("inputs {shard}")
+}
+
+/// Reads a rounding back and checks that it is the one asked for.
+///
+/// # Errors
+/// One sentence.
+pub(crate) fn read_rounding(
+    plan: &Plan,
+    layer: LayerId,
+    chunk: ChunkId,
+    bytes: &[u8],
+) -> Result<Rounding, String> {
+    let rounding = rounding::decode(bytes).map_err(|e| e.to_string())?;
+    let rows = plan.layers.get(layer.index()).and_then(|entry| entry.chunks.get(chunk.index()));
+    let Some(rows) = rows else { return Err(format!("{layer} {chunk}: the plan has no such chunk")) };
+    let expected = (layer, chunk, rows.len(), plan.layer(layer).cols);
+    let found = (rounding.layer, rounding.chunk, rounding.encodings.rows, rounding.encodings.cols);
+    if found != expected {
+        let (l, c, r, k) = found;
+        let (_, _, rows, cols) = expected;
+        return Err(format!("{layer} {chunk}: expected [{rows}, {cols}], found {l} {c} with [{r}, {k}]"));
+    }
+    Ok(rounding)
 }
 
 /// Samples as they travel to whoever computes.
@@ -82,7 +224,7 @@ pub fn transit_slice(slice: SampleSlice) -> InputTensor {
     InputTensor { name: slice.name, kind, shape: slice.shape, bytes: slice.bytes.into() }
 }
 
-fn transit(name: &str, tensor: Tensor) -> InputTensor {
+fn transit(name: &str, tensor: &Tensor) -> InputTensor {
     fn raw<const N: usize, T: Copy>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Bytes {
         let mut out = Vec::with_capacity(values.len() * N);
         values.iter().for_each(|v| out.extend_from_slice(&bytes(*v)));
@@ -97,5 +239,5 @@ fn transit(name: &str, tensor: Tensor) -> InputTensor {
         Data::U8(v) => (ScalarKind::U8, raw(v, u8::to_le_bytes)),
         Data::Bool(v) => (ScalarKind::Bool, raw(v, |b| [u8::from(b)])),
     };
-    InputTensor { name: name.into(), kind, shape: tensor.shape, bytes }
+    InputTensor { name: name.into(), kind, shape: tensor.shape.clone(), bytes }
 }

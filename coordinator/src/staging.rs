@@ -4,6 +4,7 @@
 //! area before that removes everything.
 
 use crate::CoordinatorError;
+use crate::failpoints::visit;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ impl Staging {
         let parent = parent_of(target);
         fs::create_dir_all(&parent).map_err(|e| CoordinatorError::storage(&parent, "create folder", e))?;
         let name = target.file_name().map_or_else(|| "out".into(), |n| n.to_string_lossy().into_owned());
+        visit("export.create").map_err(|e| CoordinatorError::storage(&parent, "create a folder in", e))?;
         let area = tempfile::Builder::new()
             .prefix(&format!(".{name}.partial-"))
             .tempdir_in(&parent)
@@ -38,7 +40,8 @@ impl Staging {
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), CoordinatorError> {
         let path = self.path(name);
         let mut file = File::create(&path).map_err(|e| CoordinatorError::storage(&path, "create", e))?;
-        file.write_all(bytes)
+        visit("export.write")
+            .and_then(|()| file.write_all(bytes))
             .and_then(|()| file.sync_all())
             .map_err(|e| CoordinatorError::storage(&path, "write", e))
     }
@@ -78,7 +81,7 @@ impl Staging {
             None
         };
         let area = self.area.keep();
-        let renamed = fs::rename(&area, &self.target);
+        let renamed = visit("export.rename").and_then(|()| fs::rename(&area, &self.target));
         if let Err(e) = renamed {
             if let Some(aside) = &old {
                 // Best effort: the error below is what the user must see.
@@ -88,7 +91,7 @@ impl Staging {
             return Err(CoordinatorError::storage(&self.target, "rename the finished folder to", e));
         }
         sync_folder(&parent_of(&self.target));
-        Ok(())
+        visit("export.folder").map_err(|e| CoordinatorError::storage(&self.target, "sync the folder of", e))
     }
 }
 

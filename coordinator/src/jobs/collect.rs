@@ -1,0 +1,81 @@
+//! The client's half of intake: what a job consists of, with the hash of every file.
+//!
+//! Not here: sending it.
+
+use super::names::travelling;
+use super::{JobSpec, job_id};
+use crate::dataset::DataFiles;
+use crate::manifest::FileRecord;
+use crate::store::{FileRole, InputFile};
+use crate::{CoordinatorError, JobConfig};
+use halfstep_model::external_files;
+use halfstep_work::JobId;
+use std::path::{Path, PathBuf};
+
+/// A job ready to be submitted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Collected {
+    /// Its id.
+    pub id: JobId,
+    /// Configuration as JSON.
+    pub spec: Vec<u8>,
+    /// Files, each with the absolute path it has here.
+    pub files: Vec<InputFile>,
+}
+
+/// Lists and hashes the inputs of a job.
+///
+/// # Errors
+/// `Model`, `Dataset` or `Storage` for files that cannot be read, `BadInput` for names that cannot travel.
+pub fn collect(config: &JobConfig) -> Result<Collected, CoordinatorError> {
+    let mut files = model_files(&config.model)?;
+    let data = DataFiles::list(&config.calibration, config.dataset.samples)?;
+    for file in &data.files {
+        files.push(input(FileRole::Calibration, &data.root, file)?);
+    }
+    let calibration = if data.is_folder { &data.root } else { &data.files[0] };
+    let spec = JobSpec {
+        model: shown(&config.model),
+        calibration: shown(calibration),
+        calibration_is_folder: data.is_folder,
+        calibration_key: data.key.clone(),
+        dataset: config.dataset.clone(),
+        grid: config.grid,
+        rules: config.rules.clone(),
+        solver: config.solver,
+        propagation: config.propagation,
+        partition: config.partition,
+        shard_size: config.shard_size,
+        fold_batch_norm: config.fold_batch_norm,
+        encodings: config.encodings.clone(),
+    }
+    .to_json()?;
+    Ok(Collected { id: job_id(&spec, &files), spec, files })
+}
+
+fn shown(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// The model and the files that its tensors lie in.
+fn model_files(model: &Path) -> Result<Vec<InputFile>, CoordinatorError> {
+    let root = model.parent().map(Path::to_path_buf).unwrap_or_default();
+    let mut files = vec![input(FileRole::Model, &root, model)?];
+    for name in external_files(model)? {
+        let file: PathBuf = root.join(&name);
+        // A file that cannot be had is the model's error, and reading the model says which tensor needs it.
+        if file.is_file() {
+            files.push(input(FileRole::ModelData, &root, &file)?);
+        }
+    }
+    Ok(files)
+}
+
+fn input(role: FileRole, root: &Path, file: &Path) -> Result<InputFile, CoordinatorError> {
+    let name = travelling(root, file).map_err(CoordinatorError::BadInput)?;
+    let record = FileRecord::of(file, file)?;
+    let hash = blake3::Hash::from_hex(&record.blake3)
+        .map_err(|e| CoordinatorError::ReadBack { subject: shown(file), what: e.to_string() })?;
+    let path = std::path::absolute(file).map_err(|e| CoordinatorError::storage(file, "find", e))?;
+    Ok(InputFile { role, name, size: record.bytes, hash, path: Some(path) })
+}

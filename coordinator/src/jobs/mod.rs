@@ -1,0 +1,16 @@
+//! From what somebody submits to results: what a job is, where its inputs lie, its life on disk.
+//!
+//! Not here: who computes and when (`dispatch`, `service`), how files travel (`service`).
+
+mod active;
+mod collect;
+mod folder;
+mod names;
+mod spec;
+#[cfg(test)]
+mod tests;
+
+pub use active::{ActiveJob, Finished, Resumed};
+pub use collect::{Collected, collect};
+pub use folder::JobFolder;
+pub use spec::{JobSpec, job_id};
