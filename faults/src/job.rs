@@ -1,0 +1,88 @@
+//! Jobs on the Fashion-MNIST example, and what they produce undisturbed.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tempfile::TempDir;
+
+use crate::binary::{binary, example};
+use crate::logs::Logs;
+use crate::outputs::Outputs;
+use crate::process::Process;
+
+/// An undisturbed run takes seconds; this is for a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Options of a job, as typed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Job {
+    options: Vec<String>,
+    exit: i32,
+}
+
+impl Job {
+    /// About half a second of work in 8 shards.
+    pub fn short() -> Self {
+        Self::of(&["--samples", "128", "--shard-size", "16", "--iterations", "20"])
+    }
+
+    /// About two seconds of work in 16 shards: there is a middle in which something can happen.
+    pub fn long() -> Self {
+        Self::of(&["--samples", "256", "--shard-size", "16", "--iterations", "2000"])
+    }
+
+    fn of(options: &[&str]) -> Self {
+        Self { options: vec!["--bits".into(), "3".into()], exit: 0 }.with(options)
+    }
+
+    /// With more options.
+    #[must_use]
+    pub fn with(mut self, options: &[&str]) -> Self {
+        self.options.extend(options.iter().map(|option| (*option).to_string()));
+        self
+    }
+
+    /// The arguments after the name of the command.
+    pub fn arguments(&self) -> Vec<String> {
+        let path = |name: &str| example(name).to_string_lossy().into_owned();
+        let mut arguments = vec![path("model.onnx"), "--calibration".into(), path("calibration.npz")];
+        arguments.extend(self.options.iter().cloned());
+        arguments
+    }
+
+    /// What one undisturbed process produces, computed once per job and test process.
+    ///
+    /// # Errors
+    /// If that run fails.
+    pub fn golden(&self) -> Result<Arc<Outputs>> {
+        static KNOWN: Mutex<Option<HashMap<Job, Arc<Outputs>>>> = Mutex::new(None);
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = known.get_or_insert_default();
+        if let Some(outputs) = known.get(self) {
+            return Ok(outputs.clone());
+        }
+        let folder = TempDir::new()?;
+        let outputs = Arc::new(Outputs::of(&self.quantize(folder.path(), &[])?)?);
+        known.insert(self.clone(), outputs.clone());
+        Ok(outputs)
+    }
+
+    /// Runs `halfstep quantize` of this job inside `folder`; returns where its results are.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn quantize(&self, folder: &Path, more: &[&str]) -> Result<std::path::PathBuf> {
+        let output = folder.join("golden");
+        let mut command = Command::new(binary()?);
+        command.arg("quantize").args(self.arguments()).arg("--output").arg(&output).args(more);
+        command.env_remove("FAILPOINTS");
+        let mut process = Process::start("quantize", &mut command, folder, &Logs::default())?;
+        let code = process.wait(PATIENCE)?;
+        ensure!(code == self.exit, "quantize: expected exit {}, got {code}\n{}", self.exit, process.stderr());
+        Ok(output)
+    }
+}

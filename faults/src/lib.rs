@@ -1,0 +1,42 @@
+//! A harness that starts real `halfstep` processes, does harm to them, and compares what they produce.
+//!
+//! It sees what a user sees: the binary, its files, its sockets. It depends on no other crate of the project, so a wrong
+//! belief shared by the parts cannot hide here. Every wait has a deadline; one that passes is an error that carries the
+//! tails of all logs. Every random choice comes from a seed that is part of the error.
+//! Not here: faults inside one process, which belong to the crate they concern.
+
+mod acknowledged;
+mod bench;
+mod binary;
+mod capacity;
+mod cluster;
+mod damage;
+mod garbage;
+mod job;
+mod killer;
+mod logs;
+mod outputs;
+mod points;
+mod process;
+mod schedule;
+mod small_disk;
+mod table;
+mod wait;
+
+pub use acknowledged::Acknowledged;
+pub use bench::{Bench, NetworkFault};
+pub use binary::{binary, example, install, is_root};
+pub use capacity::Permit;
+pub use cluster::{Answer, Cluster, Finished, Launch, Settings, Submission};
+pub use damage::{files_below, flip_bit, truncate};
+pub use garbage::{Reply, oversized_call, throw};
+pub use job::Job;
+pub use killer::{Run, Verdict, campaign, run_seed};
+pub use logs::Logs;
+pub use outputs::Outputs;
+pub use points::failpoints;
+pub use process::Process;
+pub use schedule::{Fault, Schedule};
+pub use small_disk::SmallDisk;
+pub use table::summary;
+pub use wait::{now_or_by, until};

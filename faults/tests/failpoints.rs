@@ -1,0 +1,171 @@
+//! A crash at every named failpoint of the durable path, at its first, second and fifth visit, and an error or a full
+//! disk at each (P1, P4, P5, P6, P22); a task that kills whoever takes it (P13).
+//!
+//! Which points there are is read from the tables in the sources. A crash ends the process at once, as kill -9 would.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may stop, and says what it measured")]
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use faults::{Cluster, Job, Launch, Permit, Settings, failpoints, until};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const VISITS: [usize; 3] = [1, 2, 5];
+const COORDINATOR: &str = "coordinator/src";
+const NODE: &str = "node";
+
+/// `action` at the `visit`th time.
+fn at(point: &str, visit: usize, action: &str) -> String {
+    match visit {
+        1 => format!("{point}=1*{action}"),
+        _ => format!("{point}={}*off->1*{action}", visit - 1),
+    }
+}
+
+/// Runs `crash` for every point and visit; every point has to be met at least once.
+fn check_all(folder: &str, crash: impl Fn(&str) -> Result<bool>) -> Result<()> {
+    let mut never = Vec::new();
+    for point in failpoints(folder)? {
+        let mut crashes = 0;
+        for visit in VISITS {
+            if !crash(&at(&point, visit, "return(abort)"))? {
+                break;
+            }
+            crashes += 1;
+        }
+        eprintln!("{point}: {crashes} crashes");
+        if crashes == 0 {
+            never.push(point);
+        }
+    }
+    ensure!(never.is_empty(), "never met: {never:?}");
+    Ok(())
+}
+
+#[test]
+fn a_coordinator_that_crashes_at_any_failpoint_resumes_with_the_same_bytes() -> Result<()> {
+    let job = Job::short();
+    job.golden()?;
+    check_all(COORDINATOR, |points| crash_coordinator(&job, points))
+}
+
+/// Whether it crashed.
+fn crash_coordinator(job: &Job, points: &str) -> Result<bool> {
+    let mut cluster = Cluster::empty(Settings::default(), Permit::one())?;
+    let mut coordinator = cluster.spawn_coordinator(&Launch::failing(points))?;
+    cluster.start_nodes(2)?;
+    let mut submission = cluster.submit(job)?;
+    let crashed = until(LIMIT, || {
+        let finished = submission.process.ended()?.is_some();
+        Ok(if coordinator.ended()?.is_some() { Some(true) } else { finished.then_some(false) })
+    })?;
+    match crashed {
+        Some(true) => drop(cluster.start_coordinator()?),
+        Some(false) => cluster.adopt_coordinator(coordinator),
+        None => return coordinator.expired(&format!("{points}: a crash or the end of the job")),
+    }
+    cluster.finish(submission, LIMIT)?;
+    Ok(crashed == Some(true))
+}
+
+#[test]
+fn a_node_that_crashes_at_any_failpoint_is_replaced_with_the_same_bytes() -> Result<()> {
+    let job = Job::short();
+    job.golden()?;
+    check_all(NODE, |points| crash_node(&job, points))
+}
+
+/// Whether it crashed.
+fn crash_node(job: &Job, points: &str) -> Result<bool> {
+    let mut cluster = Cluster::new()?;
+    // No memory for carries: the files are part of the path.
+    cluster.start_node_as(
+        "a",
+        Launch { args: vec!["--memory-budget".into(), "1KiB".into()], ..Launch::failing(points) },
+    )?;
+    let mut submission = cluster.submit(job)?;
+    let mut node = cluster.take_node("a")?;
+    let crashed = until(LIMIT, || {
+        let finished = submission.process.ended()?.is_some();
+        Ok(if node.ended()?.is_some() { Some(true) } else { finished.then_some(false) })
+    })?;
+    match crashed {
+        Some(true) => cluster.start_nodes(2)?,
+        Some(false) => {}
+        None => return node.expired(&format!("{points}: a crash or the end of the job")),
+    }
+    cluster.finish(submission, LIMIT)?;
+    Ok(crashed == Some(true))
+}
+
+#[test]
+fn an_error_or_a_full_disk_at_any_failpoint_is_survived_or_said_and_never_believed() -> Result<()> {
+    let job = Job::short();
+    job.golden()?;
+    for action in ["return", "return(full)"] {
+        for point in failpoints(COORDINATOR)? {
+            let how = fail_coordinator(&job, &at(&point, 1, action))?;
+            eprintln!("{point}={action}: {how}");
+        }
+    }
+    Ok(())
+}
+
+/// How the job went on.
+fn fail_coordinator(job: &Job, points: &str) -> Result<&'static str> {
+    let mut cluster = Cluster::empty(Settings::default(), Permit::one())?;
+    let mut coordinator = cluster.spawn_coordinator(&Launch::failing(points))?;
+    cluster.start_nodes(2)?;
+    let mut submission = cluster.submit(job)?;
+    let over = until(LIMIT, || {
+        Ok((submission.process.ended()?.is_some() || coordinator.ended()?.is_some()).then_some(()))
+    })?;
+    if over.is_none() {
+        return coordinator.expired(&format!("{points}: the end of the job or of itself"));
+    }
+    ensure!(!coordinator.stderr().contains("panicked"), "{points}: {}", coordinator.stderr());
+    if let Some(code) = coordinator.ended()? {
+        ensure!(coordinator.stderr().contains("error: "), "{points}: exit {code} without a word");
+        cluster.start_coordinator()?;
+        cluster.finish(submission, LIMIT)?;
+        return Ok("the coordinator stopped, resumed when started again");
+    }
+    cluster.adopt_coordinator(coordinator);
+    let end = cluster.end(submission, LIMIT)?;
+    if end.exit == 0 {
+        cluster.assert_identical(job, &end.output)?;
+        return Ok("went on");
+    }
+    ensure!(end.stderr.contains("error: "), "{points}: exit {} without a word", end.exit);
+    ensure!(!end.output.exists(), "{points}: partial results are visible");
+    cluster.run(job, LIMIT)?;
+    Ok("failed, done when submitted again")
+}
+
+#[test]
+fn a_task_that_kills_three_nodes_is_given_up_and_the_rest_finishes() -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    // Every node that begins to solve this layer dies of it.
+    let poisoned = Launch::failing("node.poison=return(/8/Gemm)");
+    let job = Job::short();
+    let mut submission = cluster.submit(&job)?;
+    let mut dead = 0;
+    for round in 0..12 {
+        let name = format!("n{round}");
+        cluster.start_node_as(&name, poisoned.clone())?;
+        let mut node = cluster.take_node(&name)?;
+        until(
+            LIMIT,
+            || Ok((node.ended()?.is_some() || submission.process.ended()?.is_some()).then_some(())),
+        )?;
+        if submission.process.ended()?.is_some() {
+            break;
+        }
+        dead += 1;
+    }
+    let end = cluster.end(submission, LIMIT)?;
+    eprintln!("P13: exit {} after {dead} dead nodes: {}", end.exit, end.stderr.lines().last().unwrap_or(""));
+    ensure!(end.exit == 4, "exit {}\n{}", end.exit, end.stderr);
+    ensure!(dead == 3, "{dead} nodes died");
+    Ok(())
+}
