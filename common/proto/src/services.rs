@@ -1,9 +1,10 @@
-//! Serving gRPC: routes requests to services and bounds what they may take.
+//! Serving gRPC: refuses calls that a role may not make, routes the others to services, bounds what they may take.
 //!
 //! A small router of our own instead of tonic's, which brings a web framework, and so that no service can be reached
 //! around the table of roles.
 
-use crate::{Listener, TransportError};
+use crate::roles::may_call;
+use crate::{Listener, Peer, TransportError};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::task::{Context, Poll};
@@ -81,6 +82,20 @@ impl Services {
     }
 }
 
+impl Services {
+    /// The service that answers, if the peer may call it.
+    fn admit(&self, request: &Request) -> Result<Route, Status> {
+        let path = request.uri().path();
+        let peer: &Peer = request.extensions().get().ok_or_else(Peer::nobody)?;
+        may_call(peer, path).inspect_err(|refused| {
+            tracing::warn!(%peer, path, "call refused: {}", refused.message());
+        })?;
+        let name = path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(name, _)| name);
+        let route = name.and_then(|name| self.routes.get(name)).cloned();
+        route.ok_or_else(|| Status::unimplemented(format!("nothing answers to `{path}` at this address")))
+    }
+}
+
 impl Service<Request> for Services {
     type Response = Response;
     type Error = Infallible;
@@ -91,15 +106,9 @@ impl Service<Request> for Services {
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let path = request.uri().path();
-        let name = path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(name, _)| name);
-        match name.and_then(|name| self.routes.get(name)) {
-            Some(route) => Box::pin(route.clone().oneshot(request)),
-            None => {
-                let path: String = path.chars().take(100).collect();
-                let status = Status::unimplemented(format!("nothing answers to `{path}` at this address"));
-                Box::pin(async move { Ok(status.into_http()) })
-            }
+        match self.admit(&request) {
+            Ok(route) => Box::pin(route.oneshot(request)),
+            Err(refused) => Box::pin(async move { Ok(refused.into_http()) }),
         }
     }
 }

@@ -75,7 +75,7 @@ impl artefacts_server::Artefacts for Fake {
 
     async fn fetch(&self, request: Request<wire::FetchRequest>) -> Result<Response<ReplyStream>, Status> {
         self.requests.lock().unwrap().push(request.get_ref().clone());
-        let fetch = Fetch::try_from(request.into_inner())?;
+        let fetch = Fetch::asked(&request)?;
         let blob = match &fetch.name {
             BlobName::Artefact(hash) => {
                 let bytes = self.blobs.lock().unwrap().get(hash).cloned();

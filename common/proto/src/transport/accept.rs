@@ -1,7 +1,7 @@
 //! Accepting connections: bounded in number, each made ready in a task of its own so that a slow one holds up nobody.
 
 use super::{Accept, BoxIo, Connection, Security};
-use crate::Peer;
+use crate::{Certified, Peer};
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
@@ -10,6 +10,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::Stream;
 
 /// How much of this process its peers may take.
@@ -151,9 +153,18 @@ impl Acceptor {
 
 impl Security {
     /// Finds out who has connected, within `limit`.
-    async fn accept(&self, io: BoxIo, _limit: Duration) -> Result<(BoxIo, Peer), String> {
+    async fn accept(&self, io: BoxIo, limit: Duration) -> Result<(BoxIo, Peer), String> {
         match self {
             Self::Plaintext => Ok((io, Peer::Local)),
+            Self::Tls(tls) => {
+                let handshake = TlsAcceptor::from(tls.server()).accept(io);
+                let late = |_| format!("no TLS handshake within {limit:?}");
+                let io = timeout(limit, handshake).await.map_err(late)?.map_err(|error| error.to_string())?;
+                // The handshake has checked the certificate.
+                let certificate = io.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+                let certified = Certified::read(certificate.ok_or("no certificate")?)?;
+                Ok((Box::new(io), Peer::Certified(Arc::new(certified))))
+            }
         }
     }
 }

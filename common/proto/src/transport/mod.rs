@@ -21,7 +21,7 @@ pub use memory::Memory;
 pub use network::{Accept, BoxIo, Io, Network};
 pub use tcp::Tcp;
 
-use crate::Role;
+use crate::{Role, Tls};
 use std::io;
 use std::sync::Arc;
 
@@ -30,6 +30,8 @@ use std::sync::Arc;
 pub enum Security {
     /// Neither: every peer is trusted with every role. TCP refuses addresses that are not loopback.
     Plaintext,
+    /// Both, with these certificates.
+    Tls(Arc<Tls>),
 }
 
 /// Why a transport cannot be used as asked.

@@ -1,0 +1,31 @@
+//! The table against the services as they are declared.
+
+use super::*;
+use std::collections::BTreeSet;
+
+#[test]
+fn every_rpc_has_a_row_and_every_row_an_rpc() {
+    let files = protox::compile(["halfstep.proto"], ["proto"]).unwrap();
+    let mut declared = BTreeSet::new();
+    for file in &files.file {
+        for service in &file.service {
+            for method in &service.method {
+                declared.insert(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+            }
+        }
+    }
+    let rows: BTreeSet<String> = TABLE.iter().map(|(path, _)| (*path).to_owned()).collect();
+    assert_eq!(rows.len(), TABLE.len(), "no row twice");
+    let ours: BTreeSet<String> =
+        rows.into_iter().filter(|path| !path.starts_with("/grpc.health.v1.Health/")).collect();
+    assert_eq!(ours, declared);
+}
+
+#[test]
+fn local_peers_may_call_every_row_and_nothing_else() {
+    for (path, roles) in TABLE {
+        assert!(!roles.is_empty() && may_call(&Peer::Local, path).is_ok(), "{path}");
+    }
+    let unknown = may_call(&Peer::Local, "/halfstep.v1.Client/Format").unwrap_err();
+    assert_eq!(unknown.message(), "`/halfstep.v1.Client/Format` is no call of halfstep");
+}
