@@ -130,10 +130,7 @@ async fn strangers_are_refused_on_every_rpc() {
             fleet.unchecked(&others.pair(&Role::ALL)),
             "the peer does not know the authority of this side's certificate",
         ),
-        (
-            Transport::over(Anonymous::default(), Security::Plaintext),
-            "the peer wants a certificate and was shown none",
-        ),
+        (Transport::over(Anonymous, Security::Plaintext), "the peer wants a certificate and was shown none"),
         (fleet.unchecked(&fleet.pair(&[])), "whose certificate is for no role"),
     ];
     for (transport, message) in strangers {
@@ -147,7 +144,6 @@ async fn strangers_are_refused_on_every_rpc() {
 }
 
 /// Connects with TLS but shows no certificate.
-#[derive(Default)]
 struct Anonymous;
 
 impl Network for Anonymous {

@@ -1,9 +1,8 @@
 //! Connections within a process.
 
-use super::{Accept, BoxIo, Network, TransportError};
+use super::{Accept, Accepted, BoxIo, Network, TransportError};
 use std::collections::BTreeMap;
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::mpsc;
@@ -73,7 +72,7 @@ struct Place {
 }
 
 impl Accept for Place {
-    fn accept(&mut self) -> Pin<Box<dyn Future<Output = io::Result<(BoxIo, String)>> + Send + '_>> {
+    fn accept(&mut self) -> Accepted<'_> {
         Box::pin(async {
             match self.arriving.recv().await {
                 Some(stream) => Ok((Box::new(stream) as BoxIo, "memory".to_owned())),

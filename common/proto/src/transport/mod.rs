@@ -18,7 +18,7 @@ pub use accept::{Incoming, Limits, Listener};
 pub use connect::{Connector, explain};
 pub use connection::Connection;
 pub use memory::Memory;
-pub use network::{Accept, BoxIo, Io, Network};
+pub use network::{Accept, Accepted, BoxIo, Io, Network};
 pub use tcp::Tcp;
 
 use crate::{Role, Tls};

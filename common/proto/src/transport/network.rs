@@ -23,11 +23,14 @@ pub trait Network: Send + Sync + 'static {
     fn listen(&self, address: String) -> BoxFuture<Box<dyn Accept>, TransportError>;
 }
 
+/// A connection to come, and the place it comes from.
+pub type Accepted<'a> = Pin<Box<dyn Future<Output = io::Result<(BoxIo, String)>> + Send + 'a>>;
+
 /// An address where connections arrive.
 pub trait Accept: Send + Sync + 'static {
     /// The next connection, and what identifies the place it comes from (connections are counted by place). Must be
     /// safe to drop and call again.
-    fn accept(&mut self) -> Pin<Box<dyn Future<Output = io::Result<(BoxIo, String)>> + Send + '_>>;
+    fn accept(&mut self) -> Accepted<'_>;
 
     /// Where others reach it, with the port that was taken.
     fn address(&self) -> String;

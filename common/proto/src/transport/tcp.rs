@@ -1,9 +1,8 @@
 //! Connections over TCP.
 
-use super::{Accept, BoxIo, Network, TransportError};
+use super::{Accept, Accepted, BoxIo, Network, TransportError};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tonic::codegen::BoxFuture;
 
@@ -70,7 +69,7 @@ struct Bound {
 }
 
 impl Accept for Bound {
-    fn accept(&mut self) -> Pin<Box<dyn Future<Output = io::Result<(BoxIo, String)>> + Send + '_>> {
+    fn accept(&mut self) -> Accepted<'_> {
         Box::pin(async {
             let (stream, from) = self.listener.accept().await?;
             stream.set_nodelay(true)?;
