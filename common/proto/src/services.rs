@@ -23,12 +23,12 @@ type Route = BoxCloneSyncService<Request, Response, Infallible>;
 
 /// Pings, and how long an answer may take.
 const PING: Duration = Duration::from_secs(10);
-const PING_ANSWER: Duration = Duration::from_secs(20);
+const PING_ANSWER: Duration = Duration::from_secs(30);
 /// Bytes of the headers of a request.
 const HEADERS_MAX: u32 = 16 << 10;
 /// Bytes that may be on the way unread: one stream, one connection.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
 
 /// The gRPC services of one port. Messages of more than 4 MiB are refused (tonic's own limit).
 #[derive(Clone, Default)]

@@ -33,7 +33,7 @@ impl Default for Patience {
             attempts: 4,
             pause: Duration::from_millis(100),
             header: Duration::from_secs(60),
-            chunk: Duration::from_secs(10),
+            chunk: Duration::from_secs(30),
         }
     }
 }

@@ -26,3 +26,5 @@ pub use traffic::{Tamper, Traffic};
 
 /// Bytes of a chunk at most.
 pub const CHUNK_MAX: usize = 1 << 20;
+/// Bytes of the chunks sent: 2 seconds of a 1 Mbit/s link, so that a slow peer is told from a silent one.
+const CHUNK: usize = 256 << 10;

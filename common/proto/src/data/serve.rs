@@ -1,6 +1,6 @@
 //! Answering a fetch.
 
-use super::{CHUNK_MAX, Traffic};
+use super::{CHUNK, Traffic};
 use crate::wire::{BlobChunk, BlobHeader, FetchReply, fetch_reply};
 use crate::{BlobHash, Fetch};
 use bytes::Bytes;
@@ -104,8 +104,8 @@ fn slices(
 ) -> impl Iterator<Item = Result<FetchReply, Status>> + Send {
     // The caller has checked that the offset lies inside.
     let start = usize::try_from(offset).unwrap_or(bytes.len());
-    (start..bytes.len()).step_by(CHUNK_MAX).map(move |at| {
-        let end = bytes.len().min(at + CHUNK_MAX);
+    (start..bytes.len()).step_by(CHUNK).map(move |at| {
+        let end = bytes.len().min(at + CHUNK);
         reply(at as u64, bytes.slice(at..end), &traffic)
     })
 }
@@ -133,7 +133,7 @@ fn read(
 
 /// The next chunk of a file with `left` bytes to come.
 pub(super) fn next_chunk(file: &mut impl Read, left: u64) -> std::io::Result<Bytes> {
-    let len = usize::try_from(left).unwrap_or(CHUNK_MAX).min(CHUNK_MAX);
+    let len = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
     let mut data = vec![0; len];
     file.read_exact(&mut data)?;
     Ok(Bytes::from(data))

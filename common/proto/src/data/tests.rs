@@ -54,7 +54,7 @@ fn broken() -> Status {
 async fn blobs_of_every_size_arrive() {
     let (fake, client, _served) = whole().await;
     let mut sum = 0;
-    for len in [0, 1, CHUNK_MAX - 1, CHUNK_MAX, CHUNK_MAX + 1, 3 * CHUNK_MAX + 17] {
+    for len in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 17] {
         let hash = fake.keep(bytes(len));
         let fetched = client.fetch(named(hash), LIMIT).await.unwrap();
         assert_eq!(fetched, Fetched::Blob { bytes: bytes(len), hash });
@@ -77,12 +77,12 @@ async fn what_the_caller_has_and_what_does_not_exist_is_not_sent() {
 #[tokio::test]
 async fn a_broken_stream_goes_on_where_it_ended() {
     let (fake, client, _served) = harmed(|n, _| if n == 2 || n == 4 { Err(broken()) } else { Ok(()) }).await;
-    let hash = fake.keep(bytes(5 * CHUNK_MAX));
+    let hash = fake.keep(bytes(5 * CHUNK));
     let Fetched::Blob { bytes: got, .. } = client.fetch(named(hash), LIMIT).await.unwrap() else {
         panic!("no blob");
     };
-    assert_eq!(got, bytes(5 * CHUNK_MAX));
-    assert_eq!(offsets(&fake), [0, 2 << 20, 3 << 20]);
+    assert_eq!(got, bytes(5 * CHUNK));
+    assert_eq!(offsets(&fake), [0, 512 << 10, 768 << 10]);
 }
 
 #[tokio::test]
@@ -96,10 +96,10 @@ async fn a_flipped_bit_is_found_and_the_chunk_fetched_again() {
         Ok(())
     };
     let (fake, client, _served) = harmed(flip).await;
-    let hash = fake.keep(bytes(3 * CHUNK_MAX));
+    let hash = fake.keep(bytes(3 * CHUNK));
     let fetched = client.fetch(named(hash), LIMIT).await.unwrap();
-    assert_eq!(fetched, Fetched::Blob { bytes: bytes(3 * CHUNK_MAX), hash });
-    assert_eq!(offsets(&fake), [0, 1 << 20]);
+    assert_eq!(fetched, Fetched::Blob { bytes: bytes(3 * CHUNK), hash });
+    assert_eq!(offsets(&fake), [0, 256 << 10]);
 }
 
 #[tokio::test]
@@ -214,7 +214,7 @@ async fn start_again(transport: &Transport, fake: &Fake) -> (crate::testing::Ser
 async fn files_are_sent_and_received() {
     let (fake, client, _served) = whole().await;
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    let content = bytes(2 * CHUNK_MAX + 5);
+    let content = bytes(2 * CHUNK + 5);
     file.write_all(&content).unwrap();
     let hash = client.upload_file(file.path()).await.unwrap();
     assert_eq!(fake.blobs.lock().unwrap()[&hash], content);
@@ -230,7 +230,7 @@ async fn files_are_sent_and_received() {
     assert_eq!(read, content);
 
     let blob = Blob::File { file: file.reopen().unwrap(), size: content.len() as u64, hash };
-    let from = Fetch { offset: (CHUNK_MAX + 1) as u64, ..named(hash) };
+    let from = Fetch { offset: (CHUNK + 1) as u64, ..named(hash) };
     let replies: Vec<_> = tokio_stream::StreamExt::collect(serve(blob, &from, &fake.traffic).unwrap()).await;
     assert_eq!(replies.len(), 3, "a header and two chunks");
 
@@ -262,8 +262,8 @@ async fn uploads_are_checked_and_repeated() {
     let fake = Fake::default();
     let (_served, connector) = start(&Transport::memory(), "", &fake).await;
     let client = DataClient::new(&connector, Traffic::default().tampered(tamper)).with_patience(hasty());
-    let hash = client.upload(bytes(2 * CHUNK_MAX)).await.unwrap();
-    assert_eq!(fake.blobs.lock().unwrap()[&hash], bytes(2 * CHUNK_MAX));
+    let hash = client.upload(bytes(2 * CHUNK)).await.unwrap();
+    assert_eq!(fake.blobs.lock().unwrap()[&hash], bytes(2 * CHUNK));
     assert_eq!(counter.load(Ordering::SeqCst), 4, "one upload refused, one taken");
 
     let error = client.upload(bytes(UPLOAD_MAX as usize + 1)).await.unwrap_err();

@@ -2,7 +2,7 @@
 
 use super::codes::{broken, error_of};
 use super::serve::{chunk, next_chunk};
-use super::{CHUNK_MAX, DataClient, Traffic};
+use super::{CHUNK, DataClient, Traffic};
 use crate::BlobHash;
 use crate::wire::artefacts_client::ArtefactsClient;
 use crate::wire::{BlobHeader, UploadRequest, upload_request};
@@ -29,8 +29,8 @@ impl DataClient {
         let header = message_header(bytes.len() as u64, hash);
         let messages = || {
             let (bytes, traffic) = (bytes.clone(), self.traffic.clone());
-            let chunks = (0..bytes.len()).step_by(CHUNK_MAX).map_while(move |at| {
-                let end = bytes.len().min(at + CHUNK_MAX);
+            let chunks = (0..bytes.len()).step_by(CHUNK).map_while(move |at| {
+                let end = bytes.len().min(at + CHUNK);
                 message(at as u64, bytes.slice(at..end), &traffic)
             });
             tokio_stream::iter([header.clone()].into_iter().chain(chunks))

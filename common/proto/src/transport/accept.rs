@@ -36,7 +36,7 @@ impl Default for Limits {
             connections: 4096,
             requests_per_connection: 256,
             handshake: Duration::from_secs(5),
-            idle: Duration::from_secs(45),
+            idle: Duration::from_secs(60),
         }
     }
 }

@@ -19,12 +19,12 @@ use tonic::transport::{Channel, Endpoint, Uri};
 const CONNECT: Duration = Duration::from_secs(5);
 /// Pings on a connection, and how long an answer may take. Heartbeats and leases find silent peers earlier.
 const PING: Duration = Duration::from_secs(10);
-const PING_ANSWER: Duration = Duration::from_secs(20);
+const PING_ANSWER: Duration = Duration::from_secs(30);
 /// Bytes of a server's first words that are read ahead.
 const GREETING: usize = 1024;
 /// Bytes that may be on the way unread: one stream, one connection.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
 
 /// The way to one address.
 #[derive(Clone)]

@@ -1,4 +1,4 @@
-//! Connections over TCP.
+//! Connections over TCP, tuned so that a dead peer is soon told from a slow one and a ping passes a bulk transfer.
 
 use super::{Accept, Accepted, BoxIo, Network, TransportError};
 use std::io;
@@ -16,6 +16,24 @@ impl Tcp {
     pub fn new(loopback_only: bool) -> Self {
         Self { loopback_only }
     }
+}
+
+/// A peer that acknowledges nothing for so long is gone. Slow links and slow programs do acknowledge.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: std::time::Duration = std::time::Duration::from_secs(15);
+/// Bytes that wait in the kernel to be sent for the first time: what a ping has to wait for on a slow link.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 128 << 10;
+
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    {
+        let socket = socket2::SockRef::from(stream);
+        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+        socket.set_tcp_notsent_lowat(UNSENT)?;
+    }
+    Ok(())
 }
 
 /// All that `address` means, checked before any of it is used, and not resolved a second time.
@@ -38,7 +56,7 @@ impl Network for Tcp {
             let addresses = resolve(&address, loopback_only).await?;
             let connected = async {
                 let stream = TcpStream::connect(addresses.as_slice()).await?;
-                stream.set_nodelay(true)?;
+                tune(&stream)?;
                 Ok(stream)
             };
             match connected.await {
@@ -72,7 +90,7 @@ impl Accept for Bound {
     fn accept(&mut self) -> Accepted<'_> {
         Box::pin(async {
             let (stream, from) = self.listener.accept().await?;
-            stream.set_nodelay(true)?;
+            tune(&stream)?;
             Ok((Box::new(stream) as BoxIo, from.ip().to_canonical().to_string()))
         })
     }
