@@ -11,12 +11,12 @@ pub(crate) fn model(error: ModelError) -> Failure {
 }
 
 pub(crate) fn source(error: SourceError) -> Failure {
-    Failure::new(FailureClass::Internal, error)
+    Failure::new(error.class, error.message)
 }
 
-/// A constant that cannot be read is the model's fault.
-pub(crate) fn constant(error: SourceError) -> Failure {
-    Failure::new(FailureClass::BadInput, error)
+/// Something another node should have had.
+pub(crate) fn peer(message: impl std::fmt::Display) -> Failure {
+    Failure::new(FailureClass::PeerLost, message)
 }
 
 pub(crate) fn internal(message: impl std::fmt::Display) -> Failure {
@@ -26,7 +26,8 @@ pub(crate) fn internal(message: impl std::fmt::Display) -> Failure {
 pub(crate) fn exec(error: ExecError) -> Failure {
     let class = match &error {
         ExecError::NonFinite { .. } => FailureClass::NonFinite,
-        ExecError::Storage { .. } | ExecError::Damaged { .. } => FailureClass::Storage,
+        ExecError::Storage { .. } => FailureClass::Storage,
+        ExecError::Damaged { .. } | ExecError::Format { .. } => FailureClass::Damaged,
         ExecError::Internal { .. } | ExecError::Missing { .. } => FailureClass::Internal,
         _ => FailureClass::BadInput,
     };

@@ -36,7 +36,7 @@ impl LayerProblem {
         positions: u64,
     ) -> Result<Self, Failure> {
         let constant = |name: &str| -> Result<Vec<f32>, Failure> {
-            let tensor = transit::tensor(&source.constant(name).map_err(failure::constant)?)?;
+            let tensor = transit::tensor(&source.constant(name).map_err(failure::source)?)?;
             let values = tensor.as_f32().map(<[f32]>::to_vec);
             values.ok_or_else(|| failure::internal(format!("constant `{name}`: expected f32")))
         };
@@ -51,7 +51,8 @@ impl LayerProblem {
         Ok(Self { weights, bias, encodings, groups, positions })
     }
 
-    /// Decides the rounding of one chunk.
+    /// Decides the rounding of one chunk; also the seconds spent refining. `between` is asked before every part.
+    #[expect(clippy::too_many_arguments, reason = "one step of one task, and all of it differs from call to call")]
     pub(crate) fn solve(
         &self,
         id: LayerId,
@@ -60,13 +61,15 @@ impl LayerProblem {
         layer: &Layer,
         settings: &SolverSettings,
         workspace: &mut CpuWorkspace,
-    ) -> Result<Rounding, Failure> {
-        let begun = Instant::now();
+        between: &dyn Fn() -> Result<(), Failure>,
+    ) -> Result<(Rounding, f64), Failure> {
         let per_group = (layer.rows / layer.groups.max(1)).max(1);
         let mut q = Vec::with_capacity(rows.len() * layer.cols);
         let mut report = ChunkReport::default();
+        let mut refine_seconds = 0.0;
         let mut start = rows.start;
         while start < rows.end {
+            between()?;
             let group = start / per_group;
             let end = rows.end.min((group + 1) * per_group);
             let encodings = self.encodings.slice_rows(start..end);
@@ -75,13 +78,13 @@ impl LayerProblem {
             workspace.watch_next(refining.watch());
             let solution = solve(&Cpu, &problem, &solver_settings(settings), workspace)
                 .map_err(|e| failure::solve(&layer.name, &e))?;
-            report.refine_seconds += refining.seconds();
+            refine_seconds += refining.seconds();
             q.extend_from_slice(&solution.q);
             add(&mut report, &solution.report);
             start = end;
         }
-        report.seconds = begun.elapsed().as_secs_f64();
-        Ok(Rounding { layer: id, chunk, encodings: self.encodings.slice_rows(rows), q, report })
+        let encodings = self.encodings.slice_rows(rows);
+        Ok((Rounding { layer: id, chunk, encodings, q, report }, refine_seconds))
     }
 
     fn problem<'a>(

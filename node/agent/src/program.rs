@@ -1,11 +1,13 @@
 //! The node's reading of the model: layers, segments, and the sub-models it runs.
 //!
-//! Built from the model's graph alone; constants are fetched when a segment needs them and dropped with it.
+//! Built from the model's graph alone; constants are fetched when a segment needs them and dropped with it. A layer with
+//! several uses is tapped where it is solved: inputs of its earlier uses stay in the carry until then, so that the sums
+//! of a stage are all there is to know about its layers.
 
 use crate::{failure, transit};
 use bytes::Bytes;
 use halfstep_model::{Cut, Layer, Model, Segment, Tensor, cut, extract, list_layers};
-use halfstep_work::{Failure, LayerId, Plan, Source};
+use halfstep_work::{Failure, LayerId, Plan, Propagation, RangeId, SegmentId, Source};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +16,8 @@ pub(crate) struct Program {
     /// In plan order.
     pub(crate) layers: Vec<Layer>,
     pub(crate) cut: Cut,
+    /// Of each range: tensors that have a value of their own in its quantized stream.
+    parted: Vec<BTreeSet<String>>,
 }
 
 impl Program {
@@ -39,7 +43,7 @@ impl Program {
             })
             .collect();
         let layers = layers?;
-        let cut = cut(&model, &layers, &vec![true; layers.len()]).map_err(failure::model)?;
+        let mut cut = cut(&model, &layers, &vec![true; layers.len()]).map_err(failure::model)?;
         if cut.segments.len() != plan.stages.len() {
             return Err(failure::internal(format!(
                 "model: cut into {} segments, the plan has {} stages",
@@ -47,7 +51,29 @@ impl Program {
                 plan.stages.len()
             )));
         }
-        Ok(Self { model, layers, cut })
+        tap_where_solved(plan, &mut cut)?;
+        let parted = parted(plan, &cut);
+        Ok(Self { model, layers, cut, parted })
+    }
+
+    /// Whether a tensor has a value of its own in a range's quantized stream: known from the plan alone.
+    pub(crate) fn is_parted(&self, range: RangeId, tensor: &str) -> bool {
+        self.parted.get(range.index()).is_some_and(|parted| parted.contains(tensor))
+    }
+
+    /// Whether a layer's statistics have both streams: all of its uses do, or none.
+    pub(crate) fn differs(&self, plan: &Plan, id: LayerId) -> bool {
+        let range = plan.range_of(plan.layer(id).stage);
+        self.layer(id).uses.iter().any(|one| self.is_parted(range, &one.input))
+    }
+
+    /// Names in the carry of a range once `boundary` segments have run. Before the range begins there are no taps.
+    pub(crate) fn carried(&self, plan: &Plan, range: RangeId, boundary: usize) -> BTreeSet<&str> {
+        let Some(last) = boundary.checked_sub(1) else { return BTreeSet::new() };
+        let Some(segment) = self.cut.segments.get(last) else { return BTreeSet::new() };
+        let begun = plan.ranges.get(range.index()).is_some_and(|range| last >= range.start);
+        let taps = segment.taps.iter().filter(|_| begun).map(|tap| tap.tensor.as_str());
+        segment.live_after.iter().map(String::as_str).chain(taps).collect()
     }
 
     pub(crate) fn segment(&self, index: usize) -> Result<&Segment, Failure> {
@@ -55,6 +81,11 @@ impl Program {
         found.ok_or_else(|| {
             failure::internal(format!("segment {index}: there are {}", self.cut.segments.len()))
         })
+    }
+
+    /// Whether the quantized stream runs a segment by itself.
+    pub(crate) fn parts(&self, plan: &Plan, id: SegmentId, segment: &Segment) -> bool {
+        runs_apart(plan, id, segment, |name| self.is_parted(plan.range_of(id), name))
     }
 
     /// The segment as a model of its own; `replace` overrides constants by name.
@@ -72,7 +103,7 @@ impl Program {
         }
         for name in names {
             if let Entry::Vacant(vacant) = replace.entry(name) {
-                let constant = source.constant(vacant.key()).map_err(failure::constant)?;
+                let constant = source.constant(vacant.key()).map_err(failure::source)?;
                 vacant.insert(transit::tensor(&constant)?);
             }
         }
@@ -83,4 +114,44 @@ impl Program {
     pub(crate) fn layer(&self, id: LayerId) -> &Layer {
         &self.layers[id.index()]
     }
+}
+
+/// Moves the taps of a layer's earlier uses to the stage where it is solved, and keeps their tensors until then.
+fn tap_where_solved(plan: &Plan, cut: &mut Cut) -> Result<(), Failure> {
+    for at in 0..cut.segments.len() {
+        for tap in std::mem::take(&mut cut.segments[at].taps) {
+            let stage = plan.layers[tap.layer].stage.index();
+            if stage < at || stage >= cut.segments.len() {
+                let name = &plan.layers[tap.layer].name;
+                return Err(failure::internal(format!("layer `{name}`: stage {stage}, but it is used after {at}")));
+            }
+            for segment in &mut cut.segments[at..stage] {
+                if let Err(place) = segment.live_after.binary_search(&tap.tensor) {
+                    segment.live_after.insert(place, tap.tensor.clone());
+                }
+            }
+            cut.segments[stage].taps.push(tap);
+        }
+        // A later segment's own taps are still to come: it is sorted when its turn comes.
+        cut.segments[at].taps.sort_by_key(|tap| (tap.layer, tap.use_index));
+    }
+    Ok(())
+}
+
+fn runs_apart(plan: &Plan, id: SegmentId, segment: &Segment, is_parted: impl Fn(&str) -> bool) -> bool {
+    let decided = |layer: &usize| plan.is_decided_in(LayerId(*layer as u32), id);
+    plan.propagation == Propagation::Sequential
+        && (segment.layers_inside.iter().any(decided) || segment.inputs.iter().any(|name| is_parted(name)))
+}
+
+fn parted(plan: &Plan, cut: &Cut) -> Vec<BTreeSet<String>> {
+    let mut all = vec![BTreeSet::new(); plan.ranges.len()];
+    for (index, segment) in cut.segments.iter().enumerate() {
+        let id = SegmentId(index as u32);
+        let Some(parted) = all.get_mut(plan.range_of(id).index()) else { continue };
+        if runs_apart(plan, id, segment, |name| parted.contains(name)) {
+            parted.extend(segment.outputs.iter().cloned());
+        }
+    }
+    all
 }

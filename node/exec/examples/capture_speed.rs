@@ -79,7 +79,7 @@ fn measure(model: &Model, samples: usize, shard: usize, engine: &RtenEngine) {
             }
             let spent = begun.elapsed();
             let closing = Instant::now();
-            drop(means(&[Arc::new(one)]));
+            drop(means(&[Arc::new(one)]).unwrap());
             let k = layer.cols as f64;
             // H and G by their lower triangles, C in full: as many as 2 full products.
             let flops = 4.0 * k * k * (positions * shards * layer.groups) as f64;

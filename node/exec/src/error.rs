@@ -104,6 +104,14 @@ pub enum ExecError {
         /// What is wrong, expected and actual.
         what: String,
     },
+    /// Bytes from another node that are not what was asked for.
+    #[error("{subject}: {problem}")]
+    Format {
+        /// What was asked for.
+        subject: &'static str,
+        /// What is wrong, expected and actual.
+        problem: String,
+    },
     /// A broken promise between the parts of Halfstep.
     #[error("internal: {0}")]
     Internal(String),

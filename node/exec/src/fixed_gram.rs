@@ -6,6 +6,7 @@
 //! Not here: computing the sums (`compute`), agreeing on the peaks (`work`).
 
 use crate::error::ExecError;
+use std::ops::Range;
 
 /// Which entries a matrix keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +25,13 @@ impl Part {
         }
     }
 
+    /// How many entries are kept of these rows of matrices `[k, k]` that lie one after the other.
+    pub(crate) fn entries_of(self, rows: Range<usize>, k: usize) -> usize {
+        rows.map(|row| self.width(row % k.max(1), k)).sum()
+    }
+
     /// How many entries of row `i` are kept, from column 0.
-    fn width(self, row: usize, k: usize) -> usize {
+    pub(crate) fn width(self, row: usize, k: usize) -> usize {
         match self {
             Self::Full => k,
             Self::Lower => row + 1,
@@ -64,7 +70,7 @@ fn floor_log2(x: f64) -> i32 {
 }
 
 /// `2^n`, for `|n|` up to 1022.
-fn power_of_two(n: i32) -> f64 {
+pub(crate) fn power_of_two(n: i32) -> f64 {
     f64::from_bits(((1023 + n.clamp(-1022, 1023)) as u64) << 52)
 }
 
@@ -89,39 +95,37 @@ impl FixedGram {
         &self.sums
     }
 
-    /// Adds an f32 matrix `[k, k]`, each entry rounded to the fixed point.
+    /// The kept entries of one row.
+    pub(crate) fn row(&self, row: usize) -> &[i64] {
+        let start = match self.part {
+            Part::Full => row * self.k,
+            Part::Lower => row * (row + 1) / 2,
+        };
+        &self.sums[start..start + self.part.width(row, self.k)]
+    }
+
+    /// Adds an f32 matrix `[k, k]`, each entry rounded to the fixed point. On an error nothing is added.
     ///
     /// # Errors
     /// `Internal` if the size differs or an entry breaks the bound the exponent was chosen for.
     pub fn add_f32(&mut self, matrix: &[f32]) -> Result<(), ExecError> {
-        if matrix.len() != self.k * self.k {
-            return Err(ExecError::Internal(format!(
-                "fixed-point sum: expected {} entries, found {}",
-                self.k * self.k,
-                matrix.len()
-            )));
-        }
-        // Adding 1.5 * 2^52 would round faster but only to 52 bits; the cast below is exact and vectorises.
+        check_f32(self.k, self.part, self.exponent, matrix)?;
+        self.add_checked(matrix);
+        Ok(())
+    }
+
+    /// The same for a matrix that passed [`check_f32`].
+    pub(crate) fn add_checked(&mut self, matrix: &[f32]) {
+        // Adding 1.5 * 2^52 would round faster but only to 52 bits; the cast is exact and vectorises.
         let factor = power_of_two(self.exponent);
-        let limit = power_of_two(62);
-        let mut worst = 0.0f64;
         let mut start = 0;
-        for (row, values) in matrix.chunks_exact(self.k).enumerate() {
+        for (row, values) in matrix.chunks_exact(self.k.max(1)).enumerate() {
             let width = self.part.width(row, self.k);
             for (sum, value) in self.sums[start..start + width].iter_mut().zip(values) {
-                let scaled = f64::from(*value) * factor;
-                // `max` drops a NaN; a NaN is not `<= limit` either way round, hence the explicit form.
-                worst = if scaled.abs() <= worst { worst } else { scaled.abs() };
-                *sum = sum.wrapping_add(round(scaled));
+                *sum = sum.wrapping_add(round(f64::from(*value) * factor));
             }
             start += width;
         }
-        if worst <= limit {
-            return Ok(());
-        }
-        Err(ExecError::Internal(format!(
-            "fixed-point sum: an entry of {worst:e} units, expected at most 2^62"
-        )))
     }
 
     /// Adds another matrix; exact.
@@ -169,6 +173,33 @@ impl FixedGram {
         self.add_to(&mut sums);
         sums.iter().map(|sum| (sum / count) as f32).collect()
     }
+}
+
+/// Whether a matrix can be added to sums of this form.
+///
+/// # Errors
+/// `Internal` if the size differs or a kept entry breaks the bound the exponent was chosen for.
+pub(crate) fn check_f32(k: usize, part: Part, exponent: i32, matrix: &[f32]) -> Result<(), ExecError> {
+    if matrix.len() != k * k {
+        return Err(ExecError::Internal(format!(
+            "fixed-point sum: expected {} entries, found {}",
+            k * k,
+            matrix.len()
+        )));
+    }
+    let factor = power_of_two(exponent);
+    let mut worst = 0.0f64;
+    for (row, values) in matrix.chunks_exact(k.max(1)).enumerate() {
+        for value in &values[..part.width(row, k)] {
+            let scaled = (f64::from(*value) * factor).abs();
+            // `max` drops a NaN; a NaN is not `<= limit` either way round, hence the explicit form.
+            worst = if scaled <= worst { worst } else { scaled };
+        }
+    }
+    if worst <= power_of_two(62) {
+        return Ok(());
+    }
+    Err(ExecError::Internal(format!("fixed-point sum: an entry of {worst:e} units, expected at most 2^62")))
 }
 
 /// To the nearest integer. The sums' bits below 2^-11 of an f32 entry are zeros anyway, so ties are of no account.

@@ -12,6 +12,8 @@ mod fixed_gram;
 mod ort_engine;
 mod rten_engine;
 mod rten_repair;
+mod slice;
+mod slice_wire;
 mod statistics;
 mod unfold;
 
@@ -22,7 +24,12 @@ pub use error::ExecError;
 pub use fixed_gram::{FixedGram, Part, exponent};
 pub use ort_engine::OrtEngine;
 pub use rten_engine::RtenEngine;
+pub use slice::{MeanSlice, SumSlice, UseSlice, assemble};
+pub use slice_wire::{
+    SliceForm, decode_means, decode_samples, decode_sums, encode_means, encode_samples, encode_sums,
+};
 pub use statistics::{
-    Agreement, GroupMeans, LayerStatistics, SampleRows, Sampling, means, peak, sampled_positions,
+    Agreement, Exponents, GroupMeans, LayerStatistics, SampleRows, Sampling, ShardProducts, ShardSamples,
+    add_samples, means, peak, sampled_positions,
 };
 pub use unfold::Unfolder;

@@ -2,15 +2,19 @@
 //!
 //! Each shard's products are summed in f32 in a fixed order, then added to 64-bit integers, so shards may come in any
 //! order from anywhere and give the same bits. The exponents follow from peaks that all shards have agreed on.
-//! Adding a shard again changes nothing: a retried task cannot count its data twice.
-//! Not here: who agrees on peaks (`work`), the integers (`fixed_gram`), damping (`solver`).
+//! A shard's products are a value of their own until they are merged, so that whoever keeps the sums can wait for leave.
+//! Merging a shard again changes nothing: a retried task cannot count its data twice.
+//! Not here: who agrees on peaks (`work`), the integers (`fixed_gram`), sums on their way to means (`slice`), damping
+//! (`solver`).
 
 use crate::error::ExecError;
-use crate::fixed_gram::{FixedGram, Part, exponent};
+use crate::fixed_gram::{FixedGram, Part, check_f32, exponent};
+use crate::slice::{SumSlice, UseSlice, assemble};
 use crate::unfold::{Unfolder, floats};
 use halfstep_compute::{cpu, random};
 use halfstep_model::{Layer, Tensor};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Rows unfolded at a time: near the second-level cache, long enough for products at full speed.
@@ -64,23 +68,36 @@ pub struct GroupMeans {
     pub samples: SampleRows,
 }
 
+/// Sample rows of one shard, one entry per group.
+pub type ShardSamples = Vec<SampleRows>;
+
 /// Statistics of one use of one layer, over the shards this node has seen.
 #[derive(Debug)]
 pub struct LayerStatistics {
     cols: usize,
+    groups: usize,
     layer_key: u64,
     sampling: Sampling,
     positions: u64,
-    same_streams: bool,
+    exponents: Exponents,
     sums: Mutex<Sums>,
 }
 
-#[derive(Debug)]
+/// Powers of two of the fixed points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exponents {
+    /// Of H.
+    pub h: i32,
+    /// Of C and G; absent when both streams are the same.
+    pub cross: Option<(i32, i32)>,
+}
+
+#[derive(Debug, Default)]
 struct Sums {
+    /// Made with the first shard.
     groups: Vec<GroupSums>,
-    shards: BTreeSet<u32>,
-    /// Per group; by shard, so that the order never depends on timing.
-    samples: BTreeMap<u32, Vec<SampleRows>>,
+    /// Of every shard that is in; by shard, so that the order never depends on timing.
+    samples: BTreeMap<u32, ShardSamples>,
 }
 
 #[derive(Debug, Clone)]
@@ -121,28 +138,27 @@ impl LayerStatistics {
         same_streams: bool,
     ) -> Result<Self, ExecError> {
         let Agreement { peak_fp, peak_q, positions } = agreed;
-        let gram = |part, a: f32, b: f32| -> Result<FixedGram, ExecError> {
+        let exponent = |a: f32, b: f32| -> Result<i32, ExecError> {
             let bound = positions as f64 * f64::from(a) * f64::from(b);
-            let exponent = exponent(positions, a, b).filter(|_| bound <= SUM_MAX);
             // NaN compares greater than everything, which is the one to name.
             let peak = if a.abs().total_cmp(&b.abs()).is_gt() { a } else { b };
-            let exponent = exponent.ok_or_else(|| ExecError::NonFinite { name: layer.name.clone(), peak })?;
-            Ok(FixedGram::new(layer.cols, part, exponent))
+            let found = exponent(positions, a, b).filter(|_| bound <= SUM_MAX);
+            found.ok_or_else(|| ExecError::NonFinite { name: layer.name.clone(), peak })
         };
-        let h = gram(Part::Lower, peak_q, peak_q)?;
+        let h = exponent(peak_q, peak_q)?;
         let cross = match same_streams {
             true => None,
-            false => Some((gram(Part::Full, peak_fp, peak_q)?, gram(Part::Lower, peak_fp, peak_fp)?)),
+            false => Some((exponent(peak_fp, peak_q)?, exponent(peak_fp, peak_fp)?)),
         };
-        let groups = vec![GroupSums { h, cross }; layer.groups];
-        let sums = Mutex::new(Sums { groups, shards: BTreeSet::new(), samples: BTreeMap::new() });
-        Ok(Self { cols: layer.cols, layer_key, sampling, positions, same_streams, sums })
+        let exponents = Exponents { h, cross };
+        let (cols, groups) = (layer.cols, layer.groups);
+        Ok(Self { cols, groups, layer_key, sampling, positions, exponents, sums: Mutex::default() })
     }
 
     /// Adds one shard. `q` is `None` when both streams are the same. A shard that is already in is left out.
     ///
     /// # Errors
-    /// `Tensor` if an input does not fit the layer; `Internal` if an entry exceeds what was agreed on.
+    /// As [`Self::products`].
     pub fn accumulate(
         &self,
         layer: &Layer,
@@ -151,8 +167,25 @@ impl LayerStatistics {
         fp: &Tensor,
         q: Option<&Tensor>,
     ) -> Result<(), ExecError> {
+        self.merge(self.products(layer, input, shard, fp, q)?);
+        Ok(())
+    }
+
+    /// One shard's sums, not added to anything. `q` is `None` when both streams are the same.
+    ///
+    /// # Errors
+    /// `Tensor` if an input does not fit the layer; `Internal` if an entry exceeds what was agreed on.
+    pub fn products(
+        &self,
+        layer: &Layer,
+        input: &str,
+        shard: u32,
+        fp: &Tensor,
+        q: Option<&Tensor>,
+    ) -> Result<ShardProducts, ExecError> {
         let inputs = Inputs::new(layer, input, fp, q)?;
-        if inputs.q.is_none() != self.same_streams {
+        let both = self.exponents.cross.is_some();
+        if inputs.q.is_some() != both {
             return Err(ExecError::Internal(format!(
                 "layer `{}`: its streams part in some shards only",
                 layer.name
@@ -163,32 +196,86 @@ impl LayerStatistics {
             false => None,
         };
         let rows = Rows { total: inputs.unfolder.positions(), chosen: positions.as_deref() };
-        let mut scratch = Scratch::new(self.cols, !self.same_streams);
-        let mut partial = Partial::new(self.cols, layer.groups, !self.same_streams);
+        let mut scratch = Scratch::new(self.cols, both);
+        let mut products = ShardProducts::new(shard, self.cols, layer.groups, both);
         for group in 0..layer.groups {
-            partial.sum_group(&inputs, &rows, group, &mut scratch)?;
+            products.sum_group(&inputs, &rows, group, &mut scratch)?;
         }
-        let samples = self.samples(&inputs, &rows, layer.groups, shard)?;
-        drop(scratch);
-        self.merge(shard, &partial, samples)
+        products.samples = self.samples(&inputs, &rows, layer.groups, shard)?;
+        self.check(&products)?;
+        Ok(products)
     }
 
-    fn merge(&self, shard: u32, partial: &Partial, samples: Vec<SampleRows>) -> Result<(), ExecError> {
+    fn check(&self, products: &ShardProducts) -> Result<(), ExecError> {
+        let square = (self.cols * self.cols).max(1);
+        let all = |matrices: &[f32], part, exponent| {
+            matrices.chunks(square).try_for_each(|one| check_f32(self.cols, part, exponent, one))
+        };
+        all(&products.h, Part::Lower, self.exponents.h)?;
+        if let Some((c, g)) = self.exponents.cross {
+            all(&products.c, Part::Full, c)?;
+            all(&products.g, Part::Lower, g)?;
+        }
+        Ok(())
+    }
+
+    /// Adds what [`Self::products`] of this very object gave. A shard that is already in is left out.
+    pub fn merge(&self, products: ShardProducts) {
         let mut sums = self.lock();
-        if !sums.shards.insert(shard) {
-            return Ok(());
+        if sums.samples.contains_key(&products.shard) {
+            return;
+        }
+        if sums.groups.is_empty() {
+            sums.groups = self.zeros();
         }
         let square = self.cols * self.cols;
         for (group, sums) in sums.groups.iter_mut().enumerate() {
             let at = group * square..(group + 1) * square;
-            sums.h.add_f32(&partial.h[at.clone()])?;
+            sums.h.add_checked(&products.h[at.clone()]);
             if let Some((c, g)) = &mut sums.cross {
-                c.add_f32(&partial.c[at.clone()])?;
-                g.add_f32(&partial.g[at])?;
+                c.add_checked(&products.c[at.clone()]);
+                g.add_checked(&products.g[at]);
             }
         }
-        sums.samples.insert(shard, samples);
-        Ok(())
+        sums.samples.insert(products.shard, products.samples);
+    }
+
+    fn zeros(&self) -> Vec<GroupSums> {
+        let gram = |part, exponent| FixedGram::new(self.cols, part, exponent);
+        let Exponents { h, cross } = self.exponents;
+        let cross = cross.map(|(c, g)| (gram(Part::Full, c), gram(Part::Lower, g)));
+        vec![GroupSums { h: gram(Part::Lower, h), cross }; self.groups]
+    }
+
+    /// The sums of some rows: `rows` counts the rows of all groups' matrices, one after the other.
+    ///
+    /// # Errors
+    /// `Internal` if there are no such rows.
+    pub fn slice(&self, rows: Range<usize>) -> Result<UseSlice, ExecError> {
+        let total = self.cols * self.groups;
+        if rows.start > rows.end || rows.end > total {
+            return Err(ExecError::Internal(format!("rows {rows:?} of {total} were asked for")));
+        }
+        let sums = self.lock();
+        let zeros = if sums.groups.is_empty() { self.zeros() } else { Vec::new() };
+        let groups = if sums.groups.is_empty() { &zeros } else { &sums.groups };
+        let mut integers = Vec::new();
+        let mut all = |pick: &dyn Fn(&GroupSums) -> Option<&FixedGram>| {
+            for row in rows.clone() {
+                if let Some(gram) = pick(&groups[row / self.cols]) {
+                    integers.extend_from_slice(gram.row(row % self.cols));
+                }
+            }
+        };
+        all(&|group| Some(&group.h));
+        all(&|group| group.cross.as_ref().map(|(c, _)| c));
+        all(&|group| group.cross.as_ref().map(|(_, g)| g));
+        Ok(UseSlice { positions: self.positions, exponents: self.exponents, sums: integers })
+    }
+
+    /// The kept sample rows of the shards that are in.
+    pub fn kept(&self) -> BTreeMap<u32, ShardSamples> {
+        self.lock().samples.clone()
     }
 
     /// Rows for the samples objective: one from each of `quota` equal stretches of the rows, by counter-based
@@ -225,13 +312,11 @@ impl LayerStatistics {
         self.positions
     }
 
-    /// Bytes of the sums.
+    /// Bytes of the sums, once there is a shard.
     pub fn bytes(&self) -> usize {
-        let entries = |group: &GroupSums| {
-            let cross = group.cross.as_ref().map_or(0, |(c, g)| c.sums().len() + g.sums().len());
-            (group.h.sums().len() + cross) * size_of::<i64>()
-        };
-        self.lock().groups.iter().map(entries).sum()
+        let lower = Part::Lower.entries_of(0..self.cols, self.cols);
+        let cross = if self.exponents.cross.is_some() { lower + self.cols * self.cols } else { 0 };
+        (lower + cross) * self.groups * size_of::<i64>()
     }
 
     fn lock(&self) -> MutexGuard<'_, Sums> {
@@ -291,19 +376,22 @@ impl Rows<'_> {
     }
 }
 
-/// One shard's sums in f32, groups one after the other.
-struct Partial {
+/// One shard's sums in f32, groups one after the other, and its sample rows.
+#[derive(Debug)]
+pub struct ShardProducts {
+    shard: u32,
     cols: usize,
     h: Vec<f32>,
     c: Vec<f32>,
     g: Vec<f32>,
+    samples: ShardSamples,
 }
 
-impl Partial {
-    fn new(cols: usize, groups: usize, both: bool) -> Self {
+impl ShardProducts {
+    fn new(shard: u32, cols: usize, groups: usize, both: bool) -> Self {
         let len = cols * cols * groups;
         let other = || if both { vec![0.0; len] } else { Vec::new() };
-        Self { cols, h: vec![0.0; len], c: other(), g: other() }
+        Self { shard, cols, h: vec![0.0; len], c: other(), g: other(), samples: Vec::new() }
     }
 
     fn sum_group(
@@ -365,41 +453,27 @@ impl Scratch {
     }
 }
 
-/// Means of a layer's uses together (one use, for all but shared weights), one per group.
-pub fn means(uses: &[Arc<LayerStatistics>]) -> Vec<GroupMeans> {
-    let Some(first) = uses.first() else { return Vec::new() };
-    let total = uses.iter().map(|one| one.positions).sum::<u64>().max(1) as f64;
-    let groups = first.lock().groups.len();
-    (0..groups).map(|group| group_means(uses, group, first.cols, total)).collect()
+/// Means of a layer's uses together (one use, for all but shared weights), one per group, sample rows included.
+///
+/// # Errors
+/// `Internal` if the uses are not of one form.
+pub fn means(uses: &[Arc<LayerStatistics>]) -> Result<Vec<GroupMeans>, ExecError> {
+    let Some(first) = uses.first() else { return Ok(Vec::new()) };
+    let rows = 0..first.cols * first.groups;
+    let slices: Result<Vec<UseSlice>, ExecError> = uses.iter().map(|one| one.slice(rows.clone())).collect();
+    let slice = SumSlice { cols: first.cols, rows, uses: slices? }.means()?;
+    let mut groups = assemble(first.cols, first.groups, &[Arc::new(slice)])?;
+    let kept: Vec<_> = uses.iter().map(|one| one.kept()).collect();
+    add_samples(&mut groups, &kept);
+    Ok(groups)
 }
 
-/// Uses are added in their order, in f64: the integers of different uses may have different exponents.
-fn group_means(uses: &[Arc<LayerStatistics>], group: usize, cols: usize, total: f64) -> GroupMeans {
-    let mean = |pick: &dyn Fn(&GroupSums) -> &FixedGram| {
-        let mut sums = vec![0.0; cols * cols];
-        for one in uses {
-            if let Some(group) = one.lock().groups.get(group) {
-                pick(group).add_to(&mut sums);
-            }
-        }
-        sums.iter().map(|sum| (sum / total) as f32).collect::<Vec<f32>>()
-    };
-    let differs = uses.iter().any(|one| !one.same_streams);
-    GroupMeans {
-        h: mean(&|group| &group.h),
-        c: differs.then(|| mean(&|group| group.cross.as_ref().map_or(&group.h, |(c, _)| c))),
-        g: differs.then(|| mean(&|group| group.cross.as_ref().map_or(&group.h, |(_, g)| g))),
-        samples: group_samples(uses, group),
-    }
-}
-
-fn group_samples(uses: &[Arc<LayerStatistics>], group: usize) -> SampleRows {
-    let mut all = SampleRows::default();
-    for one in uses {
-        for rows in one.lock().samples.values().filter_map(|groups| groups.get(group)) {
-            all.x_q.extend_from_slice(&rows.x_q);
-            all.x_fp.extend_from_slice(&rows.x_fp);
+/// Appends the kept rows of a layer's uses in their order, shards ascending within a use.
+pub fn add_samples(groups: &mut [GroupMeans], uses: &[BTreeMap<u32, ShardSamples>]) {
+    for shard in uses.iter().flat_map(BTreeMap::values) {
+        for (group, rows) in groups.iter_mut().zip(shard) {
+            group.samples.x_q.extend_from_slice(&rows.x_q);
+            group.samples.x_fp.extend_from_slice(&rows.x_fp);
         }
     }
-    all
 }

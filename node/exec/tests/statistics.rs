@@ -91,7 +91,7 @@ impl Case {
             let (fp, q) = &self.shards[*i];
             statistics.accumulate(&self.layer, "x", *i as u32, fp, (!same).then_some(q)).unwrap();
         }
-        means(&[Arc::new(statistics)])
+        means(&[Arc::new(statistics)]).unwrap()
     }
 
     /// `mean a_i b_j` in f64 over the sampled rows.
@@ -181,7 +181,7 @@ fn threads_that_race_give_the_same_bits() {
             scope.spawn(move || statistics.accumulate(layer, "x", i as u32, fp, Some(q)).unwrap());
         }
     });
-    assert_eq!(means(&[Arc::new(statistics)]), case.run(&[0, 1, 2], sampling, false));
+    assert_eq!(means(&[Arc::new(statistics)]).unwrap(), case.run(&[0, 1, 2], sampling, false));
 }
 
 #[test]
@@ -211,12 +211,12 @@ fn samples_are_rows_of_both_streams_at_the_same_positions() {
 #[test]
 fn shared_weights_mean_over_all_uses() {
     let case = Case::new(1, 3, 1);
-    let (a, b) = (case.empty(ALL, false), case.empty(ALL, true));
+    let (a, b) = (case.empty(ALL, false), case.empty(ALL, false));
     for (i, (fp, q)) in case.shards.iter().enumerate() {
         a.accumulate(&case.layer, "x", i as u32, fp, Some(q)).unwrap();
-        b.accumulate(&case.layer, "x", i as u32, fp, None).unwrap();
+        b.accumulate(&case.layer, "x", i as u32, fp, Some(fp)).unwrap();
     }
-    let found = means(&[Arc::new(a), Arc::new(b)]).remove(0);
+    let found = means(&[Arc::new(a), Arc::new(b)]).unwrap().remove(0);
     let mean = |a: Vec<f64>, b: Vec<f64>| a.iter().zip(b).map(|(a, b)| (a + b) / 2.0).collect::<Vec<f64>>();
     let target = case.oracle(0, 1.0, false, false);
     assert_close(&found.h, &mean(case.oracle(0, 1.0, true, true), target.clone()), "h");

@@ -25,6 +25,8 @@ pub enum Stream {
 /// Names one live tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CarryKey {
+    /// The range of stages whose streams it belongs to.
+    pub lane: u32,
     /// Whose.
     pub stream: Stream,
     /// Its name in the model.
@@ -118,10 +120,10 @@ impl CarryStore {
         self.lock().remove(key);
     }
 
-    /// Drops every tensor of a shard that `keep` refuses.
-    pub fn retain(&self, shard: u32, keep: impl Fn(&CarryKey) -> bool) {
+    /// Drops every tensor of a lane's shard that `keep` refuses.
+    pub fn retain(&self, lane: u32, shard: u32, keep: impl Fn(&CarryKey) -> bool) {
         let mut inner = self.lock();
-        let dead = inner.held.keys().filter(|key| key.shard == shard && !keep(key));
+        let dead = inner.held.keys().filter(|key| (key.lane, key.shard) == (lane, shard) && !keep(key));
         for key in dead.cloned().collect::<Vec<_>>() {
             inner.remove(&key);
         }
@@ -215,7 +217,7 @@ mod tests {
     }
 
     fn key(name: &str) -> CarryKey {
-        CarryKey { stream: Stream::FullPrecision, tensor: name.into(), shard: 0 }
+        CarryKey { lane: 0, stream: Stream::FullPrecision, tensor: name.into(), shard: 0 }
     }
 
     fn files(dir: &Path) -> Vec<PathBuf> {
@@ -346,14 +348,16 @@ mod tests {
     }
 
     #[test]
-    fn retain_looks_at_one_shard_only() {
+    fn retain_looks_at_one_shard_of_one_lane_only() {
         let store = CarryStore::new(1000, std::env::temp_dir());
-        let at = |name: &str, shard| CarryKey { shard, ..key(name) };
-        for (name, shard) in [("a", 0), ("b", 0), ("a", 1)] {
-            store.put(at(name, shard), tensor(1, 0.0)).unwrap();
+        let at = |name: &str, lane, shard| CarryKey { lane, shard, ..key(name) };
+        let all = [("a", 0, 0), ("b", 0, 0), ("a", 0, 1), ("a", 1, 0)];
+        for (name, lane, shard) in all {
+            store.put(at(name, lane, shard), tensor(1, 0.0)).unwrap();
         }
-        store.retain(0, |key| key.tensor == "b");
-        assert!(!store.contains(&at("a", 0)) && store.contains(&at("b", 0)) && store.contains(&at("a", 1)));
-        assert_eq!(store.usage().resident, 8);
+        store.retain(0, 0, |key| key.tensor == "b");
+        let left = all.map(|(name, lane, shard)| store.contains(&at(name, lane, shard)));
+        assert_eq!(left, [false, true, true, true]);
+        assert_eq!(store.usage().resident, 12);
     }
 }

@@ -1,0 +1,147 @@
+//! An open job on this node: the plan, the model's reading, and everything that is held for it.
+//!
+//! Not here: moving carries (`replay`), sums (`sums`), means and problems (`means`), other nodes' questions (`serve`).
+
+use crate::lazy::Lazy;
+use crate::layer_problem::LayerProblem;
+use crate::program::Program;
+use crate::replay::Lanes;
+use crate::sessions::Sessions;
+use crate::sums::Sums;
+use crate::{attempt::Attempt, failure};
+use halfstep_compute::{Cpu, Device};
+use halfstep_exec::{CarryStore, Engine, MeanSlice, SliceForm};
+use halfstep_solver::Workspace;
+use halfstep_work::{
+    Done, Failure, LayerId, LayerPlan, PeakRecord, Plan, Propagation, RangeId, SegmentId, ShardId, SliceId, Source,
+    Task,
+};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// See the module. Locks below are never held together but in the order of the fields.
+pub(crate) struct Job {
+    pub(crate) plan: Arc<Plan>,
+    /// Replaced when the job is opened again, over a new connection.
+    source: RwLock<Arc<dyn Source>>,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) program: Program,
+    pub(crate) carry: CarryStore,
+    pub(crate) lanes: Lanes,
+    pub(crate) sessions: Sessions,
+    /// The latest peaks of every shard in every range.
+    pub(crate) captured: Mutex<BTreeMap<(RangeId, ShardId), (SegmentId, Vec<PeakRecord>)>>,
+    pub(crate) sums: Mutex<Sums>,
+    pub(crate) means: Mutex<BTreeMap<(LayerId, SliceId), Arc<MeanSlice>>>,
+    pub(crate) problems: Mutex<HashMap<LayerId, Arc<Lazy<LayerProblem>>>>,
+    pub(crate) workspaces: Mutex<Vec<Workspace<<Cpu as Device>::Buffer>>>,
+}
+
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every holder leaves what it guards whole at every step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Job {
+    pub(crate) fn new(
+        plan: Arc<Plan>,
+        source: Arc<dyn Source>,
+        engine: Arc<dyn Engine>,
+        carry: CarryStore,
+    ) -> Result<Self, Failure> {
+        let program = Program::new(&plan, source.as_ref())?;
+        Ok(Self {
+            plan,
+            source: RwLock::new(source),
+            engine,
+            program,
+            carry,
+            lanes: Lanes::default(),
+            sessions: Sessions::default(),
+            captured: Mutex::default(),
+            sums: Mutex::default(),
+            means: Mutex::default(),
+            problems: Mutex::default(),
+            workspaces: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn source(&self) -> Arc<dyn Source> {
+        Arc::clone(&self.source.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn reopen(&self, source: Arc<dyn Source>) {
+        *self.source.write().unwrap_or_else(PoisonError::into_inner) = source;
+    }
+
+    /// Works one task off; also the seconds spent refining.
+    pub(crate) fn execute(&self, attempt: &Attempt<'_>) -> Result<(Done, f64), Failure> {
+        attempt.step()?;
+        let plain = |done: Result<Done, Failure>| done.map(|done| (done, 0.0));
+        match &attempt.grant.lease.task {
+            Task::Forward { range, shard } => plain(self.forward(attempt, *range, *shard)),
+            Task::Capture { segment, shard } => {
+                self.pass(*segment);
+                plain(self.capture(attempt, *segment, *shard))
+            }
+            Task::Accumulate { segment, shard, peaks } => {
+                self.pass(*segment);
+                plain(self.accumulate(attempt, *segment, *shard, peaks))
+            }
+            Task::Reduce { layer, slice } => {
+                self.pass(self.entry(*layer)?.stage);
+                plain(self.reduce(attempt, *layer, *slice))
+            }
+            Task::Solve { layer, chunk } => {
+                self.pass(self.entry(*layer)?.stage);
+                self.solve(attempt, *layer, *chunk)
+            }
+        }
+    }
+
+    /// In sequential propagation a stage begins when all before it in its range are solved: their statistics can go.
+    fn pass(&self, stage: SegmentId) {
+        if self.plan.propagation == Propagation::Sequential {
+            let range = self.plan.range_of(stage);
+            self.drop_stages(|other| other < stage && self.plan.range_of(other) == range);
+        }
+    }
+
+    /// Drops sums, means and problems of stages.
+    pub(crate) fn drop_stages(&self, passed: impl Fn(SegmentId) -> bool) {
+        let stage_of = |layer: &LayerId| self.plan.layer(*layer).stage;
+        lock(&self.sums).drop_stages(&passed);
+        lock(&self.means).retain(|(layer, _), _| !passed(stage_of(layer)));
+        lock(&self.problems).retain(|layer, _| !passed(stage_of(layer)));
+    }
+
+    /// The plan's entry; ids may come from a network.
+    pub(crate) fn entry(&self, id: LayerId) -> Result<&LayerPlan, Failure> {
+        self.plan.layers.get(id.index()).ok_or_else(|| failure::internal(format!("{id}: not in the plan")))
+    }
+
+    pub(crate) fn check_shard(&self, shard: ShardId) -> Result<(), Failure> {
+        match shard.index() < self.plan.shards.len() {
+            true => Ok(()),
+            false => Err(failure::internal(format!("{shard}: the plan has {} shards", self.plan.shards.len()))),
+        }
+    }
+
+    /// Rows of a slice.
+    pub(crate) fn rows(&self, layer: LayerId, slice: SliceId) -> Result<Range<usize>, Failure> {
+        let rows = self.entry(layer)?.slices.get(slice.index()).cloned();
+        rows.ok_or_else(|| failure::internal(format!("{layer} {slice}: not in the plan")))
+    }
+
+    /// What statistics of a layer look like, on every node.
+    pub(crate) fn form(&self, id: LayerId) -> SliceForm {
+        let layer = self.program.layer(id);
+        SliceForm {
+            cols: layer.cols,
+            groups: layer.groups,
+            uses: layer.uses.len(),
+            differs: self.program.differs(&self.plan, id),
+        }
+    }
+}

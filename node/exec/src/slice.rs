@@ -1,0 +1,175 @@
+//! Rows of a layer's sums on their way to means: what nodes hand to each other, in exact integers and in f32.
+//!
+//! A slice covers rows of the matrices of all groups, one after the other. H and G are symmetric and travel as their
+//! lower triangle, row by row, so any row range of them is contiguous; C travels whole. Integers of slices are added;
+//! the conversion to f32 happens once per entry, after all additions, so who adds what cannot matter.
+//! Not here: their bytes (`slice_wire`), whose turn it is (`agent::collective`).
+
+use crate::error::ExecError;
+use crate::fixed_gram::{Part, power_of_two};
+use crate::statistics::{Exponents, GroupMeans};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Some rows of the sums of one use of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UseSlice {
+    /// Rows summed over all shards, by agreement.
+    pub positions: u64,
+    /// Of the integers.
+    pub exponents: Exponents,
+    /// The rows of H; then, where streams differ, of C and of G.
+    pub sums: Vec<i64>,
+}
+
+/// Some rows of the sums of all uses of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SumSlice {
+    /// Width of the matrices.
+    pub cols: usize,
+    /// Rows of all groups' matrices.
+    pub rows: Range<usize>,
+    /// In the layer's order.
+    pub uses: Vec<UseSlice>,
+}
+
+/// Some rows of a layer's means over all shards and uses.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MeanSlice {
+    /// Width of the matrices.
+    pub cols: usize,
+    /// Rows of all groups' matrices.
+    pub rows: Range<usize>,
+    /// Positions of all uses.
+    pub positions: u64,
+    /// Whether C and G follow H.
+    pub differs: bool,
+    /// The rows of H; then, where streams differ, of C and of G.
+    pub means: Vec<f32>,
+}
+
+/// The matrices of a slice, in order, with what is kept of them.
+pub(crate) fn parts(differs: bool) -> &'static [Part] {
+    if differs { &[Part::Lower, Part::Full, Part::Lower] } else { &[Part::Lower] }
+}
+
+/// How many numbers a slice has.
+pub(crate) fn entries(rows: &Range<usize>, cols: usize, differs: bool) -> usize {
+    parts(differs).iter().map(|part| part.entries_of(rows.clone(), cols)).sum()
+}
+
+impl SumSlice {
+    /// Adds the sums of other shards; exact, in any order.
+    ///
+    /// # Errors
+    /// `Internal` if the two are not of one form: then nothing is added.
+    pub fn add(&mut self, other: &Self) -> Result<(), ExecError> {
+        let form = |slice: &Self| {
+            let uses = slice.uses.iter().map(|one| (one.positions, one.exponents, one.sums.len()));
+            (slice.cols, slice.rows.clone(), uses.collect::<Vec<_>>())
+        };
+        if form(self) != form(other) {
+            return Err(ExecError::Internal(format!(
+                "slices of sums differ in form: {:?} and {:?}",
+                form(self),
+                form(other)
+            )));
+        }
+        for (mine, theirs) in self.uses.iter_mut().zip(&other.uses) {
+            for (sum, value) in mine.sums.iter_mut().zip(&theirs.sums) {
+                *sum = sum.wrapping_add(*value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sums divided by positions, in f32. Uses are added in their order, in f64: the integers of different uses may
+    /// have different exponents.
+    ///
+    /// # Errors
+    /// `Internal` if the uses are not of one form.
+    pub fn means(&self) -> Result<MeanSlice, ExecError> {
+        let differs = self.uses.iter().any(|one| one.exponents.cross.is_some());
+        let len = entries(&self.rows, self.cols, differs);
+        let mut sums = vec![0.0f64; len];
+        for one in &self.uses {
+            if one.exponents.cross.is_some() != differs || one.sums.len() != len {
+                return Err(ExecError::Internal("uses of one layer have sums of different forms".into()));
+            }
+            let exponents =
+                [Some(one.exponents.h), one.exponents.cross.map(|c| c.0), one.exponents.cross.map(|c| c.1)];
+            let mut start = 0;
+            for (part, exponent) in parts(differs).iter().zip(exponents.into_iter().flatten()) {
+                let end = start + part.entries_of(self.rows.clone(), self.cols);
+                let factor = power_of_two(-exponent);
+                for (sum, value) in sums[start..end].iter_mut().zip(&one.sums[start..end]) {
+                    *sum += *value as f64 * factor;
+                }
+                start = end;
+            }
+        }
+        let positions = self.uses.iter().map(|one| one.positions).sum::<u64>();
+        let total = positions.max(1) as f64;
+        let means = sums.iter().map(|sum| (sum / total) as f32).collect();
+        Ok(MeanSlice { cols: self.cols, rows: self.rows.clone(), positions, differs, means })
+    }
+}
+
+/// Whole matrices from slices that tile all rows in order; no samples yet.
+///
+/// # Errors
+/// `Internal` if the slices do not tile the rows or are not of one form.
+pub fn assemble(cols: usize, groups: usize, slices: &[Arc<MeanSlice>]) -> Result<Vec<GroupMeans>, ExecError> {
+    let Some(first) = slices.first() else {
+        return Err(ExecError::Internal("means without any slice".into()));
+    };
+    let mut next = 0;
+    for slice in slices {
+        let fits = (slice.cols, slice.positions, slice.differs) == (cols, first.positions, first.differs)
+            && slice.rows.start == next
+            && slice.rows.end <= cols * groups
+            && slice.means.len() == entries(&slice.rows, cols, slice.differs);
+        if !fits {
+            return Err(ExecError::Internal(format!(
+                "slice of means {:?} does not follow row {next}",
+                slice.rows
+            )));
+        }
+        next = slice.rows.end;
+    }
+    if next != cols * groups {
+        return Err(ExecError::Internal(format!("means end at row {next} of {}", cols * groups)));
+    }
+    let empty = || vec![0.0; cols * cols];
+    let other = || first.differs.then(empty);
+    let mut found: Vec<GroupMeans> = (0..groups)
+        .map(|_| GroupMeans { h: empty(), c: other(), g: other(), ..GroupMeans::default() })
+        .collect();
+    for slice in slices {
+        place(slice, &mut found);
+    }
+    Ok(found)
+}
+
+/// Copies a slice's rows into place; a symmetric matrix fills both triangles.
+fn place(slice: &MeanSlice, groups: &mut [GroupMeans]) {
+    let k = slice.cols;
+    let mut start = 0;
+    for (matrix, part) in parts(slice.differs).iter().enumerate() {
+        for global in slice.rows.clone() {
+            let (group, row) = (&mut groups[global / k], global % k);
+            let out = match matrix {
+                0 => Some(&mut group.h),
+                1 => group.c.as_mut(),
+                _ => group.g.as_mut(),
+            };
+            let values = &slice.means[start..start + part.width(row, k)];
+            start += values.len();
+            let Some(out) = out else { continue };
+            out[row * k..row * k + values.len()].copy_from_slice(values);
+            if *part == Part::Lower {
+                values.iter().enumerate().for_each(|(column, value)| out[column * k + row] = *value);
+            }
+        }
+    }
+}
