@@ -25,8 +25,10 @@ pub(crate) type Place = (RangeId, SegmentId, ShardId);
 /// # Errors
 /// `Internal` if the tensors are not storable.
 pub(crate) fn encode(place: Place, live: &[Live]) -> Result<Bytes, Failure> {
-    let named: Vec<InputTensor> =
-        live.iter().map(|(stream, name, tensor)| transit(format!("{}{name}", prefix(*stream)), tensor)).collect();
+    let named: Vec<InputTensor> = live
+        .iter()
+        .map(|(stream, name, tensor)| transit(format!("{}{name}", prefix(*stream)), tensor))
+        .collect();
     let body = tensors::encode(&named).map_err(failure::internal)?;
     let mut out = BytesMut::with_capacity(HEADER + body.len());
     out.extend_from_slice(&header(place));
@@ -52,7 +54,8 @@ pub(crate) fn decode(bytes: &Bytes, place: Place) -> Result<Vec<Live>, Failure> 
         let found = [Stream::FullPrecision, Stream::Quantized]
             .into_iter()
             .find_map(|stream| Some((stream, input.name.strip_prefix(prefix(stream))?)));
-        let (stream, name) = found.ok_or_else(|| wrong(format!("tensor `{}` is of no stream", input.name)))?;
+        let (stream, name) =
+            found.ok_or_else(|| wrong(format!("tensor `{}` is of no stream", input.name)))?;
         let tensor = transit::tensor(input).map_err(|error| wrong(error.message))?;
         Ok((stream, name.to_owned(), Arc::new(tensor)))
     };

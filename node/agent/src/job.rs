@@ -2,8 +2,8 @@
 //!
 //! Not here: moving carries (`replay`), sums (`sums`), means and problems (`means`), other nodes' questions (`serve`).
 
-use crate::lazy::Lazy;
 use crate::layer_problem::LayerProblem;
+use crate::lazy::Lazy;
 use crate::program::Program;
 use crate::replay::Lanes;
 use crate::sessions::Sessions;
@@ -13,8 +13,8 @@ use halfstep_compute::{Cpu, Device};
 use halfstep_exec::{CarryStore, Engine, MeanSlice, SliceForm};
 use halfstep_solver::Workspace;
 use halfstep_work::{
-    Done, Failure, LayerId, LayerPlan, PeakRecord, Plan, Propagation, RangeId, SegmentId, ShardId, SliceId, Source,
-    Task,
+    Done, Failure, LayerId, LayerPlan, PeakRecord, Plan, Propagation, RangeId, SegmentId, ShardId, SliceId,
+    Source, Task,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -124,7 +124,9 @@ impl Job {
     pub(crate) fn check_shard(&self, shard: ShardId) -> Result<(), Failure> {
         match shard.index() < self.plan.shards.len() {
             true => Ok(()),
-            false => Err(failure::internal(format!("{shard}: the plan has {} shards", self.plan.shards.len()))),
+            false => {
+                Err(failure::internal(format!("{shard}: the plan has {} shards", self.plan.shards.len())))
+            }
         }
     }
 

@@ -4,13 +4,23 @@
 //! function of the plan, the source and the carries; carries and statistics are rebuilt from those if lost.
 //! Not here: which task comes next (`work`, `coordinator`), mathematics (`solver`), engines (`exec`).
 
+mod attempt;
+mod carry_wire;
+mod collective;
 mod failure;
 mod forward;
+mod job;
 mod layer_problem;
+mod lazy;
 mod local;
+mod means;
 mod probe;
 mod program;
 mod rates;
+mod replay;
+mod serve;
+mod sessions;
+mod sums;
 mod transit;
 
 pub use forward::{Forward, ForwardError};

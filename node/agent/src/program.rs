@@ -123,7 +123,9 @@ fn tap_where_solved(plan: &Plan, cut: &mut Cut) -> Result<(), Failure> {
             let stage = plan.layers[tap.layer].stage.index();
             if stage < at || stage >= cut.segments.len() {
                 let name = &plan.layers[tap.layer].name;
-                return Err(failure::internal(format!("layer `{name}`: stage {stage}, but it is used after {at}")));
+                return Err(failure::internal(format!(
+                    "layer `{name}`: stage {stage}, but it is used after {at}"
+                )));
             }
             for segment in &mut cut.segments[at..stage] {
                 if let Err(place) = segment.live_after.binary_search(&tap.tensor) {

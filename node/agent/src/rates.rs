@@ -9,6 +9,7 @@ use halfstep_compute::{Cpu, cpu};
 use halfstep_quant::{Granularity, GridSpec, RangeEstimator, Scheme, estimate};
 use halfstep_solver::{Activation, GramView, RowProblem, Settings, Statistics, Workspace, solve};
 use halfstep_work::{Failure, SolverSettings};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// The product that is timed: `[ROWS, SIDE] x [SIDE, SIDE]`, the shape of a row chunk times a Gram matrix.
@@ -16,6 +17,8 @@ const ROWS: usize = 128;
 const SIDE: usize = 512;
 /// How long products are repeated, once on one thread and once on all.
 const PRODUCT_TIME: Duration = Duration::from_millis(60);
+/// How long a node's own probe takes.
+const PROBE_TIME: Duration = Duration::from_millis(20);
 /// The solves that are timed: nearly nothing but the call, and weights enough to time.
 const CALL: (usize, usize) = (1, 9);
 const WEIGHTS: (usize, usize) = (64, 64);
@@ -72,15 +75,25 @@ fn solve_flops(rows: usize, cols: usize, iterations: u32, refine_sweeps: u32) ->
     2.0 * rows as f64 * (cols as f64).powi(2) * products
 }
 
+/// Flops per second of one thread, measured once per process in less than 50 ms.
+pub(crate) fn probe_flops() -> f64 {
+    static MEASURED: OnceLock<f64> = OnceLock::new();
+    *MEASURED.get_or_init(|| rate_within(PROBE_TIME))
+}
+
 /// Flops per second of this thread.
 fn product_rate() -> f64 {
+    rate_within(PRODUCT_TIME)
+}
+
+fn rate_within(time: Duration) -> f64 {
     let (a, b) = (vec![0.5f32; ROWS * SIDE], vec![0.25f32; SIDE * SIDE]);
     let mut out = vec![0.0f32; ROWS * SIDE];
     let mut product = || cpu::matmul(ROWS, SIDE, SIDE, 1.0, &a, SIDE, &b, SIDE, 0.0, &mut out, SIDE);
     product();
     let begun = Instant::now();
     let mut runs = 0u32;
-    while begun.elapsed() < PRODUCT_TIME {
+    while begun.elapsed() < time {
         product();
         runs += 1;
     }

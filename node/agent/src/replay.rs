@@ -13,9 +13,7 @@ use crate::job::{Job, lock};
 use crate::{failure, transit};
 use halfstep_exec::{CarryKey, Session, Stream, Unfolder, peak, sampled_positions};
 use halfstep_model::{Layer, Segment, Tensor};
-use halfstep_work::{
-    Done, Failure, Held, Holding, LayerId, PeakRecord, RangeId, SegmentId, ShardId, Wanted,
-};
+use halfstep_work::{Done, Failure, Held, Holding, LayerId, PeakRecord, RangeId, SegmentId, ShardId, Wanted};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
@@ -59,7 +57,12 @@ fn key((range, shard): LaneShard, stream: Stream, tensor: &str) -> CarryKey {
 
 impl Job {
     /// Brings the next range's lane to its start.
-    pub(crate) fn forward(&self, attempt: &Attempt<'_>, range: RangeId, shard: ShardId) -> Result<Done, Failure> {
+    pub(crate) fn forward(
+        &self,
+        attempt: &Attempt<'_>,
+        range: RangeId,
+        shard: ShardId,
+    ) -> Result<Done, Failure> {
         let next = RangeId(range.0 + 1);
         let stages = self.plan.ranges.get(next.index());
         let start = stages.ok_or_else(|| failure::internal(format!("{range}: no range follows it")))?.start;
@@ -67,12 +70,18 @@ impl Job {
     }
 
     /// Brings the shard behind the segment and reports what its taps reach.
-    pub(crate) fn capture(&self, attempt: &Attempt<'_>, id: SegmentId, shard: ShardId) -> Result<Done, Failure> {
+    pub(crate) fn capture(
+        &self,
+        attempt: &Attempt<'_>,
+        id: SegmentId,
+        shard: ShardId,
+    ) -> Result<Done, Failure> {
         let segment = self.program.segment(id.index())?;
         let lane = (self.plan.range_of(id), shard);
         let peaks = self.at(attempt, lane, id.index() + 1, || {
             let taps = segment.taps.iter();
-            taps.map(|tap| self.peak(lane, tap.layer, tap.use_index, &tap.tensor)).collect::<Result<Vec<_>, _>>()
+            taps.map(|tap| self.peak(lane, tap.layer, tap.use_index, &tap.tensor))
+                .collect::<Result<Vec<_>, _>>()
         })?;
         lock(&self.captured).insert(lane, (id, peaks.clone()));
         Ok(Done::Captured { peaks })
@@ -124,7 +133,9 @@ impl Job {
     fn fetch_nearest(&self, attempt: &Attempt<'_>, lane: LaneShard, target: usize) {
         let (range, shard) = lane;
         let offered = attempt.holdings(|held| match held {
-            Held::Carry { range: r, segment, shard: s } if (*r, *s) == (range, shard) => Some(segment.index() + 1),
+            Held::Carry { range: r, segment, shard: s } if (*r, *s) == (range, shard) => {
+                Some(segment.index() + 1)
+            }
             _ => None,
         });
         let mut offered: Vec<(&Holding, usize)> = offered
@@ -161,7 +172,8 @@ impl Job {
     /// Exactly the tensors that a carry of this boundary has.
     fn check_live(&self, lane: LaneShard, boundary: usize, live: &[Live]) -> Result<(), Failure> {
         let mut expected = self.keys_at(lane, boundary);
-        let mut found: Vec<CarryKey> = live.iter().map(|(stream, name, _)| key(lane, *stream, name)).collect();
+        let mut found: Vec<CarryKey> =
+            live.iter().map(|(stream, name, _)| key(lane, *stream, name)).collect();
         expected.sort();
         found.sort();
         match expected == found {
@@ -263,14 +275,11 @@ impl Job {
 
     /// The tensor of a stream; where the quantized one does not differ there is only the original.
     pub(crate) fn tensor(&self, lane: LaneShard, stream: Stream, name: &str) -> Result<Arc<Tensor>, Failure> {
-        let apart = stream == Stream::Quantized && self.program.is_parted(lane.0, name);
-        if apart {
-            let quantized = key(lane, stream, name);
-            if self.carry.contains(&quantized) {
-                return self.carry.get(&quantized).map_err(failure::exec);
-            }
-        }
-        self.carry.get(&key(lane, Stream::FullPrecision, name)).map_err(failure::exec)
+        let stream = match self.program.is_parted(lane.0, name) {
+            true => stream,
+            false => Stream::FullPrecision,
+        };
+        self.carry.get(&key(lane, stream, name)).map_err(failure::exec)
     }
 
     fn session(&self, id: SegmentId, segment: &Segment, stream: Stream) -> Result<Arc<dyn Session>, Failure> {

@@ -1,0 +1,210 @@
+//! Sums of products of the shards that the coordinator has counted as this node's.
+//!
+//! `Accumulate` leaves a shard's products under its lease; they enter the sums of the stage when the coordinator accepts
+//! them and are dropped otherwise. So the shards that are in a stage's sums are exactly those it counts on, and each
+//! shard is in the sums of one node.
+//! Not here: the integers (`exec`), adding nodes (`collective`).
+
+use crate::attempt::Attempt;
+use crate::failure;
+use crate::job::{Job, lock};
+use crate::replay::LaneShard;
+use halfstep_exec::{
+    Agreement, ExecError, LayerStatistics, Sampling, ShardProducts, ShardSamples, Stream, SumSlice, UseSlice,
+};
+use halfstep_model::Tap;
+use halfstep_work::{
+    Done, Failure, Held, LayerId, LeaseId, Objective, PeakRecord, SegmentId, ShardId, SliceId, Verdict,
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// One use of a layer.
+type Use = (LayerId, u32);
+
+/// Sums of every stage that is not over, and products that wait for a verdict.
+#[derive(Default)]
+pub(crate) struct Sums {
+    stages: BTreeMap<SegmentId, Stage>,
+    pending: HashMap<LeaseId, Pending>,
+}
+
+#[derive(Default)]
+struct Stage {
+    shards: BTreeSet<ShardId>,
+    /// `None` where the inputs are not finite.
+    uses: BTreeMap<Use, Option<Arc<LayerStatistics>>>,
+}
+
+struct Pending {
+    segment: SegmentId,
+    shard: ShardId,
+    products: Vec<(Use, Option<(Arc<LayerStatistics>, ShardProducts)>)>,
+}
+
+impl Sums {
+    /// What became of a lease; of no account unless products wait under it.
+    pub(crate) fn settle(&mut self, lease: LeaseId, verdict: Verdict) {
+        let Some(pending) = self.pending.remove(&lease).filter(|_| verdict == Verdict::Accepted) else {
+            return;
+        };
+        let stage = self.stages.entry(pending.segment).or_default();
+        if !stage.shards.insert(pending.shard) {
+            return;
+        }
+        for (one, products) in pending.products {
+            let own = products.as_ref().map(|(statistics, _)| Arc::clone(statistics));
+            let kept = stage.uses.entry(one).or_insert(own);
+            if let (Some(kept), Some((_, products))) = (kept, products) {
+                kept.merge(products);
+            }
+        }
+    }
+
+    pub(crate) fn drop_stages(&mut self, passed: impl Fn(SegmentId) -> bool) {
+        self.stages.retain(|segment, _| !passed(*segment));
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Sums of at least one shard.
+    pub(crate) fn held(&self) -> impl Iterator<Item = Held> {
+        let filled = self.stages.iter().filter(|(_, stage)| !stage.shards.is_empty());
+        filled.map(|(segment, stage)| Held::Sums {
+            segment: *segment,
+            shards: stage.shards.iter().copied().collect(),
+        })
+    }
+
+    /// A layer's uses, if exactly these shards are in. An empty answer: its inputs are not finite.
+    fn uses(
+        &self,
+        stage: SegmentId,
+        layer: LayerId,
+        shards: &[ShardId],
+    ) -> Result<Vec<Arc<LayerStatistics>>, Failure> {
+        let held = self.stages.get(&stage).filter(|held| held.shards.iter().eq(shards));
+        let held = held.ok_or_else(|| {
+            let actual = self.stages.get(&stage).map_or(0, |held| held.shards.len());
+            failure::peer(format!(
+                "sums of {stage}: asked for {} other shards, {actual} are in",
+                shards.len()
+            ))
+        })?;
+        let uses: Option<Vec<_>> =
+            held.uses.range((layer, 0)..=(layer, u32::MAX)).map(|(_, one)| one.clone()).collect();
+        Ok(uses.unwrap_or_default())
+    }
+}
+
+impl Job {
+    /// Sums the products of one shard's taps and leaves them under the lease.
+    pub(crate) fn accumulate(
+        &self,
+        attempt: &Attempt<'_>,
+        id: SegmentId,
+        shard: ShardId,
+        peaks: &[PeakRecord],
+    ) -> Result<Done, Failure> {
+        let segment = self.program.segment(id.index())?;
+        let lane = (self.plan.range_of(id), shard);
+        let products = self.at(attempt, lane, id.index() + 1, || {
+            segment.taps.iter().map(|tap| self.products(attempt, id, lane, tap, peaks)).collect()
+        })?;
+        let pending = Pending { segment: id, shard, products };
+        lock(&self.sums).pending.insert(attempt.grant.lease.id, pending);
+        Ok(Done::Accumulated)
+    }
+
+    #[expect(clippy::type_complexity, reason = "the entry of a list, made and used in this file")]
+    fn products(
+        &self,
+        attempt: &Attempt<'_>,
+        id: SegmentId,
+        lane: LaneShard,
+        tap: &Tap,
+        peaks: &[PeakRecord],
+    ) -> Result<(Use, Option<(Arc<LayerStatistics>, ShardProducts)>), Failure> {
+        attempt.step()?;
+        let layer = LayerId(tap.layer as u32);
+        let one = (layer, tap.use_index as u32);
+        let agreed = peaks.iter().find(|p| (p.layer, p.use_index) == one);
+        let agreed = agreed.ok_or_else(|| failure::internal(format!("{layer}: no peaks were agreed")))?;
+        let Some(statistics) = self.statistics_of(id, one, agreed)? else { return Ok((one, None)) };
+        let fp = self.tensor(lane, Stream::FullPrecision, &tap.tensor)?;
+        let differs = self.program.differs(&self.plan, layer);
+        let q = differs.then(|| self.tensor(lane, Stream::Quantized, &tap.tensor)).transpose()?;
+        let described = self.program.layer(layer);
+        let products = statistics.products(described, &tap.tensor, lane.1.0, &fp, q.as_deref());
+        Ok((one, Some((statistics, products.map_err(failure::exec)?))))
+    }
+
+    /// The sums of one use, empty if there are none yet; nothing if they would not be finite: then the layer fails
+    /// alone when it is reduced.
+    fn statistics_of(
+        &self,
+        stage: SegmentId,
+        one: Use,
+        agreed: &PeakRecord,
+    ) -> Result<Option<Arc<LayerStatistics>>, Failure> {
+        let mut sums = lock(&self.sums);
+        let uses = &mut sums.stages.entry(stage).or_default().uses;
+        if let Some(known) = uses.get(&one) {
+            return Ok(known.clone());
+        }
+        let made = match self.empty_statistics(one.0, agreed) {
+            Ok(made) => Some(Arc::new(made)),
+            Err(ExecError::NonFinite { .. }) => None,
+            Err(error) => return Err(failure::exec(error)),
+        };
+        uses.insert(one, made.clone());
+        Ok(made)
+    }
+
+    fn empty_statistics(&self, layer: LayerId, agreed: &PeakRecord) -> Result<LayerStatistics, ExecError> {
+        let solver = &self.plan.solver;
+        let keep =
+            if solver.objective == Objective::Samples { solver.positions_per_shard as usize } else { 0 };
+        let sampling =
+            Sampling { fraction: solver.positions_fraction, keep_per_shard: keep, seed: solver.seed };
+        let agreement = Agreement {
+            peak_fp: agreed.full_precision,
+            peak_q: agreed.quantized,
+            positions: agreed.positions,
+        };
+        let same = !self.program.differs(&self.plan, layer);
+        LayerStatistics::new(self.program.layer(layer), u64::from(layer.0), agreement, sampling, same)
+    }
+
+    /// Rows of this node's sums over exactly these shards; `None` if the layer's inputs are not finite.
+    pub(crate) fn own_sums(
+        &self,
+        layer: LayerId,
+        slice: SliceId,
+        shards: &[ShardId],
+    ) -> Result<Option<SumSlice>, Failure> {
+        let (stage, rows) = (self.entry(layer)?.stage, self.rows(layer, slice)?);
+        // Held while the rows are read: a shard that is merged meanwhile would be in some rows only.
+        let sums = lock(&self.sums);
+        let uses = sums.uses(stage, layer, shards)?;
+        if uses.is_empty() {
+            return Ok(None);
+        }
+        let uses: Result<Vec<UseSlice>, ExecError> = uses.iter().map(|one| one.slice(rows.clone())).collect();
+        let cols = self.program.layer(layer).cols;
+        Ok(Some(SumSlice { cols, rows, uses: uses.map_err(failure::exec)? }))
+    }
+
+    /// Kept sample rows of this node's sums over exactly these shards, one entry per use.
+    pub(crate) fn own_samples(
+        &self,
+        layer: LayerId,
+        shards: &[ShardId],
+    ) -> Result<Vec<BTreeMap<u32, ShardSamples>>, Failure> {
+        let stage = self.entry(layer)?.stage;
+        let sums = lock(&self.sums);
+        Ok(sums.uses(stage, layer, shards)?.iter().map(|one| one.kept()).collect())
+    }
+}
