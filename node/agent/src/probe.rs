@@ -9,8 +9,8 @@ use crate::rates::Rates;
 use crate::{failure, transit};
 use halfstep_exec::{Agreement, Engine, LayerStatistics, Sampling, Unfolder, peak, sampled_positions};
 use halfstep_model::{Dim, Model, Segment, Tensor};
-use halfstep_work::{Failure, InputTensor, LayerId, Objective, Plan, Propagation, ShardId, Source};
-use std::collections::{BTreeMap, BTreeSet};
+use halfstep_work::{Failure, InputTensor, LayerId, Objective, Plan, SegmentId, ShardId, Source};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Short parts are timed this often and the fastest counts: other programs only ever add to a time.
@@ -117,8 +117,6 @@ struct Walk<'a> {
     source: &'a dyn Source,
     engine: &'a dyn Engine,
     held: BTreeMap<String, Tensor>,
-    /// Tensors that differ in the quantized stream.
-    parted: BTreeSet<String>,
 }
 
 impl<'a> Walk<'a> {
@@ -131,7 +129,7 @@ impl<'a> Walk<'a> {
     ) -> Result<Self, Failure> {
         let held: Result<_, Failure> =
             inputs.iter().map(|input| Ok((input.name.clone(), transit::tensor(input)?))).collect();
-        Ok(Self { plan, program, source, engine, held: held?, parted: BTreeSet::new() })
+        Ok(Self { plan, program, source, engine, held: held? })
     }
 
     fn all(mut self) -> Result<Vec<SegmentProbe>, Failure> {
@@ -140,34 +138,23 @@ impl<'a> Walk<'a> {
     }
 
     fn segment(&mut self, index: usize, segment: &Segment) -> Result<SegmentProbe, Failure> {
+        let id = SegmentId(index as u32);
+        let parted = |name: &str| self.program.is_parted(self.plan.range_of(id), name);
         let mut found = SegmentProbe::default();
         if !segment.nodes.is_empty() && !segment.outputs.is_empty() {
             self.forward(segment, &mut found)?;
-            let parts = self.parts(index, segment);
-            found.streams = if parts { 2 } else { 1 };
-            if parts {
-                self.parted.extend(segment.outputs.iter().cloned());
-            }
+            found.streams = if self.program.parts(self.plan, id, segment) { 2 } else { 1 };
         }
         let tapped = |name: &String| segment.taps.iter().any(|tap| tap.tensor == *name);
         self.held.retain(|name, _| segment.live_after.contains(name) || tapped(name));
         let bytes = |(_, tensor): (&String, &Tensor)| tensor.bytes() as u64;
         found.original_bytes = self.held.iter().map(bytes).sum();
-        found.quantized_bytes =
-            self.held.iter().filter(|(name, _)| self.parted.contains(*name)).map(bytes).sum();
+        found.quantized_bytes = self.held.iter().filter(|(name, _)| parted(name)).map(bytes).sum();
         let taps: Result<_, Failure> =
             segment.taps.iter().map(|tap| self.tap(LayerId(tap.layer as u32), &tap.tensor)).collect();
         found.taps = taps?;
         self.held.retain(|name, _| segment.live_after.contains(name));
         Ok(found)
-    }
-
-    /// Whether the streams differ after the segment: a layer that is rounded by then runs in it, or its inputs differ.
-    fn parts(&self, index: usize, segment: &Segment) -> bool {
-        let rounded = |layer: &usize| self.plan.layer(LayerId(*layer as u32)).stage.index() < index;
-        self.plan.propagation == Propagation::Sequential
-            && (segment.layers_inside.iter().any(rounded)
-                || segment.inputs.iter().any(|name| self.parted.contains(name)))
     }
 
     /// The first run warms caches up and is not timed.
@@ -206,7 +193,7 @@ impl<'a> Walk<'a> {
         Ok(TapProbe {
             layer: id,
             positions: all.positions,
-            differs: self.parted.contains(name),
+            differs: self.program.differs(self.plan, id),
             statistics_bytes: all.bytes,
             // With next to no position, what remains is the cost of a shard.
             shard_seconds: shard.seconds,
@@ -237,7 +224,7 @@ impl<'a> Walk<'a> {
             if solver.objective == Objective::Samples { solver.positions_per_shard as usize } else { 0 };
         let sampling = Sampling { fraction, keep_per_shard: keep, seed: solver.seed };
         let agreed = Agreement { peak_fp: largest, peak_q: largest, positions: found.positions.max(1) };
-        let differs = self.parted.contains(name);
+        let differs = self.program.differs(self.plan, id);
         found.seconds = fastest(|| {
             let statistics = LayerStatistics::new(layer, u64::from(id.0), agreed, sampling, !differs);
             let statistics = statistics.map_err(failure::exec)?;
