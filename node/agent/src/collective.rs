@@ -59,6 +59,9 @@ impl FetchCollective<'_> {
     }
 }
 
+/// Who, whether it is this node, and the shards that are in its sums.
+type Holder<'a> = (&'a Holding, bool, &'a [ShardId]);
+
 /// The holders of a stage's sums, which must have every shard of the plan once.
 ///
 /// # Errors
@@ -67,7 +70,7 @@ pub(crate) fn holders<'a>(
     job: &Job,
     attempt: &'a Attempt<'_>,
     stage: SegmentId,
-) -> Result<Vec<(&'a Holding, bool, &'a [ShardId])>, Failure> {
+) -> Result<Vec<Holder<'a>>, Failure> {
     let found: Vec<_> = attempt
         .holdings(|held| match held {
             Held::Sums { segment, shards } if *segment == stage => Some(shards.as_slice()),

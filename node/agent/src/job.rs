@@ -5,7 +5,7 @@
 use crate::layer_problem::LayerProblem;
 use crate::lazy::Lazy;
 use crate::program::Program;
-use crate::replay::Lanes;
+use crate::replay::{LaneShard, Lanes};
 use crate::sessions::Sessions;
 use crate::sums::Sums;
 use crate::{attempt::Attempt, failure};
@@ -13,8 +13,8 @@ use halfstep_compute::{Cpu, Device};
 use halfstep_exec::{CarryStore, Engine, MeanSlice, SliceForm};
 use halfstep_solver::Workspace;
 use halfstep_work::{
-    Done, Failure, LayerId, LayerPlan, PeakRecord, Plan, Propagation, RangeId, SegmentId, ShardId, SliceId,
-    Source, Task,
+    Done, Failure, LayerId, LayerPlan, PeakRecord, Plan, Propagation, SegmentId, ShardId, SliceId, Source,
+    Task,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -31,12 +31,15 @@ pub(crate) struct Job {
     pub(crate) lanes: Lanes,
     pub(crate) sessions: Sessions,
     /// The latest peaks of every shard in every range.
-    pub(crate) captured: Mutex<BTreeMap<(RangeId, ShardId), (SegmentId, Vec<PeakRecord>)>>,
+    pub(crate) captured: Mutex<BTreeMap<LaneShard, Captured>>,
     pub(crate) sums: Mutex<Sums>,
     pub(crate) means: Mutex<BTreeMap<(LayerId, SliceId), Arc<MeanSlice>>>,
     pub(crate) problems: Mutex<HashMap<LayerId, Arc<Lazy<LayerProblem>>>>,
     pub(crate) workspaces: Mutex<Vec<Workspace<<Cpu as Device>::Buffer>>>,
 }
+
+/// Peaks of one shard at the end of a segment.
+type Captured = (SegmentId, Vec<PeakRecord>);
 
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every holder leaves what it guards whole at every step.

@@ -52,10 +52,6 @@ impl LayerProblem {
     }
 
     /// Decides the rounding of one chunk; also the seconds spent refining. `between` is asked before every part.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one step of one task, and all of it differs from call to call"
-    )]
     pub(crate) fn solve(
         &self,
         id: LayerId,

@@ -39,8 +39,11 @@ struct Stage {
 struct Pending {
     segment: SegmentId,
     shard: ShardId,
-    products: Vec<(Use, Option<(Arc<LayerStatistics>, ShardProducts)>)>,
+    products: Vec<(Use, Option<Products>)>,
 }
+
+/// One use's products, and the sums they belong to.
+type Products = (Arc<LayerStatistics>, ShardProducts);
 
 impl Sums {
     /// What became of a lease; of no account unless products wait under it.
@@ -117,8 +120,6 @@ impl Job {
         lock(&self.sums).pending.insert(attempt.grant.lease.id, pending);
         Ok(Done::Accumulated)
     }
-
-    #[expect(clippy::type_complexity, reason = "the entry of a list, made and used in this file")]
     fn products(
         &self,
         attempt: &Attempt<'_>,
@@ -126,7 +127,7 @@ impl Job {
         lane: LaneShard,
         tap: &Tap,
         peaks: &[PeakRecord],
-    ) -> Result<(Use, Option<(Arc<LayerStatistics>, ShardProducts)>), Failure> {
+    ) -> Result<(Use, Option<Products>), Failure> {
         attempt.step()?;
         let layer = LayerId(tap.layer as u32);
         let one = (layer, tap.use_index as u32);
