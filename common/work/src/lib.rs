@@ -13,11 +13,14 @@ mod task;
 pub use ids::{ChunkId, JobId, LayerId, LeaseId, NodeId, RangeId, SegmentId, ShardId, SliceId};
 pub use job::{Objective, Partition, Propagation, SolverSettings, StartPoint};
 pub use node::{
-    Grant, Held, Holding, InputTensor, Inventory, Node, NodeDescription, ScalarKind, Source, SourceError, Unwatched,
-    Verdict, Wanted, Watch,
+    Grant, Held, Holding, InputTensor, Inventory, Node, NodeDescription, ScalarKind, Source, SourceError,
+    Unwatched, Verdict, Wanted, Watch,
 };
 pub use plan::{KeptLayer, LayerPlan, Plan, PlanError, StagePlan};
-pub use state::{Event, JobState, Lease, LeaseRefused, Progress, TaskState};
+pub use state::{
+    ATTEMPTS_MAX, Applied, COUNTED_MAX, Change, Counters, Event, EventRefused, Group, JobState, Lease,
+    Progress, TaskId, TaskState, TaskTable,
+};
 pub use task::{
     ChunkReport, Cost, Done, Failure, FailureClass, PeakRecord, Rounding, Task, TaskPhase, agree_peaks,
 };

@@ -3,8 +3,8 @@
 //! The same messages travel by gRPC, over a network or over memory. Nothing else crosses.
 
 use crate::{
-    ChunkId, Cost, Done, Failure, FailureClass, LayerId, Lease, LeaseId, NodeId, PeakRecord, Plan, RangeId, Rounding,
-    SegmentId, ShardId, SliceId,
+    ChunkId, Cost, Done, Failure, FailureClass, LayerId, Lease, LeaseId, NodeId, PeakRecord, Plan, RangeId,
+    Rounding, SegmentId, ShardId, SliceId,
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};

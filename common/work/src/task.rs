@@ -277,16 +277,21 @@ impl FailureClass {
             | Self::Hung
             | Self::Damaged
             | Self::HandedBack => true,
-            Self::BadInput | Self::NonFinite | Self::Nondeterminism | Self::Cancelled | Self::Internal => false,
+            Self::BadInput | Self::NonFinite | Self::Nondeterminism | Self::Cancelled | Self::Internal => {
+                false
+            }
         }
     }
 
     /// Whether the attempt counts against the task.
     pub fn counts(self) -> bool {
         match self {
-            Self::NodeLost | Self::Hung | Self::BadInput | Self::NonFinite | Self::Nondeterminism | Self::Internal => {
-                true
-            }
+            Self::NodeLost
+            | Self::Hung
+            | Self::BadInput
+            | Self::NonFinite
+            | Self::Nondeterminism
+            | Self::Internal => true,
             Self::OutOfMemory
             | Self::Storage
             | Self::PeerLost

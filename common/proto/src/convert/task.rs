@@ -104,7 +104,6 @@ impl TryFrom<wire::Lease> for Lease {
             id: LeaseId(lease.id),
             node: NodeId(lease.node),
             attempt: lease.attempt,
-            slot: 0,
             task: present(lease.task, "task of a lease")?.try_into()?,
         })
     }

@@ -59,7 +59,6 @@ fn leases() -> Vec<Lease> {
         id: LeaseId(u64::MAX - n),
         node: NodeId(12),
         attempt: 1 + n as u32,
-        slot: 0,
         task,
     };
     (0..).zip(tasks()).map(lease).collect()

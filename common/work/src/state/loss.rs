@@ -1,0 +1,61 @@
+//! A node is gone: its leases fail, and what it held is made again as far as something still depends on it.
+
+use super::{Change, EventRefused, Group, JobState, TaskId, TaskState};
+use crate::{Failure, LayerId, NodeId, SegmentId, ShardId, SliceId};
+use std::collections::BTreeSet;
+
+impl JobState {
+    pub(super) fn lost(&mut self, node: NodeId, failure: &Failure) -> Result<(), EventRefused> {
+        let Some(member) = self.nodes.remove(&node) else { return Err(EventRefused::UnknownNode { node }) };
+        let mut touched: BTreeSet<SegmentId> = BTreeSet::new();
+        for (layer, slice) in member.means {
+            touched.insert(self.plan.layer(layer).stage);
+            self.forget_means(layer, slice);
+        }
+        for (segment, shards) in member.sums {
+            touched.insert(segment);
+            shards.into_iter().for_each(|shard| self.forget_sum(segment, shard));
+        }
+        touched.into_iter().for_each(|segment| self.revive(segment));
+        for lease in member.leases {
+            if let Some(record) = self.leases.get(&lease).copied() {
+                self.attempt_failed(lease, record, failure);
+            }
+        }
+        Ok(())
+    }
+
+    /// The means of a slice are nowhere any more; they are made again unless the layer is over.
+    pub(super) fn forget_means(&mut self, layer: LayerId, slice: SliceId) {
+        let task = self.table.id(Group::Reduce(layer), slice.0);
+        let entry = &mut self.layers[layer.index()];
+        entry.means = entry.means.saturating_sub(1);
+        match entry.is_over() {
+            true => self.slots[task.0].state = TaskState::Done { lease: None, node: None },
+            false => self.make_ready(task),
+        }
+    }
+
+    /// A shard is in nobody's sums any more; whether it is summed again is decided by `revive`.
+    pub(super) fn forget_sum(&mut self, segment: SegmentId, shard: ShardId) {
+        let task = self.table.id(Group::Accumulate(segment), shard.0);
+        let stage = &mut self.stages[segment.index()];
+        stage.summed = stage.summed.saturating_sub(1);
+        self.slots[task.0].state = TaskState::Done { lease: None, node: None };
+    }
+
+    /// Sums that nobody holds are made again if something still has to be made from them.
+    pub(super) fn revive(&mut self, segment: SegmentId) {
+        self.recount(segment);
+        let stage = &self.stages[segment.index()];
+        if !stage.is_open() || !stage.needs_sums || stage.summed == self.plan.shards.len() {
+            return;
+        }
+        for task in self.table.ids(Group::Accumulate(segment)) {
+            if self.slots[task].is_done() && self.slots[task].holder().is_none() {
+                self.make_ready(TaskId(task));
+            }
+        }
+        self.changes.push(Change::Opened);
+    }
+}
