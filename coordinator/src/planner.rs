@@ -7,7 +7,7 @@ use crate::rules::{Decision, decide};
 use crate::{CoordinatorError, JobConfig};
 use halfstep_model::Dtype;
 use halfstep_model::{Cut, Dim, Layer, Model, Unsupported, cut, fold_batch_norms, list_layers, normalize};
-use halfstep_work::{KeptLayer, LayerId, LayerPlan, Plan, SegmentId, StagePlan};
+use halfstep_work::{KeptLayer, LayerId, LayerPlan, Partition, Plan, SegmentId, StagePlan};
 use std::ops::Range;
 use std::path::Path;
 
@@ -18,6 +18,10 @@ const CHUNK_ROWS: Range<usize> = 16..128;
 const SHARD_INPUT_BYTES: usize = 5 << 20;
 /// And below this many samples.
 const SHARD_SAMPLES_MAX: usize = 32;
+/// Bytes of the 64-bit sums of one slice, all three matrices: one message of a few seconds on a slow link.
+const SLICE_BYTES: usize = 4 << 20;
+/// Matrices of statistics a layer can have.
+const MATRICES: usize = 3;
 
 /// A model that is ready to be quantized, and what will happen to it.
 pub struct Prepared {
@@ -154,6 +158,7 @@ fn plan(
         ));
     }
     let stages = stages(&layers, &cut);
+    let ranges = stage_ranges(config.partition, &layers, &stages, &cut, &mut notes);
     let plans = layers.iter().zip(grids).enumerate().map(|(index, (layer, grid))| LayerPlan {
         id: LayerId(index as u32),
         name: layer.name.clone(),
@@ -163,12 +168,12 @@ fn plan(
         groups: layer.groups,
         grid,
         chunks: chunks(layer.rows, layer.groups),
-        slices: std::iter::once(0..layer.cols * layer.groups).collect(),
+        slices: slices(layer.cols, layer.groups),
         stage: SegmentId(
             stages.iter().position(|s| s.solve.contains(&LayerId(index as u32))).unwrap_or(0) as u32
         ),
     });
-    let mut plan = Plan {
+    let plan = Plan {
         layers: plans.collect(),
         kept,
         stages,
@@ -176,9 +181,8 @@ fn plan(
         shards,
         propagation: config.propagation,
         solver: config.solver,
-        ranges: Vec::new(),
+        ranges,
     };
-    plan.ranges = std::iter::once(0..plan.stages.len()).collect();
     plan.validate()?;
     Ok(Prepared { model, layers, cut, plan, notes })
 }
@@ -271,6 +275,78 @@ pub(crate) fn chunks(rows: usize, groups: usize) -> Vec<Range<usize>> {
         .collect()
 }
 
+/// Fixed rows of the statistics, all groups one after the other: whole rows of about `SLICE_BYTES`.
+pub(crate) fn slices(cols: usize, groups: usize) -> Vec<Range<usize>> {
+    let row_bytes = (cols * size_of::<i64>() * MATRICES).max(1);
+    let step = (SLICE_BYTES / row_bytes).max(1);
+    let rows = cols * groups;
+    (0..rows).step_by(step).map(|start| start..(start + step).min(rows)).collect()
+}
+
+/// Contiguous ranges of stages, as even in weights as they can be, never between two uses of one layer.
+fn stage_ranges(
+    partition: Partition,
+    layers: &[Layer],
+    stages: &[StagePlan],
+    cut: &Cut,
+    notes: &mut Vec<String>,
+) -> Vec<Range<usize>> {
+    let asked = match partition {
+        Partition::Batches => 1,
+        Partition::Layers { ranges } | Partition::Grid { ranges, .. } => ranges.max(1),
+    };
+    let weights = |layer: &LayerId| (layers[layer.index()].rows * layers[layer.index()].cols) as u64;
+    // One more each, so that stages without layers are spread as well.
+    let work: Vec<u64> =
+        stages.iter().map(|stage| 1 + stage.solve.iter().map(weights).sum::<u64>()).collect();
+    let mut uses = vec![(usize::MAX, 0); layers.len()];
+    for (stage, segment) in cut.segments.iter().enumerate() {
+        for tap in &segment.taps {
+            let (first, last) = &mut uses[tap.layer];
+            (*first, *last) = ((*first).min(stage), (*last).max(stage));
+        }
+    }
+    let may_cut = |at: usize| !uses.iter().any(|(first, last)| *first < at && at <= *last);
+    let ranges = even_ranges(&work, asked, may_cut);
+    if ranges.len() < asked {
+        notes.push(format!("{asked} ranges of stages asked for, the model allows {}", ranges.len()));
+    }
+    ranges
+}
+
+/// Tiles the stages with at most `count` ranges so that the heaviest is as light as possible.
+fn even_ranges(work: &[u64], count: usize, may_cut: impl Fn(usize) -> bool) -> Vec<Range<usize>> {
+    let ends: Vec<usize> = (1..=work.len()).filter(|at| *at == work.len() || may_cut(*at)).collect();
+    let count = count.min(ends.len());
+    let fits = |limit: u64| pack(work, &ends, limit, count).filter(|ranges| ranges.len() <= count);
+    let (mut low, mut high) = (0, work.iter().sum::<u64>());
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match fits(middle) {
+            Some(_) => high = middle,
+            None => low = middle + 1,
+        }
+    }
+    fits(high).unwrap_or_default()
+}
+
+/// Greedy ranges of at most `limit` each, while leaving an end for each of the `count` ranges; none if one stage is
+/// heavier.
+fn pack(work: &[u64], ends: &[usize], limit: u64, count: usize) -> Option<Vec<Range<usize>>> {
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    let (mut start, mut taken) = (0, 0);
+    while taken < ends.len() {
+        let keep = count.saturating_sub(ranges.len() + 1);
+        let last = ends.len().saturating_sub(keep).max(taken + 1);
+        let fits = |end: &&usize| work[start..**end].iter().sum::<u64>() <= limit;
+        let reached = ends[taken..last].iter().take_while(fits).count();
+        let end = *ends.get(taken + reached.checked_sub(1)?)?;
+        ranges.push(start..end);
+        (start, taken) = (end, taken + reached);
+    }
+    Some(ranges)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,6 +367,34 @@ mod tests {
             }
             assert_eq!(next, rows);
         }
+    }
+
+    #[test]
+    fn slices_tile_all_rows_of_all_groups_and_stay_near_their_size() {
+        for (cols, groups) in [(1, 1), (27, 1), (9, 1152), (1152, 1), (4608, 1), (200_000, 1), (256, 3)] {
+            let all = slices(cols, groups);
+            let mut next = 0;
+            for slice in &all {
+                assert_eq!(slice.start, next, "{cols}x{groups}");
+                assert!(slice.len() == 1 || slice.len() * cols * 24 <= SLICE_BYTES, "{cols}x{groups}");
+                next = slice.end;
+            }
+            assert_eq!(next, cols * groups);
+        }
+        assert_eq!((slices(27, 1).len(), slices(1152, 1).len(), slices(4608, 1).len()), (1, 8, 125));
+    }
+
+    #[test]
+    fn ranges_are_even_in_work_and_never_part_two_uses_of_a_layer() {
+        let anywhere = |_| true;
+        assert_eq!(even_ranges(&[1, 1, 1, 9, 1, 1], 1, anywhere), [0..6]);
+        assert_eq!(even_ranges(&[1, 1, 1, 9, 1, 1], 3, anywhere), [0..3, 3..4, 4..6]);
+        assert_eq!(even_ranges(&[5, 1, 1, 1, 5, 5], 3, anywhere), [0..4, 4..5, 5..6]);
+        assert_eq!(even_ranges(&[9, 1, 1], 3, anywhere), [0..1, 1..2, 2..3], "as many as asked for");
+        assert_eq!(even_ranges(&[1, 1], 5, anywhere).len(), 2);
+        assert_eq!(even_ranges(&[4, 1, 1, 4], 2, |at| at != 2), [0..3, 3..4]);
+        assert_eq!(even_ranges(&[1, 1, 1], 2, |_| false), [0..3]);
+        assert!(even_ranges(&[], 2, anywhere).is_empty());
     }
 
     #[test]

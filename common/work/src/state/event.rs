@@ -59,7 +59,10 @@ pub enum Event {
         failure: Failure,
     },
     /// The job is to stop.
-    Cancelled,
+    Stopped {
+        /// Why: `Cancelled`, or whatever makes going on pointless.
+        failure: Failure,
+    },
 }
 
 /// What an event led to.

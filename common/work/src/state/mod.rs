@@ -34,8 +34,7 @@ pub use tasks::{Group, TaskId, TaskTable};
 pub use view::{Counters, Progress};
 
 use crate::{
-    Failure, FailureClass, LayerId, LeaseId, NodeId, PeakRecord, Plan, Rounding, SegmentId, ShardId, SliceId,
-    Verdict,
+    Failure, LayerId, LeaseId, NodeId, PeakRecord, Plan, Rounding, SegmentId, ShardId, SliceId, Verdict,
 };
 use lane::{Lane, LayerState, Stage};
 use slot::Slot;
@@ -167,7 +166,7 @@ impl JobState {
             Event::Granted { lease } => self.granted(&lease)?,
             Event::Completed { lease, done } => verdict = self.completed(lease, done),
             Event::Failed { lease, failure } => self.failed(lease, failure)?,
-            Event::Cancelled => self.stop(Failure::new(FailureClass::Cancelled, "cancelled")),
+            Event::Stopped { failure } => self.stop(failure),
         }
         match verdict {
             Verdict::Accepted => {}
