@@ -10,6 +10,8 @@ mod client;
 mod codes;
 mod receive;
 mod serve;
+#[cfg(test)]
+mod simulated;
 mod sink;
 #[cfg(test)]
 mod tests;

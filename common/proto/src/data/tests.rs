@@ -306,3 +306,37 @@ fn blocking_callers_wait_on_their_own_threads() {
     assert_eq!(blocking.fetch(named(hash), LIMIT).unwrap(), Fetched::Blob { bytes: bytes(10), hash });
     assert_eq!(fake.blobs.lock().unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn an_upload_that_nobody_answers_ends() {
+    let transport = Transport::memory();
+    let listener = transport.listen("deaf").await.unwrap();
+    let served = crate::testing::serve_at(listener, crate::Services::new().with(Deaf));
+    let connector = transport.connector(&served.address, crate::Role::Coordinator);
+    let patience = Patience { header: Duration::from_millis(50), attempts: 2, ..hasty() };
+    let client = DataClient::new(&connector, Traffic::default()).with_patience(patience);
+    let error = client.upload(bytes(10)).await.unwrap_err();
+    assert_eq!(error, SourceError::new(FailureClass::PeerLost, "deaf: no answer within 50ms"));
+}
+
+/// Takes every request to the data plane and answers none.
+#[derive(Clone)]
+struct Deaf;
+
+impl tonic::server::NamedService for Deaf {
+    const NAME: &'static str = "halfstep.v1.Artefacts";
+}
+
+impl tower::Service<tonic::codegen::http::Request<tonic::body::Body>> for Deaf {
+    type Response = tonic::codegen::http::Response<tonic::body::Body>;
+    type Error = std::convert::Infallible;
+    type Future = std::future::Pending<Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: tonic::codegen::http::Request<tonic::body::Body>) -> Self::Future {
+        std::future::pending()
+    }
+}

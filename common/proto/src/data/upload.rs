@@ -11,9 +11,12 @@ use halfstep_work::{FailureClass, SourceError};
 use std::fs::File;
 use std::io::{self, Seek};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
-use tokio::time::sleep;
-use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tokio::time::{sleep, timeout};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::Status;
 
 /// A message of an upload; an error ends the stream.
@@ -63,15 +66,35 @@ impl DataClient {
         self.send(hash, messages).await
     }
 
+    /// One try, for as long as messages leave or the answer comes.
+    async fn attempt<M>(&self, messages: M) -> Result<Vec<u8>, Status>
+    where
+        M: Stream<Item = UploadRequest> + Send + 'static,
+    {
+        let taken = Arc::new(AtomicU64::new(0));
+        let mut client = ArtefactsClient::new(self.channel.clone());
+        let mut answer = pin!(client.upload(counted(messages, taken.clone())));
+        let mut before = None;
+        loop {
+            if let Ok(reply) = timeout(self.patience.header, &mut answer).await {
+                return Ok(reply?.into_inner().hash);
+            }
+            let now = Some(taken.load(Ordering::Relaxed));
+            if now == before {
+                return Err(Status::unavailable(format!("no answer within {:?}", self.patience.header)));
+            }
+            before = now;
+        }
+    }
+
     async fn send<M>(&self, hash: BlobHash, messages: impl Fn() -> M) -> Result<BlobHash, SourceError>
     where
         M: Stream<Item = UploadRequest> + Send + 'static,
     {
         let mut failures = 0;
         loop {
-            let mut client = ArtefactsClient::new(self.channel.clone());
-            let status = match client.upload(messages()).await {
-                Ok(reply) if reply.get_ref().hash == hash.0 => return Ok(hash),
+            let status = match self.attempt(messages()).await {
+                Ok(stored) if stored == hash.0 => return Ok(hash),
                 Ok(_) => return Err(self.nonsense("stored the upload under another hash")),
                 Err(status) => status,
             };
@@ -84,6 +107,14 @@ impl DataClient {
             sleep(self.patience.pause * 2_u32.saturating_pow(failures - 1)).await;
         }
     }
+}
+
+/// Counts what has been taken from a stream.
+fn counted<M: Stream>(messages: M, taken: Arc<AtomicU64>) -> impl Stream<Item = M::Item> {
+    messages.map(move |message| {
+        taken.fetch_add(1, Ordering::Relaxed);
+        message
+    })
 }
 
 fn message_header(size: u64, hash: BlobHash) -> UploadRequest {

@@ -140,3 +140,16 @@ async fn connections_of_one_place_and_of_all_are_bounded() {
         }
     }
 }
+
+#[tokio::test]
+async fn the_standard_health_service_fits_in() {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_service_status("halfstep", tonic_health::ServingStatus::Serving).await;
+    let services = Fake::default().services().with(health);
+    let served = serve_at(plain().listen("127.0.0.1:0").await.unwrap(), services);
+    let channel = plain().connector(&served.address, Role::Coordinator).channel();
+    let mut client = tonic_health::pb::health_client::HealthClient::new(channel);
+    let request = tonic_health::pb::HealthCheckRequest { service: "halfstep".into() };
+    let status = client.check(request).await.unwrap().into_inner().status();
+    assert_eq!(status, tonic_health::pb::health_check_response::ServingStatus::Serving);
+}
