@@ -55,12 +55,8 @@ fn tasks() -> Vec<Task> {
 }
 
 fn leases() -> Vec<Lease> {
-    let lease = |(n, task)| Lease {
-        id: LeaseId(u64::MAX - n),
-        node: NodeId(12),
-        attempt: 1 + n as u32,
-        task,
-    };
+    let lease =
+        |(n, task)| Lease { id: LeaseId(u64::MAX - n), node: NodeId(12), attempt: 1 + n as u32, task };
     (0..).zip(tasks()).map(lease).collect()
 }
 

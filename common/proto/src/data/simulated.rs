@@ -63,7 +63,7 @@ fn transport() -> Transport {
 }
 
 fn content() -> Bytes {
-    (0..8 * CHUNK).map(|i| (i * 31 >> 7) as u8).collect::<Vec<_>>().into()
+    (0..8 * CHUNK).map(|i| ((i * 31) >> 7) as u8).collect::<Vec<_>>().into()
 }
 
 /// A network with a server that has the content; `tamper` sees every chunk that it sends, numbered from 0.

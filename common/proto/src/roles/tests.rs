@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 #[test]
 fn every_rpc_has_a_row_and_every_row_an_rpc() {
-    let files = protox::compile(["halfstep.proto"], ["proto"]).unwrap();
+    let files = protox::compile(["halfstep.proto"], [concat!(env!("CARGO_MANIFEST_DIR"), "/proto")]).unwrap();
     let mut declared = BTreeSet::new();
     for file in &files.file {
         for service in &file.service {
