@@ -1,14 +1,15 @@
 //! Files named by the BLAKE3 hash of their bytes: `artefacts/ab/abcdef...` below the state folder.
 //!
-//! Written beside their place under a temporary name, hashed on the way, synced, renamed, folder synced: a file under
-//! its name is whole. Read with the hash checked: a damaged one is removed and reported, so that it is made again.
+//! Written under a temporary name in `artefacts`, hashed on the way, synced, renamed, folder synced: a file under its
+//! name is whole. Read with the hash checked: a damaged one is removed and reported, so that it is made again.
 //! Temporaries that a crash left are removed when the folder is opened.
 //! Not here: which artefacts matter (`store`), what is in them.
 
 use crate::failpoints::visit;
 use bytes::Bytes;
+use halfstep_proto::data::Sink;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -77,23 +78,15 @@ impl Artefacts {
     /// `Storage`.
     pub fn open(root: &Path) -> Result<Self, ArtefactError> {
         fs::create_dir_all(root).map_err(|e| storage(root, "create folder", e))?;
-        let artefacts = Self { root: root.into(), next: AtomicU64::new(0) };
-        for folder in entries(root)? {
-            if folder.is_dir() {
-                for file in entries(&folder)? {
-                    if is_temporary(&file) {
-                        fs::remove_file(&file).map_err(|e| storage(&file, "remove", e))?;
-                    }
-                }
-            }
+        for file in entries(root)?.into_iter().filter(|file| is_temporary(file)) {
+            fs::remove_file(&file).map_err(|e| storage(&file, "remove", e))?;
         }
-        Ok(artefacts)
+        Ok(Self { root: root.into(), next: AtomicU64::new(0) })
     }
 
     /// Where an artefact lies, whether it is there or not.
     pub fn path(&self, hash: &blake3::Hash) -> PathBuf {
-        let name = hash.to_hex();
-        self.root.join(&name[..2]).join(name.as_str())
+        place(&self.root, hash)
     }
 
     /// Whether a file has its name; its bytes are not looked at.
@@ -101,28 +94,17 @@ impl Artefacts {
         self.path(hash).is_file()
     }
 
-    /// Begins to write an artefact of `size` bytes under an announced hash.
+    /// Begins to write an artefact.
     ///
     /// # Errors
     /// `Storage`.
-    pub fn create(&self, hash: blake3::Hash, size: u64) -> Result<ArtefactWriter, ArtefactError> {
-        let target = self.path(&hash);
-        let folder = folder_of(&target);
-        fs::create_dir_all(&folder).map_err(|e| storage(&folder, "create folder", e))?;
+    pub fn create(&self) -> Result<ArtefactWriter, ArtefactError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let temporary = folder.join(format!("{TEMPORARY}{number}"));
+        let temporary = self.root.join(format!("{TEMPORARY}{number}"));
         let created = visit("artefact.create")
             .and_then(|()| OpenOptions::new().write(true).create_new(true).open(&temporary));
         let file = created.map_err(|e| storage(&temporary, "create", e))?;
-        Ok(ArtefactWriter {
-            file,
-            temporary,
-            target,
-            hash,
-            size,
-            hasher: blake3::Hasher::new(),
-            renamed: false,
-        })
+        Ok(ArtefactWriter { file, temporary, root: self.root.clone(), hasher: blake3::Hasher::new(), renamed: false })
     }
 
     /// Keeps bytes; durable when this returns.
@@ -131,9 +113,10 @@ impl Artefacts {
     /// `Storage`; nothing is left then.
     pub fn put(&self, bytes: &[u8]) -> Result<blake3::Hash, ArtefactError> {
         let hash = blake3::hash(bytes);
-        let mut writer = self.create(hash, bytes.len() as u64)?;
+        let mut writer = self.create()?;
         writer.write(bytes)?;
-        writer.finish()
+        writer.finish(&hash)?;
+        Ok(hash)
     }
 
     /// All bytes of an artefact, checked. At most `bytes_max` are read.
@@ -187,9 +170,7 @@ impl Artefacts {
 pub struct ArtefactWriter {
     file: File,
     temporary: PathBuf,
-    target: PathBuf,
-    hash: blake3::Hash,
-    size: u64,
+    root: PathBuf,
     hasher: blake3::Hasher,
     renamed: bool,
 }
@@ -203,40 +184,60 @@ impl ArtefactWriter {
     /// Adds bytes.
     ///
     /// # Errors
-    /// `Size` if that makes more than announced; `Storage`.
+    /// `Storage`.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ArtefactError> {
-        let found = self.written() + bytes.len() as u64;
-        if found > self.size {
-            return Err(ArtefactError::Size { announced: self.hash, expected: self.size, found });
-        }
-        self.hasher.update(bytes);
-        let written = visit("artefact.write").and_then(|()| self.file.write_all(bytes));
-        written.map_err(|e| storage(&self.temporary, "write", e))
+        self.append(bytes).map_err(|e| storage(&self.temporary, "write", e))
     }
 
-    /// Makes the artefact durable under its name.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        visit("artefact.write")?;
+        self.file.write_all(bytes)?;
+        self.hasher.update(bytes);
+        Ok(())
+    }
+
+    /// Makes the artefact durable under its announced name.
     ///
     /// # Errors
-    /// `Size` or `Differs` if it is not what was announced; `Storage`. Nothing is left then.
-    pub fn finish(mut self) -> Result<blake3::Hash, ArtefactError> {
-        if self.written() != self.size {
-            let (announced, expected, found) = (self.hash, self.size, self.written());
-            return Err(ArtefactError::Size { announced, expected, found });
-        }
+    /// `Differs` if it is not what was announced; `Storage`. Nothing is left then.
+    pub fn finish(mut self, announced: &blake3::Hash) -> Result<(), ArtefactError> {
         let found = self.hasher.finalize();
-        if found != self.hash {
-            return Err(ArtefactError::Differs { announced: self.hash, found });
+        if found != *announced {
+            return Err(ArtefactError::Differs { announced: *announced, found });
         }
         let synced = visit("artefact.fsync").and_then(|()| self.file.sync_all());
         synced.map_err(|e| storage(&self.temporary, "sync", e))?;
-        let renamed = visit("artefact.rename").and_then(|()| fs::rename(&self.temporary, &self.target));
-        renamed.map_err(|e| storage(&self.target, "rename to", e))?;
+        let target = place(&self.root, announced);
+        let folder = folder_of(&target);
+        let is_new = !folder.is_dir();
+        fs::create_dir_all(&folder).map_err(|e| storage(&folder, "create folder", e))?;
+        let renamed = visit("artefact.rename").and_then(|()| fs::rename(&self.temporary, &target));
+        renamed.map_err(|e| storage(&target, "rename to", e))?;
         self.renamed = true;
-        let folder = folder_of(&self.target);
         let synced = visit("artefact.folder").and_then(|()| sync_folder(&folder));
-        synced.map_err(|e| storage(&folder, "sync folder", e))?;
-        Ok(found)
+        let synced = synced.and_then(|()| if is_new { sync_folder(&self.root) } else { Ok(()) });
+        synced.map_err(|e| storage(&folder, "sync folder", e))
     }
+}
+
+/// An upload that begins again forgets what has come.
+impl Sink for ArtefactWriter {
+    const BLOCKS: bool = true;
+
+    fn begin(&mut self, _size: u64) -> io::Result<()> {
+        self.hasher.reset();
+        self.file.set_len(0)?;
+        self.file.rewind()
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.append(bytes)
+    }
+}
+
+fn place(root: &Path, hash: &blake3::Hash) -> PathBuf {
+    let name = hash.to_hex();
+    root.join(&name[..2]).join(name.as_str())
 }
 
 impl Drop for ArtefactWriter {
@@ -281,8 +282,9 @@ mod tests {
     }
 
     fn files(artefacts: &Artefacts) -> usize {
-        let folders = entries(&artefacts.root).unwrap();
-        folders.iter().map(|folder| entries(folder).unwrap().len()).sum()
+        let found = entries(&artefacts.root).unwrap();
+        let inside = |path: &PathBuf| if path.is_dir() { entries(path).unwrap().len() } else { 1 };
+        found.iter().map(inside).sum()
     }
 
     #[test]
@@ -324,17 +326,24 @@ mod tests {
     #[test]
     fn what_differs_from_its_announcement_leaves_nothing() {
         let (_folder, artefacts) = fresh();
-        let mut writer = artefacts.create(blake3::hash(b"abc"), 3).unwrap();
+        let mut writer = artefacts.create().unwrap();
         writer.write(b"abd").unwrap();
-        assert!(matches!(writer.finish(), Err(ArtefactError::Differs { .. })));
-        let mut writer = artefacts.create(blake3::hash(b"abc"), 3).unwrap();
+        assert!(matches!(writer.finish(&blake3::hash(b"abc")), Err(ArtefactError::Differs { .. })));
+        let mut writer = artefacts.create().unwrap();
         writer.write(b"ab").unwrap();
-        assert!(matches!(writer.finish(), Err(ArtefactError::Size { expected: 3, found: 2, .. })));
-        let mut writer = artefacts.create(blake3::hash(b"abc"), 3).unwrap();
-        writer.write(b"ab").unwrap();
-        assert!(matches!(writer.write(b"cd"), Err(ArtefactError::Size { expected: 3, found: 4, .. })));
         drop(writer);
         assert_eq!(files(&artefacts), 0);
+    }
+
+    #[test]
+    fn a_writer_that_begins_again_forgets() {
+        let (_folder, artefacts) = fresh();
+        let mut writer = artefacts.create().unwrap();
+        writer.put(b"something longer").unwrap();
+        writer.begin(3).unwrap();
+        writer.put(b"abc").unwrap();
+        writer.finish(&blake3::hash(b"abc")).unwrap();
+        assert_eq!(artefacts.read(&blake3::hash(b"abc"), 9).unwrap(), &b"abc"[..]);
     }
 
     #[test]
@@ -349,7 +358,7 @@ mod tests {
     fn what_a_crash_left_is_removed_at_the_next_start_and_nothing_else() {
         let (folder, artefacts) = fresh();
         let hash = artefacts.put(b"kept").unwrap();
-        let mut writer = artefacts.create(hash, 4).unwrap();
+        let mut writer = artefacts.create().unwrap();
         writer.write(b"ke").unwrap();
         std::mem::forget(writer);
         assert_eq!(files(&artefacts), 2);

@@ -86,6 +86,7 @@ fn record(collected: &Collected) -> JobRecord {
         spec: collected.spec.clone(),
         files: collected.files.clone(),
         stage: JobStage::Running,
+        computed_by: None,
     }
 }
 

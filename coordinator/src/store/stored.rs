@@ -103,6 +103,8 @@ pub struct JobRecord {
     pub files: Vec<InputFile>,
     /// Where it stands.
     pub stage: JobStage,
+    /// Device kind and ONNX engine of every node that worked on it, fixed by the first: others compute other bits.
+    pub computed_by: Option<(String, String)>,
 }
 
 #[derive(SchemaWrite, SchemaRead)]
@@ -137,6 +139,7 @@ pub(super) struct StoredJob {
     exit: u8,
     results: Vec<StoredResult>,
     failure: Option<StoredFailure>,
+    computed_by: Option<(String, String)>,
 }
 
 /// Number on disk of each class; the index is the number.
@@ -232,6 +235,7 @@ impl From<&JobRecord> for StoredJob {
             exit,
             results: results.iter().map(result).collect(),
             failure,
+            computed_by: job.computed_by.clone(),
         }
     }
 }
@@ -263,6 +267,7 @@ impl StoredJob {
             spec: self.spec,
             files: files?,
             stage,
+            computed_by: self.computed_by,
         })
     }
 }

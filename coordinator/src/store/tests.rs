@@ -22,6 +22,7 @@ fn job(id: u8, order: u64, stage: JobStage) -> JobRecord {
         spec: b"{}".to_vec(),
         files: vec![file],
         stage,
+        computed_by: Some(("device".into(), "engine".into())),
     }
 }
 
