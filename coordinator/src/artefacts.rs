@@ -104,7 +104,13 @@ impl Artefacts {
         let created = visit("artefact.create")
             .and_then(|()| OpenOptions::new().write(true).create_new(true).open(&temporary));
         let file = created.map_err(|e| storage(&temporary, "create", e))?;
-        Ok(ArtefactWriter { file, temporary, root: self.root.clone(), hasher: blake3::Hasher::new(), renamed: false })
+        Ok(ArtefactWriter {
+            file,
+            temporary,
+            root: self.root.clone(),
+            hasher: blake3::Hasher::new(),
+            renamed: false,
+        })
     }
 
     /// Keeps bytes; durable when this returns.

@@ -95,6 +95,30 @@ impl CoordinatorError {
         }
     }
 
+    /// Exit code that the command line documents for it.
+    pub fn exit(&self) -> u8 {
+        match self.kind() {
+            ErrorKind::BadInput | ErrorKind::Storage => 65,
+            ErrorKind::Configuration => 78,
+            ErrorKind::Interrupted => 75,
+            ErrorKind::Internal => 1,
+        }
+    }
+
+    /// The failure of a job that it stops.
+    pub fn into_failure(self) -> Failure {
+        let class = match self.kind() {
+            ErrorKind::BadInput | ErrorKind::Configuration => FailureClass::BadInput,
+            ErrorKind::Storage => FailureClass::Storage,
+            ErrorKind::Interrupted => FailureClass::Cancelled,
+            ErrorKind::Internal => FailureClass::Internal,
+        };
+        match self {
+            Self::Failure(failure) => failure,
+            error => Failure::new(class, error),
+        }
+    }
+
     pub(crate) fn storage(path: impl Into<PathBuf>, action: &'static str, source: std::io::Error) -> Self {
         Self::Storage { path: path.into(), action, source }
     }

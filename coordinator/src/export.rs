@@ -6,7 +6,6 @@ use crate::staging::Staging;
 use crate::{Assembled, AssembledLayer, CoordinatorError, JobConfig, Prepared};
 use halfstep_model::{Model, Unfold, WeightLayout, qdq};
 use halfstep_quant::aimet::{self, ParamEncoding, Version};
-use halfstep_work::NodeDescription;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +27,7 @@ pub struct Input {
 
 /// Writes everything into `config.output`; returns the files' names and adds notes to the report.
 ///
-/// `timing`: seconds by phase and layer; the only output that differs between two runs, and the only one the
+/// `kind`: device kind and ONNX engine that computed it. `timing`: seconds by phase and layer; the only output that differs between two runs, and the only one the
 /// manifest does not hash.
 ///
 /// # Errors
@@ -38,7 +37,7 @@ pub fn export(
     config: &JobConfig,
     prepared: &Prepared,
     assembled: &mut Assembled,
-    node: &NodeDescription,
+    kind: &(String, String),
     inputs: &[Input],
     timing: &serde_json::Value,
 ) -> Result<Vec<PathBuf>, CoordinatorError> {
@@ -56,7 +55,7 @@ pub fn export(
         }
     }
     staging.write(REPORT, &json(&assembled.report)?)?;
-    write_manifest(&staging, config, node, inputs)?;
+    write_manifest(&staging, config, kind, inputs)?;
     staging.write(TIMING, &json(timing)?)?;
     let files = staging.files()?.into_iter().map(PathBuf::from).collect();
     staging.publish()?;
@@ -233,7 +232,7 @@ fn check_encodings(path: &Path, params: &[ParamEncoding]) -> Result<(), Coordina
 fn write_manifest(
     staging: &Staging,
     config: &JobConfig,
-    node: &NodeDescription,
+    kind: &(String, String),
     inputs: &[Input],
 ) -> Result<(), CoordinatorError> {
     let outputs: Result<Vec<_>, _> =
@@ -243,8 +242,8 @@ fn write_manifest(
     let manifest = Manifest {
         version: 1,
         halfstep: env!("CARGO_PKG_VERSION").into(),
-        device: node.device.clone(),
-        engine: node.engine.clone(),
+        device: kind.0.clone(),
+        engine: kind.1.clone(),
         seed: config.solver.seed,
         configuration: configuration(config)?,
         inputs: inputs?,

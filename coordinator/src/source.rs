@@ -187,25 +187,22 @@ fn inputs_key(shard: ShardId) -> String {
     format!("inputs {shard}")
 }
 
-/// Reads a rounding back and checks that it is the one asked for.
+/// Reads a rounding back and checks that the plan has such a chunk.
 ///
 /// # Errors
 /// One sentence.
-pub(crate) fn read_rounding(
-    plan: &Plan,
-    layer: LayerId,
-    chunk: ChunkId,
-    bytes: &[u8],
-) -> Result<Rounding, String> {
+pub(crate) fn read_rounding(plan: &Plan, bytes: &[u8]) -> Result<Rounding, String> {
     let rounding = rounding::decode(bytes).map_err(|e| e.to_string())?;
-    let rows = plan.layers.get(layer.index()).and_then(|entry| entry.chunks.get(chunk.index()));
-    let Some(rows) = rows else { return Err(format!("{layer} {chunk}: the plan has no such chunk")) };
-    let expected = (layer, chunk, rows.len(), plan.layer(layer).cols);
-    let found = (rounding.layer, rounding.chunk, rounding.encodings.rows, rounding.encodings.cols);
-    if found != expected {
-        let (l, c, r, k) = found;
-        let (_, _, rows, cols) = expected;
-        return Err(format!("{layer} {chunk}: expected [{rows}, {cols}], found {l} {c} with [{r}, {k}]"));
+    let (layer, chunk) = (rounding.layer, rounding.chunk);
+    let entry = plan.layers.get(layer.index());
+    let Some((entry, rows)) = entry.and_then(|entry| Some((entry, entry.chunks.get(chunk.index())?))) else {
+        return Err(format!("rounding of {layer} {chunk}: the plan has no such chunk"));
+    };
+    let (rows, cols) = (rows.len(), entry.cols);
+    let encodings = &rounding.encodings;
+    if (encodings.rows, encodings.cols) != (rows, cols) {
+        let (r, k) = (encodings.rows, encodings.cols);
+        return Err(format!("rounding of {layer} {chunk}: expected [{rows}, {cols}], found [{r}, {k}]"));
     }
     Ok(rounding)
 }

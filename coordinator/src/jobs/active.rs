@@ -13,7 +13,7 @@ use crate::store::{Change, JobRecord, ResultFile, Store};
 use crate::{
     Assembled, CoordinatorError, JobConfig, JobSource, Outcome, OutcomeKind, Prepared, assemble, prepare,
 };
-use halfstep_work::{JobId, NodeDescription, Plan};
+use halfstep_work::{JobId, Plan};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -107,7 +107,9 @@ impl ActiveJob {
         let mut resumed = Resumed::default();
         for ((layer, chunk), hash) in committed.roundings {
             let read = match artefacts.read(&hash, ROUNDING_BYTES_MAX) {
-                Ok(bytes) => read_rounding(&self.plan, layer, chunk, &bytes).ok(),
+                Ok(bytes) => read_rounding(&self.plan, &bytes)
+                    .ok()
+                    .filter(|read| (read.layer, read.chunk) == (layer, chunk)),
                 Err(
                     ArtefactError::Damaged { .. }
                     | ArtefactError::Missing { .. }
@@ -128,18 +130,18 @@ impl ActiveJob {
         Ok(resumed)
     }
 
-    /// Assembles and exports; the results appear under their folder by rename.
+    /// `kind`: device and engine of the nodes. Assembles and exports; the results appear under their folder by rename.
     ///
     /// # Errors
     /// As `assemble` and `export`; no result is visible then.
     pub fn finish(
         &self,
         outcome: &Outcome,
-        node: &NodeDescription,
+        kind: &(String, String),
         timing: &serde_json::Value,
     ) -> Result<Finished, CoordinatorError> {
         let mut assembled = assemble(&self.prepared, outcome)?;
-        export(&self.config, &self.prepared, &mut assembled, node, &self.inputs, timing)?;
+        export(&self.config, &self.prepared, &mut assembled, kind, &self.inputs, timing)?;
         visit("job.finish").map_err(|e| CoordinatorError::storage(self.folder.results(), "finish", e))?;
         let results = list_results(&self.folder.results())?;
         Ok(Finished { exit: exit_code(&assembled, &self.config), results, assembled })

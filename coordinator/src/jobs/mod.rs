@@ -13,4 +13,5 @@ mod tests;
 pub use active::{ActiveJob, Finished, Resumed};
 pub use collect::{Collected, collect};
 pub use folder::JobFolder;
+pub(crate) use folder::{check_files, missing};
 pub use spec::{JobSpec, job_id};

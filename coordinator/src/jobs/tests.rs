@@ -8,8 +8,8 @@ use crate::{EncodingsVersion, JobConfig};
 use halfstep_proto::{BlobName, rounding, tensors};
 use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, Scheme};
 use halfstep_work::{
-    ChunkId, ChunkReport, Failure, FailureClass, LayerId, NodeDescription, Objective, Partition, Plan,
-    Propagation, Rounding, ShardId, SolverSettings, StartPoint,
+    ChunkId, ChunkReport, Failure, FailureClass, LayerId, Objective, Partition, Plan, Propagation, Rounding,
+    ShardId, SolverSettings, StartPoint,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -116,15 +116,8 @@ fn all_chunks(plan: &Plan) -> Vec<(LayerId, ChunkId)> {
     plan.layers.iter().flat_map(|entry| plan.chunk_ids(entry.id).map(|chunk| (entry.id, chunk))).collect()
 }
 
-fn node() -> NodeDescription {
-    NodeDescription {
-        name: "n".into(),
-        slots: 1,
-        device: "test device".into(),
-        engine: "test engine".into(),
-        flops_per_second: 0.0,
-        memory_bytes: 0,
-    }
+fn kind() -> (String, String) {
+    ("test device".into(), "test engine".into())
 }
 
 #[test]
@@ -256,12 +249,12 @@ fn a_job_resumes_from_its_verified_roundings_and_finishes_with_the_same_bytes() 
     bench.artefacts.put(&gone).unwrap();
     let resumed = job.resume(&store, &bench.artefacts).unwrap();
     assert!(resumed.lost.is_empty());
-    let first = job.finish(&resumed.outcome, &node(), &serde_json::json!({})).unwrap();
+    let first = job.finish(&resumed.outcome, &kind(), &serde_json::json!({})).unwrap();
     let names: Vec<_> = first.results.iter().map(|file| file.name.as_str()).collect();
     let expected =
         ["manifest.json", "model.encodings", "model.onnx", "model.qdq.onnx", "report.json", "timing.json"];
     assert_eq!((first.exit, names.as_slice()), (0, &expected[..]));
-    let again = job.finish(&resumed.outcome, &node(), &serde_json::json!({})).unwrap();
+    let again = job.finish(&resumed.outcome, &kind(), &serde_json::json!({})).unwrap();
     assert_eq!(again.results, first.results);
     let manifest =
         fs::read_to_string(bench.state().join(format!("jobs/{}/results/manifest.json", job.id))).unwrap();
@@ -287,7 +280,7 @@ fn a_layer_given_up_is_kept_and_the_exit_code_says_so() {
     }
     store.commit(&changes).unwrap();
     let resumed = job.resume(&store, &bench.artefacts).unwrap();
-    let finished = job.finish(&resumed.outcome, &node(), &serde_json::json!({})).unwrap();
+    let finished = job.finish(&resumed.outcome, &kind(), &serde_json::json!({})).unwrap();
     assert_eq!(finished.exit, 4);
     let name = BlobName::Rounding { layer: LayerId(0), chunk: ChunkId(0) };
     assert_eq!(job.source.blob(&name).unwrap(), None);

@@ -76,7 +76,12 @@ pub enum JobStage {
         results: Vec<ResultFile>,
     },
     /// It cannot be done.
-    Failed(Failure),
+    Failed {
+        /// Documented exit code.
+        exit: u8,
+        /// Why.
+        failure: Failure,
+    },
     /// Somebody asked for that.
     Cancelled,
 }
@@ -218,7 +223,7 @@ impl From<&JobRecord> for StoredJob {
             JobStage::Queued => (0, 0, &[][..], None),
             JobStage::Running => (1, 0, &[][..], None),
             JobStage::Finished { exit, results } => (2, *exit, results.as_slice(), None),
-            JobStage::Failed(failure) => (3, 0, &[][..], Some(failure.into())),
+            JobStage::Failed { exit, failure } => (3, *exit, &[][..], Some(failure.into())),
             JobStage::Cancelled => (4, 0, &[][..], None),
         };
         let result = |file: &ResultFile| StoredResult {
@@ -252,7 +257,7 @@ impl StoredJob {
             (0, None) => JobStage::Queued,
             (1, None) => JobStage::Running,
             (2, None) => JobStage::Finished { exit: self.exit, results: results.collect() },
-            (3, Some(failure)) => JobStage::Failed(failure.try_into()?),
+            (3, Some(failure)) => JobStage::Failed { exit: self.exit, failure: failure.try_into()? },
             (4, None) => JobStage::Cancelled,
             (other, failure) => {
                 let with = if failure.is_some() { "with" } else { "without" };

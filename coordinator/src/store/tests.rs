@@ -37,7 +37,7 @@ fn stages() -> Vec<JobStage> {
         JobStage::Queued,
         JobStage::Running,
         JobStage::Finished { exit: 3, results },
-        JobStage::Failed(Failure::new(FailureClass::BadInput, "no layer")),
+        JobStage::Failed { exit: 65, failure: Failure::new(FailureClass::BadInput, "no layer") },
         JobStage::Cancelled,
     ]
 }

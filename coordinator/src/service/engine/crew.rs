@@ -1,0 +1,309 @@
+//! Nodes: registrations, their lines, what they are told.
+//!
+//! A registration outlives its line for a moment, so that a node whose connection broke goes on as before. A node that
+//! was declared lost gets a new registration and is told that it is fenced.
+
+use super::Engine;
+use super::job::Active;
+use crate::service::request::{Line, NewNode, Outbound, Pulse, Reply};
+use halfstep_proto::wire::coordinator_message::Body;
+use halfstep_proto::wire::{self, CoordinatorMessage};
+use halfstep_proto::{hello, job_to_wire};
+use halfstep_work::{Failure, FailureClass, JobId, NodeDescription, NodeId};
+use tonic::Status;
+
+/// Nodes registered at a time.
+const SEATS_MAX: usize = 4096;
+/// A node that could not open the job is asked again after so long.
+const OPEN_AGAIN_MS: u64 = 2_000;
+
+/// How far a node is with the running job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// It has not been asked, or no job runs.
+    Not,
+    /// It was asked.
+    Asked(JobId),
+    /// It works on it.
+    Open(JobId),
+    /// It could not, and is asked again at that time.
+    Again(JobId, u64),
+}
+
+/// One registered node.
+pub(super) struct Seat {
+    pub(super) description: NodeDescription,
+    pub(super) address: String,
+    line: Option<(u64, Outbound)>,
+    pub(super) opening: Opening,
+    pub(super) draining: bool,
+    pub(super) pulse: Pulse,
+    pub(super) tasks_done: u64,
+    heard_ms: u64,
+    gone_ms: Option<u64>,
+}
+
+impl Seat {
+    /// What decides the bits it computes.
+    pub(super) fn kind(&self) -> (String, String) {
+        (self.description.device.clone(), self.description.engine.clone())
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.line.is_some()
+    }
+}
+
+impl Engine {
+    pub(super) fn attach(&mut self, new: NewNode, outbound: Outbound, reply: Reply<Line>) {
+        let known = new.previous.filter(|(node, epoch)| {
+            *epoch == self.store.epoch() && self.seats.get(node).is_some_and(|seat| !seat.draining)
+        });
+        if known.is_none() && self.seats.len() >= SEATS_MAX {
+            // Nobody waits for the answer if the node went away meanwhile.
+            let _ =
+                reply.send(Err(Status::resource_exhausted(format!("there are {SEATS_MAX} nodes already"))));
+            return;
+        }
+        let fenced = known.is_none() && new.previous.is_some_and(|(_, epoch)| epoch == self.store.epoch());
+        let node = known.map_or(NodeId(self.next_node), |(node, _)| node);
+        if known.is_none() {
+            self.next_node += 1;
+        }
+        let line = Line { node, number: self.next_line };
+        self.next_line += 1;
+        if reply.send(Ok(line)).is_err() {
+            return;
+        }
+        let seat = Seat {
+            description: new.description,
+            address: new.address,
+            line: Some((line.number, outbound)),
+            opening: Opening::Not,
+            draining: false,
+            pulse: Pulse::default(),
+            tasks_done: self.seats.get(&node).map_or(0, |seat| seat.tasks_done),
+            heard_ms: self.now_ms(),
+            gone_ms: None,
+        };
+        tracing::info!(%node, name = seat.description.name, address = seat.address, fenced, "node attached");
+        self.seats.insert(node, seat);
+        self.welcome(node, fenced);
+        self.ask_to_open(node);
+    }
+
+    fn welcome(&mut self, node: NodeId, fenced: bool) {
+        let welcome = wire::Welcome {
+            hello: Some(hello()),
+            node: node.0,
+            epoch: self.store.epoch(),
+            heartbeat_ms: self.timing.heartbeat.as_millis() as u64,
+            lease_ms: self.timing.lease.as_millis() as u64,
+            fenced,
+        };
+        self.say(node, Body::Welcome(welcome));
+    }
+
+    /// Tells a node about the running job, unless its kind computes other bits.
+    pub(super) fn ask_to_open(&mut self, node: NodeId) {
+        let Some(open) = self.active.as_ref().and_then(Active::open_message) else { return };
+        let Some(job) = self.active.as_ref().map(|active| active.id) else { return };
+        if let Some(why) = self.misfit(job, node) {
+            return self.refuse(node, why);
+        }
+        if let Some(seat) = self.seats.get_mut(&node).filter(|seat| !seat.draining) {
+            seat.opening = Opening::Asked(job);
+            self.say(node, Body::Open(open));
+        }
+    }
+
+    /// Why a node cannot take part: another device kind or engine than the job's first node has.
+    pub(super) fn misfit(&self, job: JobId, node: NodeId) -> Option<String> {
+        let (device, engine) = self.jobs.get(&job)?.record.computed_by.as_ref()?;
+        let theirs = &self.seats.get(&node)?.description;
+        if (&theirs.device, &theirs.engine) == (device, engine) {
+            return None;
+        }
+        Some(format!(
+            "node `{}`: computes with {} and {}, but job {job} was begun with {device} and {engine}; results are \
+             bit-identical within one kind only",
+            theirs.name, theirs.device, theirs.engine
+        ))
+    }
+
+    pub(super) fn refuse(&mut self, node: NodeId, reason: String) {
+        tracing::warn!(%node, reason, "node refused");
+        self.say(node, Body::Refused(wire::Refused { reason }));
+        self.dismiss(node, Failure::new(FailureClass::HandedBack, "refused"));
+    }
+
+    /// Ends a registration; its line ends when what was said on it is delivered.
+    pub(super) fn dismiss(&mut self, node: NodeId, failure: Failure) {
+        let now = self.now_ms();
+        if self.seats.remove(&node).is_some()
+            && let Some(dispatch) = self.active.as_mut().and_then(Active::dispatch_mut)
+        {
+            dispatch.leave(node, failure, now);
+        }
+    }
+
+    pub(super) fn retry_opening(&mut self, now_ms: u64) {
+        let due = |seat: &Seat| matches!(seat.opening, Opening::Again(_, at) if at <= now_ms);
+        let nodes: Vec<NodeId> =
+            self.seats.iter().filter(|(_, seat)| due(seat)).map(|(node, _)| *node).collect();
+        nodes.into_iter().for_each(|node| self.ask_to_open(node));
+    }
+
+    pub(super) fn open_again_later(&mut self, node: NodeId, job: JobId) {
+        let at = self.now_ms() + OPEN_AGAIN_MS;
+        if let Some(seat) = self.seats.get_mut(&node) {
+            seat.opening = Opening::Again(job, at);
+        }
+    }
+
+    /// Sends a message. A node that does not read is cut off: it will come back, or be lost.
+    pub(super) fn say(&mut self, node: NodeId, body: Body) {
+        let now = self.now_ms();
+        let Some(seat) = self.seats.get_mut(&node) else { return };
+        let Some((_, outbound)) = &seat.line else { return };
+        if outbound.try_send(Ok(CoordinatorMessage { body: Some(body) })).is_err() {
+            tracing::warn!(%node, "the line of a node is full or closed");
+            seat.line = None;
+            seat.gone_ms = Some(now);
+        }
+    }
+
+    /// Whether a message came over the line that its node has now.
+    fn is_current(&self, line: Line) -> bool {
+        let seat = self.seats.get(&line.node);
+        seat.and_then(|seat| seat.line.as_ref()).is_some_and(|(number, _)| *number == line.number)
+    }
+
+    pub(super) fn heard(&mut self, line: Line) -> bool {
+        let now = self.now_ms();
+        let current = self.is_current(line);
+        if let Some(seat) = self.seats.get_mut(&line.node).filter(|_| current) {
+            seat.heard_ms = now;
+        }
+        current
+    }
+
+    pub(super) fn pulse(&mut self, line: Line, pulse: Pulse) {
+        if !self.heard(line) {
+            return;
+        }
+        let now = self.now_ms();
+        if let Some(dispatch) = self.active.as_mut().and_then(Active::dispatch_mut) {
+            // A node that has not opened the job yet takes no part.
+            let _ = dispatch.beat(line.node, &pulse.leases, now);
+        }
+        if let Some(seat) = self.seats.get_mut(&line.node) {
+            seat.pulse = pulse;
+        }
+    }
+
+    pub(super) fn drain(&mut self, line: Line, reason: &str) {
+        if !self.heard(line) {
+            return;
+        }
+        tracing::info!(node = %line.node, reason, "node drains");
+        let now = self.now_ms();
+        if let Some(seat) = self.seats.get_mut(&line.node) {
+            seat.draining = true;
+        }
+        if let Some(dispatch) = self.active.as_mut().and_then(Active::dispatch_mut) {
+            dispatch.drain(line.node, now);
+        }
+        self.let_go(line.node);
+    }
+
+    /// A draining node without leases may leave.
+    pub(super) fn let_go(&mut self, node: NodeId) {
+        let busy = self
+            .active
+            .as_ref()
+            .and_then(Active::dispatch)
+            .is_some_and(|dispatch| dispatch.state().leases_of(node).next().is_some());
+        if busy || !self.seats.get(&node).is_some_and(|seat| seat.draining) {
+            return;
+        }
+        self.say(node, Body::Farewell(wire::Farewell { reason: "drained".into() }));
+        self.dismiss(node, Failure::new(FailureClass::HandedBack, "drained"));
+    }
+
+    pub(super) fn detached(&mut self, line: Line) {
+        if !self.is_current(line) {
+            return;
+        }
+        let now = self.now_ms();
+        if let Some(seat) = self.seats.get_mut(&line.node) {
+            seat.line = None;
+            seat.gone_ms = Some(now);
+        }
+    }
+
+    /// Nodes whose connection is gone for most of a heartbeat, or that are silent for a lease, are lost.
+    pub(super) fn expire_lines(&mut self, now_ms: u64) {
+        let grace = self.timing.heartbeat.as_millis() as u64 * 3 / 4;
+        let lease = self.timing.lease.as_millis() as u64;
+        let lost: Vec<(NodeId, String)> = self
+            .seats
+            .iter()
+            .filter_map(|(node, seat)| {
+                if seat.gone_ms.is_some_and(|gone| now_ms.saturating_sub(gone) >= grace) {
+                    return Some((*node, "its connection broke and it did not come back".into()));
+                }
+                let silent = now_ms.saturating_sub(seat.heard_ms);
+                (silent >= lease).then(|| (*node, format!("no heartbeat for {:.1} s", silent as f64 / 1e3)))
+            })
+            .collect();
+        for (node, why) in lost {
+            tracing::warn!(%node, why, "node lost");
+            self.dismiss(node, Failure::new(FailureClass::NodeLost, why));
+        }
+    }
+
+    pub(super) fn close_job(&mut self, job: JobId) {
+        let nodes: Vec<NodeId> = self.seats.keys().copied().collect();
+        for node in nodes {
+            if let Some(seat) = self.seats.get_mut(&node) {
+                seat.opening = Opening::Not;
+            }
+            self.say(node, Body::Close(wire::CloseJob { job: job_to_wire(job) }));
+            self.let_go(node);
+        }
+    }
+
+    /// The last words to everybody.
+    pub(super) fn farewell(&mut self) {
+        let nodes: Vec<NodeId> = self.seats.keys().copied().collect();
+        for node in nodes {
+            self.say(node, Body::Farewell(wire::Farewell { reason: "the coordinator stops".into() }));
+        }
+        self.seats.clear();
+    }
+
+    pub(super) fn nodes(&self) -> Vec<wire::NodeStatus> {
+        let leases = |node: NodeId| {
+            let dispatch = self.active.as_ref().and_then(Active::dispatch);
+            dispatch.map_or(0, |dispatch| dispatch.state().leases_of(node).count() as u64)
+        };
+        let status = |(node, seat): (&NodeId, &Seat)| wire::NodeStatus {
+            node: node.0,
+            description: Some((&seat.description).into()),
+            address: seat.address.clone(),
+            state: match (seat.is_connected(), seat.draining) {
+                (false, _) => "lost",
+                (true, true) => "draining",
+                (true, false) => "working",
+            }
+            .into(),
+            leases: leases(*node),
+            held_bytes: seat.pulse.held_bytes,
+            bytes_sent: seat.pulse.bytes_sent,
+            bytes_fetched: seat.pulse.bytes_fetched,
+            tasks_done: seat.tasks_done,
+        };
+        self.seats.iter().map(status).collect()
+    }
+}

@@ -1,0 +1,100 @@
+//! The job that the coordinator is busy with, from taking it up to its files.
+
+use super::work::Tally;
+use crate::Outcome;
+use crate::dispatch::{Action, Dispatch};
+use crate::jobs::ActiveJob;
+use halfstep_proto::{job_to_wire, wire};
+use halfstep_work::{ChunkId, Failure, JobId, LayerId, Plan};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// One job at a time.
+pub(super) struct Active {
+    pub(super) id: JobId,
+    pub(super) step: Step,
+    /// Somebody asked to stop it while a thread worked for it.
+    pub(super) cancelled: bool,
+    /// Why it cannot go on, found outside the dispatch.
+    pub(super) broken: Option<Failure>,
+    pub(super) began: Instant,
+    pub(super) tally: Tally,
+}
+
+/// How far it is.
+pub(super) enum Step {
+    /// A thread places its inputs and plans.
+    Preparing,
+    /// Nodes work.
+    Running(Box<Running>),
+    /// A thread writes the results; if there was no space, another will at that time.
+    Exporting { job: Arc<ActiveJob>, outcome: Arc<Outcome>, again_ms: Option<u64> },
+}
+
+pub(super) struct Running {
+    pub(super) job: Arc<ActiveJob>,
+    pub(super) dispatch: Dispatch,
+    /// Artefacts of the chunks that are durable.
+    pub(super) durable: BTreeMap<(LayerId, ChunkId), blake3::Hash>,
+    /// Actions that wait until what they rest on is on disk.
+    pub(super) held: VecDeque<Action>,
+}
+
+impl Active {
+    pub(super) fn new(id: JobId) -> Self {
+        Self {
+            id,
+            step: Step::Preparing,
+            cancelled: false,
+            broken: None,
+            began: Instant::now(),
+            tally: Tally::default(),
+        }
+    }
+
+    pub(super) fn running(&self) -> Option<&Running> {
+        match &self.step {
+            Step::Running(running) => Some(running),
+            _ => None,
+        }
+    }
+
+    pub(super) fn running_mut(&mut self) -> Option<&mut Running> {
+        match &mut self.step {
+            Step::Running(running) => Some(running),
+            _ => None,
+        }
+    }
+
+    pub(super) fn dispatch(&self) -> Option<&Dispatch> {
+        self.running().map(|running| &running.dispatch)
+    }
+
+    pub(super) fn dispatch_mut(&mut self) -> Option<&mut Dispatch> {
+        self.running_mut().map(|running| &mut running.dispatch)
+    }
+
+    /// What nodes are told when they are to take part.
+    pub(super) fn open_message(&self) -> Option<wire::OpenJob> {
+        let job = &self.running()?.job;
+        Some(wire::OpenJob {
+            job: job_to_wire(self.id),
+            plan: job.source.plan_hash().to_vec(),
+            model_path: job.config.model.to_string_lossy().into_owned(),
+            fold_batch_norm: job.config.fold_batch_norm,
+        })
+    }
+
+    pub(super) fn plan(&self) -> Option<&Plan> {
+        match &self.step {
+            Step::Preparing => None,
+            Step::Running(running) => Some(&running.job.plan),
+            Step::Exporting { job, .. } => Some(&job.plan),
+        }
+    }
+
+    pub(super) fn seconds(&self) -> f64 {
+        self.began.elapsed().as_secs_f64()
+    }
+}

@@ -1,0 +1,303 @@
+//! The coordinator as a process, with nodes that make their results up: jobs, restarts, watchers, cancels, the queue.
+
+mod support;
+
+use halfstep_coordinator::jobs::collect;
+use halfstep_coordinator::service::Coordinator;
+use halfstep_proto::wire::{self, JobState, node_message::Body};
+use halfstep_proto::{JobEvent, Role, hello, job_to_wire};
+use halfstep_work::{JobId, Verdict};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use support::{Bench, FakeNode, Kind, PLACE, config, files_to_wire, request};
+use tokio::time::timeout;
+
+fn named(name: &str) -> Kind {
+    Kind { name: name.into(), ..Kind::default() }
+}
+
+/// The results of an undisturbed run with one node.
+async fn undisturbed(seed: u64) -> Vec<(String, halfstep_proto::BlobHash)> {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let _node = FakeNode::attach(&bench, Kind::default());
+    let job = bench.submit_example(seed).await;
+    assert_eq!(bench.exit(job).await, 0);
+    let results = bench.results(job).await;
+    coordinator.stop().await;
+    results
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_runs_from_submission_to_results_and_is_known_when_submitted_again() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let nodes = [FakeNode::attach(&bench, named("a")), FakeNode::attach(&bench, named("b"))];
+    let job = bench.submit_example(1).await;
+    let events = bench.events(job).await;
+    assert!(matches!(events[0], JobEvent::Planned { layers: 10, .. }), "{:?}", events[0]);
+    let solved = events.iter().filter(|event| matches!(event, JobEvent::LayerSolved { .. })).count();
+    assert_eq!(solved, 10);
+    let end = events.last().unwrap();
+    assert!(matches!(end, JobEvent::Finished { exit: 0, solved: 10, failed: 0, .. }), "{end:?}");
+    let names: Vec<String> = bench.results(job).await.into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["manifest.json", "model.encodings", "model.onnx", "model.qdq.onnx", "report.json"]);
+    let collected = collect(&config(1)).unwrap();
+    assert_eq!(bench.submit(&collected).await.unwrap(), (job, true));
+    let late = bench.events(job).await;
+    assert_eq!(late.iter().filter(|event| matches!(event, JobEvent::LayerSolved { .. })).count(), 10);
+    let accepted = nodes.iter().flat_map(|node| node.verdicts.lock().unwrap().clone());
+    assert!(accepted.into_iter().all(|(_, verdict)| verdict != Verdict::Stale));
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_that_is_cut_off_in_the_middle_goes_on_and_gives_the_same_bytes() {
+    let expected = undisturbed(1).await;
+    let bench = Bench::new();
+    let first = bench.start().await;
+    let lazy = FakeNode::attach(&bench, Kind { solves_max: 5, ..named("lazy") });
+    let job = bench.submit_example(1).await;
+    bench
+        .until("five chunks are solved", async |_| {
+            lazy.verdicts
+                .lock()
+                .unwrap()
+                .iter()
+                .filter(|(lease, _)| matches!(lease.task, halfstep_work::Task::Solve { .. }))
+                .count()
+                == 5
+        })
+        .await;
+    let epoch = first.epoch();
+    // No farewell: as if it was killed.
+    drop(first);
+    drop(lazy);
+    let mut again = None;
+    bench
+        .until("the state folder is free", async |bench| {
+            let listener = bench.transport.listen(PLACE).await;
+            let Ok(listener) = listener else { return false };
+            again = Coordinator::start(bench.options(), vec![listener], Vec::new()).await.ok();
+            again.is_some()
+        })
+        .await;
+    let again = again.unwrap();
+    assert_eq!((again.epoch(), again.resuming()), (epoch + 1, &[job][..]));
+    let node = FakeNode::attach(&bench, named("eager"));
+    assert_eq!(bench.exit(job).await, 0);
+    assert_eq!(bench.results(job).await, expected);
+    let chunks: usize = collect_chunks(&node);
+    assert!(chunks > 0, "something was left to do");
+    let solved = node.solved.load(Ordering::SeqCst);
+    let all = solved + 5;
+    let uninterrupted = expected_chunks(&bench, job).await;
+    assert_eq!(all, uninterrupted, "what was acknowledged was not solved again");
+    again.stop().await;
+}
+
+fn collect_chunks(node: &FakeNode) -> usize {
+    node.verdicts.lock().unwrap().iter().filter(|(_, verdict)| *verdict == Verdict::Accepted).count()
+}
+
+/// Chunks of the example, from its own plan.
+async fn expected_chunks(bench: &Bench, job: JobId) -> usize {
+    let artefacts = bench.folder.path().join("state/artefacts");
+    let stored = std::fs::read_dir(artefacts).unwrap().flatten();
+    let files = stored.filter(|folder| folder.path().is_dir());
+    let count = files.map(|folder| std::fs::read_dir(folder.path()).unwrap().count()).sum();
+    assert!(count > 0, "{job}");
+    count
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_dies_is_replaced_and_the_bytes_are_the_same() {
+    let expected = undisturbed(2).await;
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let dying = FakeNode::attach(&bench, Kind { solves_max: 3, ..named("dying") });
+    let job = bench.submit_example(2).await;
+    bench.until("three chunks are solved", async |_| dying.solved.load(Ordering::SeqCst) > 3).await;
+    drop(dying);
+    let mut events = bench.client().watch(request(job)).await.unwrap().into_inner();
+    let seen = async {
+        while let Some(event) = events.message().await.unwrap() {
+            if matches!(JobEvent::try_from(&event).unwrap(), JobEvent::NodeLost { .. }) {
+                return;
+            }
+        }
+        panic!("nobody noticed");
+    };
+    timeout(Duration::from_secs(5), seen).await.expect("a dead node is noticed in time");
+    let _node = FakeNode::attach(&bench, named("alive"));
+    assert_eq!(bench.exit(job).await, 0);
+    assert_eq!(bench.results(job).await, expected);
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_run_one_after_the_other_and_a_queued_one_can_be_cancelled() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let (first, second, third) =
+        (bench.submit_example(1).await, bench.submit_example(2).await, bench.submit_example(3).await);
+    bench
+        .until("the first job waits for nodes", async |bench| {
+            bench.status(first).await.detail.contains("no node takes part")
+        })
+        .await;
+    assert_eq!(bench.status(third).await.detail, "waits for 2 jobs before it");
+    let cancelled = bench.client().cancel(request(second)).await.unwrap().into_inner();
+    assert_eq!((cancelled.state(), cancelled.exit), (JobState::Cancelled, 75));
+    let _node = FakeNode::attach(&bench, Kind::default());
+    assert_eq!(bench.exit(first).await, 0);
+    assert_eq!(bench.exit(third).await, 0);
+    assert_eq!(bench.exit(second).await, 75);
+    let list = wire::ListRequest { hello: Some(hello()) };
+    let jobs = bench.client().list(list).await.unwrap().into_inner().jobs;
+    let found: Vec<_> = jobs.iter().map(|job| (job.job.clone(), job.state())).collect();
+    let expected = [(first, JobState::Finished), (second, JobState::Cancelled), (third, JobState::Finished)];
+    assert_eq!(found, expected.map(|(job, state)| (job_to_wire(job), state)));
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_job_is_cancelled_at_once_and_goes_on_when_submitted_again() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let slow = FakeNode::attach(&bench, Kind { solves_max: 2, ..named("slow") });
+    let job = bench.submit_example(4).await;
+    bench.until("two chunks are solved", async |_| slow.solved.load(Ordering::SeqCst) > 2).await;
+    bench.client().cancel(request(job)).await.unwrap();
+    assert_eq!(timeout(Duration::from_secs(2), bench.exit(job)).await.unwrap(), 75);
+    drop(slow);
+    let node = FakeNode::attach(&bench, named("second"));
+    let collected = collect(&config(4)).unwrap();
+    assert_eq!(bench.submit(&collected).await.unwrap(), (job, false));
+    assert_eq!(bench.exit(job).await, 0);
+    let solved = node.solved.load(Ordering::SeqCst);
+    assert_eq!(solved + 2, expected_chunks(&bench, job).await);
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_another_kind_is_refused_by_both_names() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let first = FakeNode::attach(&bench, Kind { pause: Duration::from_millis(50), ..named("first") });
+    let job = bench.submit_example(5).await;
+    bench.until("work has begun", async |_| !first.verdicts.lock().unwrap().is_empty()).await;
+    let other = FakeNode::attach(&bench, Kind { device: "another device".into(), ..named("other") });
+    bench.until("the other is refused", async |_| other.refused.lock().unwrap().is_some()).await;
+    let why = other.refused.lock().unwrap().clone().unwrap();
+    assert!(why.contains("`other`: computes with another device and fake engine"), "{why}");
+    assert!(why.contains("begun with fake device and fake engine"), "{why}");
+    assert_eq!(bench.exit(job).await, 0);
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_draining_node_is_let_go_and_another_finishes() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let leaving = FakeNode::attach(&bench, Kind { pause: Duration::from_millis(20), ..named("leaving") });
+    let job = bench.submit_example(6).await;
+    bench.until("work has begun", async |_| !leaving.verdicts.lock().unwrap().is_empty()).await;
+    let drain = wire::NodeMessage { body: Some(Body::Drain(wire::Drain { reason: "SIGTERM".into() })) };
+    leaving.said.send(drain).await.unwrap();
+    bench.until("it is let go", async |_| leaving.farewell.load(Ordering::SeqCst)).await;
+    let _staying = FakeNode::attach(&bench, named("staying"));
+    assert_eq!(bench.exit(job).await, 0);
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_that_does_not_read_holds_up_nobody() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let job = bench.submit_example(7).await;
+    let mut stuck = Vec::new();
+    for _ in 0..20 {
+        stuck.push(bench.client().watch(request(job)).await.unwrap());
+    }
+    let _node = FakeNode::attach(&bench, Kind::default());
+    assert_eq!(bench.exit(job).await, 0);
+    drop(stuck);
+    timeout(Duration::from_secs(7), coordinator.stop()).await.expect("stops in time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_are_not_here_are_asked_for_and_used_when_uploaded() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let here = collect(&config(8)).unwrap();
+    let mut far = here.clone();
+    far.files.iter_mut().for_each(|file| file.path = None);
+    let offer = wire::OfferRequest { hello: Some(hello()), files: files_to_wire(&far) };
+    let missing = bench.client().offer(offer.clone()).await.unwrap().into_inner().missing;
+    assert_eq!(missing.len(), 2);
+    let refused = bench.submit(&far).await.unwrap_err();
+    assert!(refused.message().contains("upload it first"), "{}", refused.message());
+    for file in &here.files {
+        bench.data().upload_file(file.path.as_ref().unwrap()).await.unwrap();
+    }
+    assert!(bench.client().offer(offer).await.unwrap().into_inner().missing.is_empty());
+    assert_eq!(bench.submit(&far).await.unwrap(), (here.id, false));
+    let _node = FakeNode::attach(&bench, Kind::default());
+    assert_eq!(bench.exit(here.id).await, 0);
+    assert_eq!(bench.results(here.id).await, undisturbed(8).await);
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_cannot_be_read_fails_with_its_reason_and_the_next_one_runs() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let mut bad = config(9);
+    let model = bench.folder.path().join("model.onnx");
+    std::fs::copy(support::example("model.onnx"), &model).unwrap();
+    bad.model = model.clone();
+    let mut collected = collect(&bad).unwrap();
+    std::fs::write(&model, b"\x08\x07 no model").unwrap();
+    collected.files[0].hash = blake3::hash(b"\x08\x07 no model");
+    collected.files[0].size = 11;
+    let (job, _) = bench.submit(&collected).await.unwrap();
+    let next = bench.submit_example(10).await;
+    assert_eq!(bench.exit(job).await, 65);
+    let status = bench.status(job).await;
+    assert!(status.detail.contains("model.onnx"), "{}", status.detail);
+    let _node = FakeNode::attach(&bench, Kind::default());
+    assert_eq!(bench.exit(next).await, 0);
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unknown_jobs_other_versions_and_second_coordinators_are_refused() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let unknown = bench.client().status(request(JobId([7; 16]))).await.unwrap_err();
+    assert_eq!(unknown.code(), tonic::Code::NotFound);
+    let other = wire::Hello { protocol: 99, version: "9.9".into() };
+    let refused = bench.client().list(wire::ListRequest { hello: Some(other) }).await.unwrap_err();
+    assert!(refused.message().contains("halfstep 9.9 (protocol 99)"), "{}", refused.message());
+    let second = Coordinator::start(bench.options(), Vec::new(), Vec::new()).await.err().unwrap().to_string();
+    assert!(second.contains("in use by another coordinator"), "{second}");
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_answers_on_its_own_port() {
+    let bench = Bench::new();
+    let listener = bench.transport.listen(PLACE).await.unwrap();
+    let health = bench.transport.listen("health").await.unwrap();
+    let coordinator = Coordinator::start(bench.options(), vec![listener], vec![health]).await.unwrap();
+    let channel = bench.transport.connector("health", Role::Coordinator).channel();
+    let mut client = tonic_health::pb::health_client::HealthClient::new(channel.clone());
+    let request = tonic_health::pb::HealthCheckRequest { service: "halfstep.v1.Fleet".into() };
+    let answer = client.check(request).await.unwrap().into_inner();
+    assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
+    let mut jobs = wire::client_client::ClientClient::new(channel);
+    let refused = jobs.list(wire::ListRequest { hello: Some(hello()) }).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unimplemented);
+    coordinator.stop().await;
+}
