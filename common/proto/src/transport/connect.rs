@@ -151,6 +151,10 @@ fn causes(error: &(dyn Error + 'static)) -> String {
         }
         next = error.source();
     }
+    // What tonic calls whatever happens to a connection: says nothing if more is known.
+    if texts.len() > 1 {
+        texts.retain(|text| text != "transport error");
+    }
     texts.join(": ")
 }
 
