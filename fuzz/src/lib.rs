@@ -1,4 +1,5 @@
-//! Fuzzing of everything that parses bytes from outside: models, data sets, encodings files, plans.
+//! Fuzzing of everything that parses bytes from outside: models, data sets, encodings files, plans, and what
+//! processes of a fleet send each other.
 //!
 //! A [`Target`] is a function of arbitrary bytes that must return, whatever they are: no panic, no allocation whose
 //! size the bytes chose freely, no endless loop. Each has the shape that libFuzzer wants. The driver (`main`) needs no
@@ -7,6 +8,7 @@
 
 mod allocation;
 mod driver;
+mod fleet_target;
 mod model_target;
 mod mutate;
 mod random;

@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use halfstep_quant::aimet::{ParamEncoding, Version, to_json};
 use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, Scheme};
 use halfstep_work::{
-    KeptLayer, LayerId, LayerPlan, Objective, PartitionNote, Plan, Propagation, SegmentId, SolverSettings,
-    StagePlan, StartPoint,
+    KeptLayer, LayerId, LayerPlan, Objective, Plan, Propagation, SegmentId, SolverSettings, StagePlan,
+    StartPoint,
 };
 use serde_json::Value;
 use zip::write::SimpleFileOptions;
@@ -132,6 +132,7 @@ pub(crate) fn plans() -> Result<Vec<Vec<u8>>> {
             range: RangeEstimator::Percentile { percentile: 99.5 },
         },
         chunks: vec![0..2, 2..rows],
+        slices: vec![0..5, 5..9],
         stage: SegmentId(id),
     };
     let solver = SolverSettings {
@@ -160,7 +161,7 @@ pub(crate) fn plans() -> Result<Vec<Vec<u8>>> {
         batch: 4,
         propagation: Propagation::Sequential,
         solver,
-        partition: PartitionNote::Batches,
+        ranges: vec![0..1, 1..2],
     };
     Ok(vec![serde_json::to_vec(&plan)?, serde_json::to_vec_pretty(&plan)?])
 }

@@ -1,6 +1,6 @@
 //! What is fuzzed: one function per parser, each with everything that its result is normally used for.
 //!
-//! Not here: the model's (`model_target`), where inputs come from (`seeds`, `mutate`).
+//! Not here: the model's (`model_target`) and the fleet's (`fleet_target`), where inputs come from (`seeds`, `mutate`).
 
 use std::io::Write;
 use std::path::Path;
@@ -10,7 +10,7 @@ use halfstep_coordinator::dataset::{Dataset, DatasetOptions};
 use halfstep_quant::{Encodings, aimet};
 use halfstep_work::Plan;
 
-use crate::{model_target, seeds};
+use crate::{fleet_target, model_target, seeds};
 
 /// A parser under test.
 #[derive(Clone, Copy)]
@@ -30,6 +30,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "npz", run: npz, seeds: seeds::npz },
     Target { name: "aimet", run: encodings, seeds: seeds::aimet },
     Target { name: "plan", run: plan, seeds: seeds::plans },
+    Target { name: "rounding", run: fleet_target::rounding, seeds: fleet_target::roundings },
+    Target { name: "tensors", run: fleet_target::tensors, seeds: fleet_target::tensor_blobs },
+    Target { name: "message", run: fleet_target::message, seeds: fleet_target::messages },
 ];
 
 fn npy(data: &[u8]) -> Result<()> {
