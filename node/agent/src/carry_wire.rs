@@ -7,9 +7,9 @@
 use crate::{failure, transit};
 use bytes::{Bytes, BytesMut};
 use halfstep_exec::Stream;
-use halfstep_model::{Data, Tensor};
+use halfstep_model::Tensor;
 use halfstep_proto::tensors;
-use halfstep_work::{Failure, FailureClass, InputTensor, RangeId, ScalarKind, SegmentId, ShardId};
+use halfstep_work::{Failure, FailureClass, InputTensor, RangeId, SegmentId, ShardId};
 use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"HSLIVE\r\n";
@@ -27,7 +27,7 @@ pub(crate) type Place = (RangeId, SegmentId, ShardId);
 pub(crate) fn encode(place: Place, live: &[Live]) -> Result<Bytes, Failure> {
     let named: Vec<InputTensor> = live
         .iter()
-        .map(|(stream, name, tensor)| transit(format!("{}{name}", prefix(*stream)), tensor))
+        .map(|(stream, name, tensor)| transit::sent(format!("{}{name}", prefix(*stream)), tensor))
         .collect();
     let body = tensors::encode(&named).map_err(failure::internal)?;
     let mut out = BytesMut::with_capacity(HEADER + body.len());
@@ -78,22 +78,10 @@ fn prefix(stream: Stream) -> &'static str {
     }
 }
 
-fn transit(name: String, tensor: &Tensor) -> InputTensor {
-    let kind = match &tensor.data {
-        Data::F32(_) => ScalarKind::F32,
-        Data::F64(_) => ScalarKind::F64,
-        Data::I64(_) => ScalarKind::I64,
-        Data::I32(_) => ScalarKind::I32,
-        Data::I8(_) => ScalarKind::I8,
-        Data::U8(_) => ScalarKind::U8,
-        Data::Bool(_) => ScalarKind::Bool,
-    };
-    InputTensor { name, kind, shape: tensor.shape.clone(), bytes: tensor.data.to_le_bytes().into() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use halfstep_model::Data;
 
     const PLACE: Place = (RangeId(1), SegmentId(2), ShardId(3));
 

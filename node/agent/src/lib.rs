@@ -7,6 +7,7 @@
 mod attempt;
 mod carry_wire;
 mod collective;
+mod daemon;
 mod failure;
 mod forward;
 mod job;
@@ -23,6 +24,7 @@ mod sessions;
 mod sums;
 mod transit;
 
+pub use daemon::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon};
 pub use forward::{Forward, ForwardError};
 pub use halfstep_exec::{CarryUse, CountingEngine, Engine, ExecError, NodeCounts, OrtEngine, RtenEngine};
 pub use local::{LocalNode, NodeOptions};

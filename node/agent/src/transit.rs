@@ -1,7 +1,21 @@
-//! Tensors in transit to tensors an engine takes. Lengths are checked: the bytes may come from a network.
+//! Tensors in transit to tensors an engine takes, and back. Lengths are checked: the bytes may come from a network.
 
 use halfstep_model::{Data, Tensor};
 use halfstep_work::{Failure, FailureClass, InputTensor, ScalarKind};
+
+/// A tensor as it travels.
+pub(crate) fn sent(name: String, tensor: &Tensor) -> InputTensor {
+    let kind = match &tensor.data {
+        Data::F32(_) => ScalarKind::F32,
+        Data::F64(_) => ScalarKind::F64,
+        Data::I64(_) => ScalarKind::I64,
+        Data::I32(_) => ScalarKind::I32,
+        Data::I8(_) => ScalarKind::I8,
+        Data::U8(_) => ScalarKind::U8,
+        Data::Bool(_) => ScalarKind::Bool,
+    };
+    InputTensor { name, kind, shape: tensor.shape.clone(), bytes: tensor.data.to_le_bytes().into() }
+}
 
 /// # Errors
 /// `BadInput` if the byte count does not match the shape.

@@ -1,0 +1,239 @@
+//! One attachment to a coordinator, from the first word to the loss of the stream.
+//!
+//! This is the only task that speaks on the stream; it computes nothing and waits for nobody but the coordinator, so
+//! heartbeats go out in time.
+//! Not here: attaching again (`run`), outcomes of leases, which have calls of their own (`report`).
+
+use super::jobs::JobOrder;
+use super::leases::InHand;
+use super::options::DaemonEvent;
+use super::report::hand_back;
+use super::run::{DRAIN, Shared};
+use halfstep_proto::wire::coordinator_message::Body as Said;
+use halfstep_proto::wire::fleet_client::FleetClient;
+use halfstep_proto::wire::node_message::Body;
+use halfstep_proto::wire::{self, CoordinatorMessage, NodeMessage};
+use halfstep_proto::{Role, WireError, check_hello, explain, hello, job_from_wire};
+use halfstep_work::{Grant, LeaseId, Node, NodeDescription, NodeId, SegmentId};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+/// Time for the coordinator's first word.
+const WELCOME: Duration = Duration::from_secs(10);
+/// What a coordinator may ask heartbeats to be.
+const HEARTBEAT: std::ops::RangeInclusive<u64> = 5..=60_000;
+/// Messages that wait to be sent.
+const QUEUE: usize = 64;
+
+/// How an attachment ended.
+pub(super) enum End {
+    /// The node has left as it wished.
+    Drained,
+    /// The coordinator does not want it.
+    Refused(String),
+    /// The stream is gone, or there was none.
+    Lost {
+        /// What happened.
+        why: String,
+        /// Whether the node had been part of the fleet.
+        attached: bool,
+    },
+}
+
+fn lost(status: &Status) -> End {
+    match status.code() {
+        Code::FailedPrecondition | Code::PermissionDenied => End::Refused(status.message().to_owned()),
+        _ => End::Lost { why: explain(status), attached: false },
+    }
+}
+
+/// Attaches and stays as long as it lasts.
+pub(super) async fn attach(
+    shared: &Arc<Shared>,
+    address: &str,
+    orders: &mpsc::UnboundedSender<JobOrder>,
+) -> End {
+    let begun = tokio::select! {
+        begun = begin(shared, address) => begun,
+        _ = shared.drain.wait() => {
+            shared.tell(DaemonEvent::Draining);
+            return End::Drained;
+        }
+    };
+    match begun {
+        Ok(attachment) => {
+            let end = attachment.last(shared, orders).await;
+            shared.session.send_replace(None);
+            end
+        }
+        Err(end) => end,
+    }
+}
+
+/// A stream that has been welcomed.
+struct Attachment {
+    out: mpsc::Sender<NodeMessage>,
+    said: Streaming<CoordinatorMessage>,
+    epoch: u64,
+    heartbeat: Duration,
+    /// When the node has to be gone.
+    leaving: Option<Instant>,
+}
+
+/// Connects, introduces the node, waits to be welcomed.
+async fn begin(shared: &Arc<Shared>, address: &str) -> Result<Attachment, End> {
+    let never = |why: String| End::Lost { why, attached: false };
+    let connector = shared.options.transport.connector(&shared.options.coordinator, Role::Coordinator);
+    let channel = connector.connect().await.map_err(|error| never(error.to_string()))?;
+    let (out, outgoing) = mpsc::channel(QUEUE);
+    // The queue is new: there is room.
+    let _ = out.send(NodeMessage { body: Some(Body::Attach(introduction(shared, address))) }).await;
+    let mut client = FleetClient::new(channel.clone());
+    let answered = async {
+        let mut said = client.attach(ReceiverStream::new(outgoing)).await?.into_inner();
+        let first = said.message().await?;
+        Ok::<_, Status>((said, first))
+    };
+    let answered = timeout(WELCOME, answered).await;
+    let (said, first) = answered
+        .map_err(|_| never(format!("no word within {WELCOME:?}")))?
+        .map_err(|status| lost(&status))?;
+    let welcome = match first.and_then(|message| message.body) {
+        Some(Said::Welcome(welcome)) => welcome,
+        Some(Said::Refused(refused)) => return Err(End::Refused(refused.reason)),
+        Some(Said::Farewell(farewell)) => return Err(never(farewell.reason)),
+        other => return Err(never(format!("expected a welcome, found {other:?}"))),
+    };
+    check_hello(&welcome.hello, "the coordinator").map_err(|status| lost(&status))?;
+    settle_in(shared, &welcome, channel).await;
+    let heartbeat = Duration::from_millis(welcome.heartbeat_ms.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()));
+    Ok(Attachment { out, said, epoch: welcome.epoch, heartbeat, leaving: None })
+}
+
+fn introduction(shared: &Shared, address: &str) -> wire::Attach {
+    let described = NodeDescription { name: shared.options.name.clone(), ..shared.node.describe() };
+    let registered = *shared.registered.lock().unwrap_or_else(PoisonError::into_inner);
+    wire::Attach {
+        hello: Some(hello()),
+        description: Some((&described).into()),
+        address: address.to_owned(),
+        previous_node: registered.map(|(node, _)| node.0),
+        previous_epoch: registered.map_or(0, |(_, epoch)| epoch),
+    }
+}
+
+/// A registration that was declared lost takes its leases and sums with it; then the new one begins.
+async fn settle_in(shared: &Arc<Shared>, welcome: &wire::Welcome, channel: Channel) {
+    if welcome.fenced {
+        shared.leases.abandon(|_| true);
+        let node = Arc::clone(&shared.node);
+        if let Err(error) = tokio::task::spawn_blocking(move || node.fence()).await {
+            tracing::error!(%error, "sums not forgotten");
+        }
+    }
+    let (node, epoch) = (NodeId(welcome.node), welcome.epoch);
+    *shared.registered.lock().unwrap_or_else(PoisonError::into_inner) = Some((node, epoch));
+    shared.session.send_replace(Some(channel));
+    tracing::info!(%node, epoch, fenced = welcome.fenced, "attached");
+    shared.tell(DaemonEvent::Attached { coordinator: shared.options.coordinator.clone(), node });
+}
+
+impl Attachment {
+    async fn last(mut self, shared: &Arc<Shared>, orders: &mpsc::UnboundedSender<JobOrder>) -> End {
+        let mut beat = interval(self.heartbeat);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let deadline = self.leaving;
+            tokio::select! {
+                _ = beat.tick() => self.say(Body::Heartbeat(heartbeat(shared))),
+                said = self.said.message() => {
+                    let end = match said {
+                        Ok(Some(message)) => self.hear(shared, orders, message),
+                        Ok(None) => Some("the coordinator closed the stream".to_owned()),
+                        Err(status) => Some(explain(&status)),
+                    };
+                    match end {
+                        Some(_) if self.leaving.is_some() => return End::Drained,
+                        Some(why) => return End::Lost { why, attached: true },
+                        None => {}
+                    }
+                }
+                reason = shared.drain.wait(), if deadline.is_none() => self.drain(shared, reason),
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    return End::Drained;
+                }
+            }
+        }
+    }
+
+    /// A full queue means that the connection stands still: heartbeats that would come late are of no use.
+    fn say(&self, body: Body) {
+        if self.out.try_send(NodeMessage { body: Some(body) }).is_err() {
+            tracing::debug!("a message to the coordinator was left out");
+        }
+    }
+
+    fn drain(&mut self, shared: &Arc<Shared>, reason: String) {
+        shared.tell(DaemonEvent::Draining);
+        self.leaving = Some(Instant::now() + DRAIN);
+        hand_back(shared, &reason);
+        self.say(Body::Drain(wire::Drain { reason }));
+    }
+
+    /// Does as told; a reason if that is the end.
+    fn hear(
+        &self,
+        shared: &Arc<Shared>,
+        orders: &mpsc::UnboundedSender<JobOrder>,
+        message: CoordinatorMessage,
+    ) -> Option<String> {
+        let done = match message.body {
+            Some(Said::Open(open)) => Ok(drop(orders.send(JobOrder::Open(open, self.out.clone())))),
+            Some(Said::Close(close)) => {
+                job_from_wire(&close.job).map(|job| drop(orders.send(JobOrder::Close(job))))
+            }
+            Some(Said::Grant(grant)) => self.take(shared, grant),
+            Some(Said::Revoke(revoke)) => {
+                tracing::info!(lease = revoke.lease, why = revoke.why, "lease revoked");
+                let revoked = LeaseId(revoke.lease);
+                shared.leases.abandon(|lease| lease.id() == revoked);
+                Ok(())
+            }
+            Some(Said::DropSums(passed)) => {
+                let node = Arc::clone(&shared.node);
+                // Waits for whoever adds to sums: not here.
+                drop(tokio::task::spawn_blocking(move || node.drop_sums(SegmentId(passed.segment))));
+                Ok(())
+            }
+            Some(Said::Farewell(farewell)) => return Some(farewell.reason),
+            Some(Said::Refused(refused)) => return Some(refused.reason),
+            Some(Said::Welcome(_)) | None => Err(WireError::new("message", "means nothing here")),
+        };
+        done.err().map(|error| format!("the coordinator said something wrong: {error}"))
+    }
+
+    fn take(&self, shared: &Arc<Shared>, grant: wire::Grant) -> Result<(), WireError> {
+        let job = job_from_wire(&grant.job)?;
+        shared.leases.take(InHand::new(job, self.epoch, Grant::try_from(grant)?));
+        if let Some(reason) = self.leaving.and(shared.drain.asked()) {
+            hand_back(shared, &reason);
+        }
+        Ok(())
+    }
+}
+
+fn heartbeat(shared: &Shared) -> wire::Heartbeat {
+    let progress = shared.leases.progress().into_iter();
+    wire::Heartbeat {
+        leases: progress.map(|(lease, progress)| wire::LeaseProgress { lease: lease.0, progress }).collect(),
+        held_bytes: shared.held_bytes.load(Ordering::Relaxed),
+        bytes_sent: shared.traffic.sent(),
+        bytes_fetched: shared.traffic.received(),
+    }
+}

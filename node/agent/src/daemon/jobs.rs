@@ -1,0 +1,82 @@
+//! Opening and closing jobs, one after the other, beside the stream that asks for it.
+//!
+//! Not here: what an open job is (`job`).
+
+use super::run::Shared;
+use super::shared_model::SharedModel;
+use super::source::RemoteSource;
+use crate::failure;
+use halfstep_proto::{BlobHash, job_from_wire, wire};
+use halfstep_work::{Failure, Inventory, JobId, Node, Source};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// What the coordinator wants of jobs, and where the answer goes.
+pub(super) enum JobOrder {
+    /// Open it; the answer is sent there.
+    Open(wire::OpenJob, mpsc::Sender<wire::NodeMessage>),
+    /// Close it.
+    Close(JobId),
+}
+
+/// Follows orders until there are no more.
+pub(super) async fn follow(shared: Arc<Shared>, mut orders: mpsc::UnboundedReceiver<JobOrder>) {
+    while let Some(order) = orders.recv().await {
+        let shared = Arc::clone(&shared);
+        let answered = tokio::task::spawn_blocking(move || match order {
+            JobOrder::Open(order, answer) => Some((open(&shared, order), answer)),
+            JobOrder::Close(job) => {
+                close(&shared, job);
+                None
+            }
+        });
+        match answered.await {
+            Ok(Some((opened, answer))) => {
+                let body = Some(wire::node_message::Body::Opened(opened));
+                // Fails if the stream is gone; the next one asks again.
+                let _ = answer.send(wire::NodeMessage { body }).await;
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "a job was neither opened nor closed"),
+        }
+    }
+}
+
+fn open(shared: &Shared, order: wire::OpenJob) -> wire::Opened {
+    let job = order.job.clone();
+    let (inventory, failure) = match try_open(shared, &order) {
+        Ok(inventory) => (inventory, None),
+        Err(failure) => {
+            tracing::warn!(%failure, "job not opened");
+            (Inventory::default(), Some(failure))
+        }
+    };
+    wire::Opened { job, inventory: Some((&inventory).into()), failure: failure.map(wire::Failure::from) }
+}
+
+fn try_open(shared: &Shared, order: &wire::OpenJob) -> Result<Inventory, Failure> {
+    let job = job_from_wire(&order.job).map_err(failure::internal)?;
+    if shared.open_job() != Some(job) {
+        if let Some(other) = shared.open_job() {
+            close(shared, other);
+        }
+        let hash = BlobHash::try_from(order.plan.as_slice()).map_err(failure::internal)?;
+        let model = SharedModel::new(&order.model_path, order.fold_batch_norm);
+        let source = RemoteSource::new(job, Arc::clone(&shared.lines), model);
+        let plan = Arc::new(source.plan(hash).map_err(failure::source)?);
+        let source: Arc<dyn Source> = Arc::new(source);
+        shared.node.open(plan, source)?;
+        shared.set_open_job(Some(job));
+    }
+    Ok(Inventory { leases: shared.leases.of(job), ..shared.node.inventory() })
+}
+
+/// Forgets a job, if it is the open one.
+fn close(shared: &Shared, job: JobId) {
+    if shared.open_job() == Some(job) {
+        shared.leases.abandon(|lease| lease.job == job);
+        shared.set_open_job(None);
+        shared.node.close();
+        tracing::info!(%job, "job closed");
+    }
+}
