@@ -146,7 +146,7 @@ fn a_small_memory_budget_changes_nothing() {
 }
 
 fn grant(node: u32, lease: u64, task: Task) -> Grant {
-    let lease = Lease { id: LeaseId(lease), node: NodeId(node), attempt: 1, slot: 0, task };
+    let lease = Lease { id: LeaseId(lease), node: NodeId(node), attempt: 1, task };
     Grant { lease, holdings: Vec::new() }
 }
 

@@ -449,7 +449,7 @@ impl Fleet {
         let withhold = self.withhold_once_in > 0 && self.draw.once_in(self.withhold_once_in);
         let mut holdings = self.holdings();
         holdings.retain(|holding| !(withhold && matches!(holding.held, Held::Carry { .. })));
-        let lease = Lease { id: LeaseId(self.next_lease), node, attempt: 1, slot: 0, task };
+        let lease = Lease { id: LeaseId(self.next_lease), node, attempt: 1, task };
         Grant { lease, holdings }
     }
 
