@@ -305,11 +305,24 @@ impl Scheduler {
             let long = queue.longest().take_while(|(len, _)| *len > 1).map(|(_, owner)| owner);
             let mut long = long.filter(|owner| self.is_overloaded(*owner, queue.len_of(*owner)));
             let found = first.chain(long.by_ref()).find_map(|owner| queue.last(owner, wanted));
+            let found = found.or_else(|| self.shunned(lane, *group, queue, node));
             if let Some(shard) = found {
                 return Some(self.table.id(*group, shard));
             }
         }
         None
+    }
+
+    /// A shard whose owner is not to try it next.
+    fn shunned(&self, lane: usize, group: Group, queue: &ShardQueue, node: NodeId) -> Option<u32> {
+        let ids = self.table.ids(group);
+        let shunned = self.avoid.range(TaskId(ids.start)..TaskId(ids.end));
+        shunned.filter(|(_, culprit)| **culprit != node).map(|(task, _)| (task.0 - ids.start) as u32).find(
+            |place| {
+                let owner = self.owners[lane][*place as usize];
+                !self.wants(self.table.id(group, *place), owner) && queue.contains(owner, *place)
+            },
+        )
     }
 
     fn is_overloaded(&self, owner: NodeId, len: usize) -> bool {

@@ -47,6 +47,10 @@ impl ShardQueue {
         self.by_owner.is_empty()
     }
 
+    pub(super) fn contains(&self, owner: NodeId, shard: u32) -> bool {
+        self.by_owner.get(&owner).is_some_and(|shards| shards.contains(&shard))
+    }
+
     /// The first ready shard of an owner that is wanted.
     pub(super) fn first(&self, owner: NodeId, wanted: impl Fn(u32) -> bool) -> Option<u32> {
         self.by_owner.get(&owner)?.iter().copied().find(|shard| wanted(*shard))

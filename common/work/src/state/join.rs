@@ -22,13 +22,23 @@ impl JobState {
                 self.finish(task, None, node, peaks, None);
             }
         }
+        let mut dropped = BTreeSet::new();
+        for held in &inventory.held {
+            if let Held::Sums { segment, shards } = held
+                && !self.adopt_sums(node, *segment, shards)
+            {
+                dropped.insert(*segment);
+            }
+        }
+        // A node that forgets a stage's sums forgets its means with them.
+        dropped.iter().for_each(|segment| self.forget_means_at(node, *segment));
         for held in &inventory.held {
             match held {
-                Held::Sums { segment, shards } => self.adopt_sums(node, *segment, shards),
-                Held::Means { layer, slice } => self.adopt_means(node, *layer, *slice),
+                Held::Means { layer, slice } => self.adopt_means(node, *layer, *slice, &dropped),
                 Held::Carry { range, segment, shard } => {
                     self.adopt_carry(node, range.index(), *segment, *shard);
                 }
+                Held::Sums { .. } => {}
             }
         }
         inventory.leases.iter().for_each(|lease| self.adopt_lease(node, lease));
@@ -64,16 +74,32 @@ impl JobState {
         self.finish(task, None, node, &[], None);
     }
 
-    fn adopt_sums(&mut self, node: NodeId, segment: SegmentId, shards: &[ShardId]) {
+    /// False if they do not count, and the node was told to forget them.
+    fn adopt_sums(&mut self, node: NodeId, segment: SegmentId, shards: &[ShardId]) -> bool {
         if self.nodes.get(&node).is_some_and(|member| member.sums.contains_key(&segment)) {
-            return;
+            return true;
         }
         let group = Group::Accumulate(segment);
         let ascending = shards.windows(2).all(|pair| pair[0] < pair[1]);
         let tasks: Option<Vec<TaskId>> = shards.iter().map(|shard| self.countable(group, shard.0)).collect();
-        match tasks.filter(|tasks| ascending && !tasks.is_empty()) {
-            Some(tasks) => tasks.into_iter().for_each(|task| self.adopt(node, task)),
-            None => self.changes.push(Change::DropSums { node, segment }),
+        let Some(tasks) = tasks.filter(|tasks| ascending && !tasks.is_empty()) else {
+            self.changes.push(Change::DropSums { node, segment });
+            return false;
+        };
+        tasks.into_iter().for_each(|task| self.adopt(node, task));
+        true
+    }
+
+    fn forget_means_at(&mut self, node: NodeId, segment: SegmentId) {
+        let plan = std::sync::Arc::clone(&self.plan);
+        let Some(member) = self.nodes.get_mut(&node) else { return };
+        let (gone, kept) =
+            member.means.iter().copied().partition(|(layer, _)| plan.layer(*layer).stage == segment);
+        let gone: BTreeSet<(LayerId, SliceId)> = gone;
+        member.means = kept;
+        if !gone.is_empty() {
+            gone.into_iter().for_each(|(layer, slice)| self.forget_means(layer, slice));
+            self.revive(segment);
         }
     }
 
@@ -91,8 +117,11 @@ impl JobState {
         })
     }
 
-    fn adopt_means(&mut self, node: NodeId, layer: LayerId, slice: SliceId) {
-        if let Some(task) = self.adoptable(Group::Reduce(layer), slice.0) {
+    fn adopt_means(&mut self, node: NodeId, layer: LayerId, slice: SliceId, dropped: &BTreeSet<SegmentId>) {
+        let stage = self.plan.layers.get(layer.index()).map(|layer| layer.stage);
+        if stage.is_some_and(|stage| !dropped.contains(&stage))
+            && let Some(task) = self.adoptable(Group::Reduce(layer), slice.0)
+        {
             self.adopt(node, task);
         }
     }

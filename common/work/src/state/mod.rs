@@ -193,13 +193,14 @@ impl JobState {
         Ok(())
     }
 
-    /// A ready task of an open group, or one that runs under others' leases.
+    /// A task of an open group that is ready or runs under others' leases.
     fn can_grant(&self, task: TaskId, node: NodeId) -> bool {
-        match &self.slots[task.0].state {
-            TaskState::Ready => self.is_open(self.table.split(task).0),
+        let free = match &self.slots[task.0].state {
+            TaskState::Ready => true,
             TaskState::Leased(leases) => leases.iter().all(|id| self.leases[id].node != node),
             _ => false,
-        }
+        };
+        free && self.is_open(self.table.split(task).0)
     }
 
     fn take_up(&mut self, lease: LeaseId, record: LeaseRecord) {
