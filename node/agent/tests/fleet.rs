@@ -9,13 +9,7 @@ use halfstep_work::{
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use support::{Fleet, Roundings, Settings, fashion_mnist, setup, shared_model, small_model};
-
-fn alone(setup: support::Setup) -> Roundings {
-    let found = Fleet::new(setup, 1, 0).run();
-    assert!(!found.is_empty());
-    found
-}
+use support::{Fleet, Settings, alone, fashion_mnist, setup, shared_model, small_model};
 
 /// One seed per fleet: sizes 1, 2, 3 and 5, undisturbed, with nodes dropped, with carries withheld.
 fn check_all_fleets(make: impl Fn() -> support::Setup, seeds: u64) {

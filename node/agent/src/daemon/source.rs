@@ -53,6 +53,8 @@ impl Lines {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let client = nodes.entry(address.to_owned()).or_insert_with(|| {
             let patience = Patience { attempts: 2, ..Patience::default() };
+            // A channel starts a task of its own, and this is a worker's thread.
+            let _runtime = self.runtime.enter();
             let connector = self.transport.connector(address, Role::Node);
             DataClient::new(&connector, self.traffic.clone()).with_patience(patience)
         });

@@ -10,6 +10,8 @@
     reason = "each test file uses a part; a test may stop"
 )]
 
+pub mod coordinator;
+
 use bytes::Bytes;
 use halfstep_agent::{CountingEngine, LocalNode, NodeCounts, NodeOptions, RtenEngine};
 use halfstep_model::onnx::tensor_shape_proto::{Dimension, dimension};
@@ -134,12 +136,16 @@ impl Graph {
         self
     }
 
-    pub fn model(self) -> Model {
+    pub fn bytes(self) -> Vec<u8> {
         let opset_import = vec![OperatorSetIdProto { domain: None, version: Some(17) }];
         let graph = GraphProto { name: Some("g".into()), ..self.0 };
         let proto =
             ModelProto { ir_version: Some(8), opset_import, graph: Some(graph), ..Default::default() };
-        Model::from_bytes(proto.encode_to_vec().into()).unwrap()
+        proto.encode_to_vec()
+    }
+
+    pub fn model(self) -> Model {
+        Model::from_bytes(self.bytes().into()).unwrap()
     }
 }
 
@@ -308,6 +314,26 @@ pub fn setup(model: Model, settings: &Settings) -> Setup {
     Setup { inputs: (0..settings.shards).map(shard).collect(), plan: Arc::new(plan), model }
 }
 
+impl Setup {
+    pub fn constant(&self, name: &str) -> Result<InputTensor, SourceError> {
+        let tensor = self.model.tensor(name).map_err(|e| SourceError::new(FailureClass::BadInput, e))?;
+        let bytes = tensor.data.to_le_bytes().into();
+        let kind = match tensor.data {
+            Data::F32(_) => ScalarKind::F32,
+            Data::I64(_) => ScalarKind::I64,
+            other => panic!("no constant of a test has this type: {other:?}"),
+        };
+        Ok(InputTensor { name: name.into(), kind, shape: tensor.shape, bytes })
+    }
+}
+
+/// What one undisturbed node makes of it.
+pub fn alone(setup: Setup) -> Roundings {
+    let found = Fleet::new(setup, 1, 0).run();
+    assert!(!found.is_empty());
+    found
+}
+
 pub type Roundings = BTreeMap<(LayerId, ChunkId), Arc<Rounding>>;
 
 /// Where the fleet's nodes fetch from.
@@ -325,15 +351,7 @@ impl Source for TestSource {
     }
 
     fn constant(&self, name: &str) -> Result<InputTensor, SourceError> {
-        let tensor =
-            self.setup.model.tensor(name).map_err(|e| SourceError::new(FailureClass::BadInput, e))?;
-        let bytes = tensor.data.to_le_bytes().into();
-        let kind = match tensor.data {
-            Data::F32(_) => ScalarKind::F32,
-            Data::I64(_) => ScalarKind::I64,
-            other => panic!("no constant of a test has this type: {other:?}"),
-        };
-        Ok(InputTensor { name: name.into(), kind, shape: tensor.shape, bytes })
+        self.setup.constant(name)
     }
 
     fn inputs(&self, shard: ShardId) -> Result<Vec<InputTensor>, SourceError> {

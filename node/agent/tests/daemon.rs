@@ -1,0 +1,440 @@
+//! The daemon against a coordinator that does as it is told: attach, work, lose the stream, be fenced, drain.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may stop")]
+
+mod support;
+
+use halfstep_agent::{
+    DaemonError, DaemonEvent, DaemonOptions, Drain, LocalNode, NodeDaemon, NodeOptions, RtenEngine,
+};
+use halfstep_proto::wire::coordinator_message::Body as Say;
+use halfstep_proto::wire::{self, node_message};
+use halfstep_proto::{BlobName, DoneRef, Transport, job_to_wire};
+use halfstep_work::*;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use support::coordinator::{Attached, Coordinator, JOB, expected, soon};
+use support::{Settings, setup, small_model};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// A daemon in this process.
+struct Running {
+    node: Arc<LocalNode>,
+    drain: Drain,
+    ended: JoinHandle<Result<(), DaemonError>>,
+    events: mpsc::UnboundedReceiver<DaemonEvent>,
+    _spill: TempDir,
+}
+
+fn start(coordinator: &Coordinator, name: &str) -> Running {
+    let spill = TempDir::new().unwrap();
+    let options = NodeOptions { threads: 2, memory_budget: 1 << 20, spill_dir: spill.path().into() };
+    let options_of_daemon = DaemonOptions {
+        name: name.into(),
+        coordinator: coordinator.address.clone(),
+        transport: coordinator.transport.clone(),
+        listen: String::new(),
+        advertise: None,
+    };
+    let daemon = NodeDaemon::new(LocalNode::new(Box::new(RtenEngine::default()), options), options_of_daemon);
+    let (node, drain) = (daemon.node(), Drain::new());
+    let (told, events) = mpsc::unbounded_channel();
+    let run = daemon.run(drain.clone(), move |event| drop(told.send(event)));
+    Running { node, drain, ended: tokio::spawn(run), events, _spill: spill }
+}
+
+impl Running {
+    async fn event(&mut self) -> DaemonEvent {
+        soon("event", self.events.recv()).await.unwrap()
+    }
+
+    async fn end(self) -> Result<(), DaemonError> {
+        soon("end", self.ended).await.unwrap()
+    }
+}
+
+async fn coordinator() -> Coordinator {
+    Coordinator::new(setup(small_model(), &Settings::default()), Transport::memory()).await
+}
+
+fn capture(shard: u32) -> Task {
+    Task::Capture { segment: SegmentId(0), shard: ShardId(shard) }
+}
+
+fn done(commit: halfstep_proto::Commit) -> DoneRef {
+    commit.outcome.unwrap()
+}
+
+fn peaks(commit: halfstep_proto::Commit) -> Vec<PeakRecord> {
+    let DoneRef::Captured { peaks } = done(commit) else { panic!("no peaks") };
+    peaks
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_introduces_itself_beats_and_drains() {
+    let mut coordinator = coordinator().await;
+    let mut running = start(&coordinator, "gpu-3");
+    let mut attached = coordinator.welcome(4, 7, false).await;
+    let DaemonEvent::Listening { address } = running.event().await else { panic!("no address") };
+    assert_eq!(attached.introduction.address, address);
+    let described = attached.introduction.description.clone().unwrap();
+    assert_eq!((described.name.as_str(), described.slots), ("gpu-3", 2));
+    assert!(described.flops_per_second > 0.0 && described.memory_bytes == 1 << 20);
+    assert_eq!(attached.introduction.previous_node, None);
+    let node = NodeId(4);
+    let expected = DaemonEvent::Attached { coordinator: coordinator.address.clone(), node };
+    assert_eq!(running.event().await, expected);
+    for _ in 0..3 {
+        attached.heartbeat().await;
+    }
+    let begun = Instant::now();
+    running.drain.begin("SIGTERM");
+    running.drain.begin("SIGTERM again");
+    let reason = |body| match body {
+        node_message::Body::Drain(drain) => Some(drain.reason),
+        _ => None,
+    };
+    assert_eq!(attached.hears("drain", reason).await, "SIGTERM");
+    attached.say(Say::Farewell(wire::Farewell { reason: "drained".into() })).await;
+    assert_eq!(running.event().await, DaemonEvent::Draining);
+    running.end().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+/// A job's whole way over two nodes that fetch from each other.
+struct Driver {
+    coordinator: Coordinator,
+    nodes: Vec<(Attached, Arc<LocalNode>)>,
+    turn: usize,
+}
+
+impl Driver {
+    /// Everything held, with addresses.
+    fn holdings(&self) -> Vec<Holding> {
+        let of = |(at, (attached, node)): (usize, &(Attached, Arc<LocalNode>))| {
+            let (node_id, address) = (NodeId(at as u32), attached.introduction.address.clone());
+            let held = node.inventory().held.into_iter();
+            held.map(move |held| Holding { node: node_id, address: address.clone(), held })
+                .collect::<Vec<_>>()
+        };
+        self.nodes.iter().enumerate().flat_map(of).collect()
+    }
+
+    /// The tasks in turn on all nodes, at most as many at once as there are nodes.
+    async fn all(&mut self, tasks: Vec<Task>) -> Vec<halfstep_proto::Commit> {
+        let mut commits = Vec::new();
+        for tasks in tasks.chunks(self.nodes.len()) {
+            let holdings = self.holdings();
+            for task in tasks {
+                let node = self.turn % self.nodes.len();
+                self.turn += 1;
+                let lease = self.coordinator.lease(node as u32, task.clone());
+                self.nodes[node].0.grant(lease, holdings.clone()).await;
+            }
+            for _ in tasks {
+                let commit = self.coordinator.outcome().await;
+                assert!(commit.outcome.is_ok(), "{commit:?}");
+                commits.push(commit);
+            }
+        }
+        commits
+    }
+
+    async fn stage(&mut self, segment: SegmentId) {
+        let plan = self.coordinator.plan();
+        let shards = || plan.shard_ids();
+        let mut agreed = Vec::new();
+        for commit in self.all(shards().map(|shard| Task::Capture { segment, shard }).collect()).await {
+            agree_peaks(&mut agreed, &peaks(commit));
+        }
+        let agreed = Arc::new(agreed);
+        let accumulate = |shard| Task::Accumulate { segment, shard, peaks: Arc::clone(&agreed) };
+        self.all(shards().map(accumulate).collect()).await;
+        let summed = async {
+            let count = |held: &Held| match held {
+                Held::Sums { segment: s, shards } if *s == segment => shards.len(),
+                _ => 0,
+            };
+            while self.holdings().iter().map(|h| count(&h.held)).sum::<usize>() < plan.shards.len() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        soon("all shards summed", summed).await;
+        for layer in plan.stages[segment.index()].solve.clone() {
+            self.all(plan.slice_ids(layer).map(|slice| Task::Reduce { layer, slice }).collect()).await;
+            self.all(plan.chunk_ids(layer).map(|chunk| Task::Solve { layer, chunk }).collect()).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_solve_a_job_as_one_does() {
+    let expected = expected(setup(small_model(), &Settings::default()));
+    let mut coordinator = coordinator().await;
+    let mut nodes = Vec::new();
+    for node in 0..2 {
+        let running = start(&coordinator, "n");
+        let (attached, inventory) = coordinator.take_in(node, 1).await;
+        assert_eq!(inventory, Inventory::default());
+        nodes.push((attached, Arc::clone(&running.node)));
+        // Lives until the end of the test.
+        std::mem::forget(running._spill);
+        drop(running.events);
+    }
+    let stages = coordinator.plan().stages.len() as u32;
+    // An odd number of tasks first, so that shards change hands between phases.
+    let mut driver = Driver { coordinator, nodes, turn: 0 };
+    for segment in (0..stages).map(SegmentId) {
+        driver.turn += 1;
+        driver.stage(segment).await;
+    }
+    let roundings = driver.coordinator.state.roundings.lock().unwrap().clone();
+    let found = roundings.into_iter().map(|(key, hash)| (key, driver.coordinator.rounding(hash)));
+    assert!(found.collect::<std::collections::BTreeMap<_, _>>() == expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_stream_is_attached_again_with_what_is_held_and_results_arrive_once() {
+    let mut coordinator = coordinator().await;
+    let mut running = start(&coordinator, "n");
+    let (attached, _) = coordinator.take_in(0, 1).await;
+    let lease = coordinator.lease(0, capture(0));
+    attached.grant(lease, vec![]).await;
+    peaks(coordinator.outcome().await);
+    // The answer to this one is lost with the coordinator.
+    coordinator.state.refuse_commits.store(u32::MAX, Ordering::SeqCst);
+    let lease = coordinator.lease(0, capture(1));
+    attached.grant(lease.clone(), vec![]).await;
+    let refused = async {
+        while coordinator.state.refuse_commits.load(Ordering::SeqCst) == u32::MAX {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    soon("a refused commit", refused).await;
+    coordinator.stop().await;
+    drop(attached);
+    running.event().await;
+    running.event().await;
+    assert!(matches!(running.event().await, DaemonEvent::Waiting { .. }));
+    coordinator.state.refuse_commits.store(0, Ordering::SeqCst);
+    coordinator.restart().await;
+    let mut attached = coordinator.welcome(3, 2, false).await;
+    assert_eq!(attached.introduction.previous_node, Some(0));
+    assert_eq!(attached.introduction.previous_epoch, 1);
+    // The outcome comes by itself, under the registration and the incarnation that it was granted in.
+    let commit = coordinator.outcome().await;
+    assert_eq!((commit.lease, commit.node, commit.epoch), (lease.id, NodeId(0), 1));
+    attached.say(coordinator.open_job("")).await;
+    let inventory: Inventory = attached.opened().await.inventory.unwrap().try_into().unwrap();
+    assert_eq!((inventory.held.len(), inventory.captured.len()), (2, 2));
+    assert_eq!(coordinator.state.committed.lock().unwrap().len(), 2);
+    // It goes on.
+    let lease = coordinator.lease(3, capture(2));
+    attached.grant(lease, vec![]).await;
+    peaks(coordinator.outcome().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_in_hand_is_named_when_the_node_attaches_again() {
+    let mut coordinator = coordinator().await;
+    let _running = start(&coordinator, "n");
+    let (attached, _) = coordinator.take_in(0, 1).await;
+    coordinator.state.refuse_commits.store(u32::MAX, Ordering::SeqCst);
+    let lease = coordinator.lease(0, capture(0));
+    attached.grant(lease.clone(), vec![]).await;
+    drop(attached);
+    let (_attached, inventory) = coordinator.take_in(0, 1).await;
+    assert_eq!(inventory.leases, [lease]);
+}
+
+async fn accumulated(coordinator: &mut Coordinator, attached: &Attached, node: u32, shard: u32) -> Lease {
+    let lease = coordinator.lease(node, capture(shard));
+    attached.grant(lease, vec![]).await;
+    let peaks = Arc::new(peaks(coordinator.outcome().await));
+    let task = Task::Accumulate { segment: SegmentId(0), shard: ShardId(shard), peaks };
+    let lease = coordinator.lease(node, task);
+    attached.grant(lease.clone(), vec![]).await;
+    lease
+}
+
+fn sums(node: &LocalNode) -> Option<Held> {
+    node.inventory().held.into_iter().find(|held| matches!(held, Held::Sums { .. }))
+}
+
+async fn until_summed(node: &LocalNode) {
+    soon("sums", async {
+        while sums(node).is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fenced_node_forgets_sums_and_leases_and_keeps_carries() {
+    let mut coordinator = coordinator().await;
+    let running = start(&coordinator, "n");
+    let (attached, _) = coordinator.take_in(0, 1).await;
+    accumulated(&mut coordinator, &attached, 0, 0).await;
+    coordinator.outcome().await;
+    until_summed(&running.node).await;
+    coordinator.state.refuse_commits.store(u32::MAX, Ordering::SeqCst);
+    let lease = coordinator.lease(0, capture(1));
+    attached.grant(lease, vec![]).await;
+    drop(attached);
+    let mut attached = coordinator.welcome(1, 1, true).await;
+    attached.say(coordinator.open_job("")).await;
+    let inventory: Inventory = attached.opened().await.inventory.unwrap().try_into().unwrap();
+    assert_eq!(inventory.leases, []);
+    assert!(!inventory.held.is_empty());
+    assert!(inventory.held.iter().all(|held| matches!(held, Held::Carry { .. })), "{:?}", inventory.held);
+    // What was in hand is not reported any more; new leases are.
+    coordinator.state.refuse_commits.store(0, Ordering::SeqCst);
+    let lease = coordinator.lease(1, capture(2));
+    attached.grant(lease.clone(), vec![]).await;
+    assert_eq!(coordinator.outcome().await.lease, lease.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn products_refused_as_stale_stay_out_of_the_sums() {
+    let mut coordinator = coordinator().await;
+    let running = start(&coordinator, "n");
+    let (attached, _) = coordinator.take_in(0, 1).await;
+    let next = LeaseId((1 << 32) + 2);
+    coordinator.state.verdicts.lock().unwrap().insert(next, Verdict::Stale);
+    let lease = accumulated(&mut coordinator, &attached, 0, 0).await;
+    assert_eq!(lease.id, next);
+    coordinator.outcome().await;
+    accumulated(&mut coordinator, &attached, 0, 1).await;
+    coordinator.outcome().await;
+    until_summed(&running.node).await;
+    assert_eq!(sums(&running.node), Some(Held::Sums { segment: SegmentId(0), shards: vec![ShardId(1)] }));
+    attached.say(Say::DropSums(wire::DropSums { segment: 0 })).await;
+    soon("sums dropped", async {
+        while sums(&running.node).is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draining_node_hands_its_leases_back() {
+    let mut coordinator = coordinator().await;
+    let running = start(&coordinator, "n");
+    let (attached, _) = coordinator.take_in(0, 1).await;
+    // More than its two workers can have begun.
+    let mut ids = Vec::new();
+    for _ in 0..40 {
+        for shard in 0..5 {
+            let lease = coordinator.lease(0, capture(shard));
+            ids.push(lease.id);
+            attached.grant(lease, vec![]).await;
+        }
+    }
+    let begun = Instant::now();
+    running.drain.begin("SIGTERM");
+    let mut handed_back = 0;
+    for _ in 0..ids.len() {
+        match coordinator.outcome().await.outcome {
+            Ok(_) => {}
+            Err(failure) => {
+                assert_eq!(failure.class, FailureClass::HandedBack, "{failure}");
+                assert!(failure.message.contains("SIGTERM"), "{failure}");
+                handed_back += 1;
+            }
+        }
+    }
+    assert!(handed_back > 0);
+    // Nobody says farewell: it leaves all the same.
+    running.end().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_a_coordinator_waits_and_can_be_drained() {
+    let mut coordinator = coordinator().await;
+    coordinator.stop().await;
+    let mut running = start(&coordinator, "n");
+    running.event().await;
+    let DaemonEvent::Waiting { why, .. } = running.event().await else { panic!("did not wait") };
+    assert!(why.contains("cannot connect"), "{why}");
+    running.drain.begin("SIGTERM");
+    assert_eq!(running.event().await, DaemonEvent::Draining);
+    running.end().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_ends_the_daemon_with_the_coordinators_words() {
+    let mut coordinator = coordinator().await;
+    let running = start(&coordinator, "n");
+    let attached = soon("attachment", coordinator.attachments.recv()).await.unwrap();
+    attached.say(Say::Refused(wire::Refused { reason: "another device".into() })).await;
+    let error = running.end().await.unwrap_err().to_string();
+    assert!(error.ends_with("refused this node: another device"), "{error}");
+
+    let running = start(&coordinator, "n");
+    let attached = soon("attachment", coordinator.attachments.recv()).await.unwrap();
+    let hello = Some(wire::Hello { protocol: 99, version: "9.9.9".into() });
+    attached.say(Say::Welcome(wire::Welcome { hello, ..Default::default() })).await;
+    let error = running.end().await.unwrap_err().to_string();
+    assert!(error.contains("9.9.9 (protocol 99)"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn constants_come_from_a_shared_file_where_it_is_the_same() {
+    let place = TempDir::new().unwrap();
+    let path = place.path().join("model.onnx");
+    let same = support::Graph::default()
+        .input("x", &[None, Some(6)])
+        .weight("w1", &[6, 5])
+        .constant("w2", &[5, 4], vec![0.5; 20])
+        .node("MatMul", &["x", "w1"], "a")
+        .node("MatMul", &["a", "w2"], "y")
+        .output("y");
+    std::fs::write(&path, same.bytes()).unwrap();
+    let mut coordinator = coordinator().await;
+    let running = start(&coordinator, "n");
+    let mut attached = coordinator.welcome(0, 1, false).await;
+    attached.say(coordinator.open_job(path.to_str().unwrap())).await;
+    assert_eq!(attached.opened().await.failure, None);
+    // Segments 1 and 2 run the nodes of the first two layers.
+    let task = Task::Capture { segment: SegmentId(2), shard: ShardId(0) };
+    let mut roundings = Vec::new();
+    for ((layer, chunk), rounding) in expected(setup(small_model(), &Settings::default())) {
+        let blob = halfstep_proto::rounding::encode(&rounding).unwrap();
+        let hash = halfstep_proto::BlobHash::of(&blob);
+        coordinator.state.blobs.lock().unwrap().insert(hash, blob);
+        roundings.push(((layer, chunk), hash));
+    }
+    coordinator.state.roundings.lock().unwrap().extend(roundings);
+    let lease = coordinator.lease(0, task);
+    attached.grant(lease, vec![]).await;
+    assert_eq!(peaks(coordinator.outcome().await).len(), 1);
+    let fetched = coordinator.state.fetched.lock().unwrap().clone();
+    let asked = |name: &str| fetched.contains(&BlobName::Constant(name.into()));
+    assert!(asked("w1") && asked("w2"), "{fetched:?}");
+    assert_eq!(coordinator.state.same.lock().unwrap().iter().collect::<Vec<_>>(), ["w1"]);
+    drop(running);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_job_is_forgotten_and_another_can_be_opened() {
+    let mut coordinator = coordinator().await;
+    let running = start(&coordinator, "n");
+    let (mut attached, _) = coordinator.take_in(0, 1).await;
+    let lease = coordinator.lease(0, capture(0));
+    attached.grant(lease, vec![]).await;
+    coordinator.outcome().await;
+    attached.say(Say::Close(wire::CloseJob { job: job_to_wire(JobId([1; 16])) })).await;
+    attached.say(coordinator.open_job("")).await;
+    let inventory: Inventory = attached.opened().await.inventory.unwrap().try_into().unwrap();
+    assert_eq!(inventory.held.len(), 1, "closing another job closes nothing");
+    attached.say(Say::Close(wire::CloseJob { job: job_to_wire(JOB) })).await;
+    attached.say(coordinator.open_job("")).await;
+    let inventory: Inventory = attached.opened().await.inventory.unwrap().try_into().unwrap();
+    assert_eq!(inventory, Inventory::default());
+    drop(running);
+}
