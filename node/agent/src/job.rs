@@ -18,7 +18,10 @@ use halfstep_work::{
 };
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// Stages of a range that may be open at once where they do not wait for each other; the scheduler opens fewer.
+const STAGES_AHEAD: usize = 4;
 
 /// See the module. Locks below are never held together but in the order of the fields.
 pub(crate) struct Job {
@@ -33,6 +36,8 @@ pub(crate) struct Job {
     /// The latest peaks of every shard in every range.
     pub(crate) captured: Mutex<BTreeMap<LaneShard, Captured>>,
     pub(crate) sums: Mutex<Sums>,
+    /// Told of every verdict.
+    pub(crate) settled: Condvar,
     pub(crate) means: Mutex<BTreeMap<(LayerId, SliceId), Arc<MeanSlice>>>,
     pub(crate) problems: Mutex<HashMap<LayerId, Arc<Lazy<LayerProblem>>>>,
     pub(crate) workspaces: Mutex<Vec<Workspace<<Cpu as Device>::Buffer>>>,
@@ -64,6 +69,7 @@ impl Job {
             sessions: Sessions::default(),
             captured: Mutex::default(),
             sums: Mutex::default(),
+            settled: Condvar::new(),
             means: Mutex::default(),
             problems: Mutex::default(),
             workspaces: Mutex::default(),
@@ -103,12 +109,17 @@ impl Job {
         }
     }
 
-    /// In sequential propagation a stage begins when all before it in its range are solved: their statistics can go.
+    /// A stage begins: in sequential propagation all before it in its range are solved, otherwise all but a few. Their
+    /// statistics can go.
     fn pass(&self, stage: SegmentId) {
-        if self.plan.propagation == Propagation::Sequential {
-            let range = self.plan.range_of(stage);
-            self.drop_stages(|other| other < stage && self.plan.range_of(other) == range);
-        }
+        let ahead = match self.plan.propagation {
+            Propagation::Sequential => 1,
+            Propagation::Independent => STAGES_AHEAD,
+        };
+        let range = self.plan.range_of(stage);
+        self.drop_stages(|other| {
+            other.index() + ahead <= stage.index() && self.plan.range_of(other) == range
+        });
     }
 
     /// Drops sums, means and problems of stages.

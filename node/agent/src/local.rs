@@ -48,10 +48,10 @@ impl LocalNode {
         self.job().map(|job| job.carry.usage()).unwrap_or_default()
     }
 
-    /// Forgets sums and means of a stage that is over, which a node cannot always know by itself.
+    /// Forgets the sums of a stage: it is over, which a node cannot always know by itself, or they do not count.
     pub fn drop_sums(&self, stage: SegmentId) {
         if let Ok(job) = self.job() {
-            job.drop_stages(|other| other == stage);
+            lock(&job.sums).drop_stages(|other| other == stage);
         }
     }
 
@@ -98,7 +98,7 @@ impl Node for LocalNode {
 
     fn settle(&self, lease: LeaseId, verdict: Verdict) {
         if let Ok(job) = self.job() {
-            lock(&job.sums).settle(lease, verdict);
+            job.settle(lease, verdict);
         }
     }
 

@@ -17,7 +17,11 @@ use halfstep_work::{
     Done, Failure, Held, LayerId, LeaseId, Objective, PeakRecord, SegmentId, ShardId, SliceId, Verdict,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long others wait for a verdict that must be on its way: they were told of it before this node was.
+const VERDICT_WAIT: Duration = Duration::from_secs(2);
 
 /// One use of a layer.
 type Use = (LayerId, u32);
@@ -79,6 +83,17 @@ impl Sums {
             segment: *segment,
             shards: stage.shards.iter().copied().collect(),
         })
+    }
+
+    /// Whether exactly these shards will be in once verdicts on waiting products have come.
+    fn may_become(&self, stage: SegmentId, shards: &[ShardId]) -> bool {
+        let held = self.stages.get(&stage).map(|held| &held.shards);
+        let waits = |shard: &ShardId| {
+            self.pending.values().any(|pending| (pending.segment, pending.shard) == (stage, *shard))
+        };
+        let missing = shards.iter().filter(|shard| held.is_none_or(|held| !held.contains(shard)));
+        held.is_none_or(|held| held.iter().all(|shard| shards.contains(shard)))
+            && missing.map(waits).reduce(|all, one| all && one).unwrap_or(false)
     }
 
     /// A layer's uses, if exactly these shards are in. An empty answer: its inputs are not finite.
@@ -179,6 +194,26 @@ impl Job {
         LayerStatistics::new(self.program.layer(layer), u64::from(layer.0), agreement, sampling, same)
     }
 
+    /// What became of a lease.
+    pub(crate) fn settle(&self, lease: LeaseId, verdict: Verdict) {
+        lock(&self.sums).settle(lease, verdict);
+        self.settled.notify_all();
+    }
+
+    /// The sums, after a short wait for these shards if they are about to be in.
+    fn settled_sums(&self, stage: SegmentId, shards: &[ShardId]) -> MutexGuard<'_, Sums> {
+        let deadline = Instant::now() + VERDICT_WAIT;
+        let mut sums = lock(&self.sums);
+        while sums.may_become(stage, shards) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            sums = self.settled.wait_timeout(sums, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        sums
+    }
+
     /// Rows of this node's sums over exactly these shards; `None` if the layer's inputs are not finite.
     pub(crate) fn own_sums(
         &self,
@@ -188,7 +223,7 @@ impl Job {
     ) -> Result<Option<SumSlice>, Failure> {
         let (stage, rows) = (self.entry(layer)?.stage, self.rows(layer, slice)?);
         // Held while the rows are read: a shard that is merged meanwhile would be in some rows only.
-        let sums = lock(&self.sums);
+        let sums = self.settled_sums(stage, shards);
         let uses = sums.uses(stage, layer, shards)?;
         if uses.is_empty() {
             return Ok(None);
@@ -205,7 +240,7 @@ impl Job {
         shards: &[ShardId],
     ) -> Result<Vec<BTreeMap<u32, ShardSamples>>, Failure> {
         let stage = self.entry(layer)?.stage;
-        let sums = lock(&self.sums);
+        let sums = self.settled_sums(stage, shards);
         Ok(sums.uses(stage, layer, shards)?.iter().map(|one| one.kept()).collect())
     }
 }

@@ -223,12 +223,13 @@ async fn a_lost_stream_is_attached_again_with_what_is_held_and_results_arrive_on
     let mut attached = coordinator.welcome(3, 2, false).await;
     assert_eq!(attached.introduction.previous_node, Some(0));
     assert_eq!(attached.introduction.previous_epoch, 1);
-    // The outcome comes by itself, under the registration and the incarnation that it was granted in.
-    let commit = coordinator.outcome().await;
-    assert_eq!((commit.lease, commit.node, commit.epoch), (lease.id, NodeId(0), 1));
     attached.say(coordinator.open_job("")).await;
     let inventory: Inventory = attached.opened().await.inventory.unwrap().try_into().unwrap();
     assert_eq!((inventory.held.len(), inventory.captured.len()), (2, 2));
+    assert_eq!(inventory.leases, [lease.clone()]);
+    // The outcome comes by itself, under the registration that named the lease.
+    let commit = coordinator.outcome().await;
+    assert_eq!((commit.lease, commit.node, commit.epoch), (lease.id, NodeId(3), 2));
     assert_eq!(coordinator.state.committed.lock().unwrap().len(), 2);
     // It goes on.
     let lease = coordinator.lease(3, capture(2));

@@ -69,19 +69,22 @@ fn a_real_model_gives_the_same_roundings_in_any_fleet() {
     }
 }
 
-/// Independent propagation: all stages are summed before the first is solved.
+/// Independent propagation: several stages are summed before the first is solved.
 #[test]
 fn stages_that_do_not_wait_for_each_other_can_be_summed_ahead() {
     let settings = Settings { propagation: Propagation::Independent, ..Settings::default() };
     let expected = alone(setup(small_model(), &settings));
     let mut fleet = Fleet::new(setup(small_model(), &settings), 3, 5);
     let stages = fleet.setup.plan.stages.len() as u32;
-    for segment in (0..stages).map(SegmentId) {
+    for segment in (0..4).map(SegmentId) {
         fleet.capture(segment);
         fleet.accumulate(segment);
     }
     fleet.drop_once_in = 6;
-    (0..stages).for_each(|segment| fleet.finish_stage(SegmentId(segment)));
+    (0..4).for_each(|segment| fleet.finish_stage(SegmentId(segment)));
+    fleet.capture(SegmentId(4));
+    fleet.finish_stage(SegmentId(4));
+    assert_eq!(stages, 5);
     assert!(*fleet.source.roundings.lock().unwrap() == expected);
 }
 
@@ -180,6 +183,29 @@ fn only_accepted_products_are_in_the_sums_and_a_fence_forgets_them() {
     assert_eq!(sums(&node), None);
     assert!(node.inventory().held.iter().any(|held| matches!(held, Held::Carry { .. })));
     assert_eq!(node.serve(&wanted(shards)).unwrap_err().class, FailureClass::PeerLost);
+}
+
+/// The coordinator may tell another node of a verdict before this node hears of it.
+#[test]
+fn sums_that_wait_for_a_verdict_only_are_waited_for() {
+    let mut fleet = Fleet::new(setup(small_model(), &Settings::default()), 1, 0);
+    fleet.capture(SegmentId(0));
+    let peaks = fleet.agreed(SegmentId(0));
+    let (_, node) = fleet.nodes().remove(0);
+    let task = Task::Accumulate { segment: SegmentId(0), shard: ShardId(1), peaks };
+    node.execute(&grant(0, 1, task), &halfstep_work::Unwatched).unwrap();
+    let (layer, slice) = (halfstep_work::LayerId(0), halfstep_work::SliceId(0));
+    let asked = |shards: &[u32]| {
+        let shards = shards.iter().copied().map(ShardId).collect();
+        node.serve(&Wanted::SumsSlice { layer, slice, shards })
+    };
+    std::thread::scope(|scope| {
+        let served = scope.spawn(|| asked(&[1]));
+        // Others are refused at once, and nobody is let in before the verdict.
+        assert!(asked(&[2]).is_err() && asked(&[1, 2]).is_err() && !served.is_finished());
+        node.settle(LeaseId(1), Verdict::Accepted);
+        assert!(served.join().unwrap().is_ok());
+    });
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::jobs::JobOrder;
 use super::leases::InHand;
 use super::options::DaemonEvent;
 use super::report::hand_back;
-use super::run::{DRAIN, Shared};
+use super::run::{DRAIN, Session, Shared};
 use halfstep_proto::wire::coordinator_message::Body as Said;
 use halfstep_proto::wire::fleet_client::FleetClient;
 use halfstep_proto::wire::node_message::Body;
@@ -80,7 +80,6 @@ pub(super) async fn attach(
 struct Attachment {
     out: mpsc::Sender<NodeMessage>,
     said: Streaming<CoordinatorMessage>,
-    epoch: u64,
     heartbeat: Duration,
     /// When the node has to be gone.
     leaving: Option<Instant>,
@@ -113,7 +112,7 @@ async fn begin(shared: &Arc<Shared>, address: &str) -> Result<Attachment, End> {
     check_hello(&welcome.hello, "the coordinator").map_err(|status| lost(&status))?;
     settle_in(shared, &welcome, channel).await;
     let heartbeat = Duration::from_millis(welcome.heartbeat_ms.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()));
-    Ok(Attachment { out, said, epoch: welcome.epoch, heartbeat, leaving: None })
+    Ok(Attachment { out, said, heartbeat, leaving: None })
 }
 
 fn introduction(shared: &Shared, address: &str) -> wire::Attach {
@@ -139,7 +138,7 @@ async fn settle_in(shared: &Arc<Shared>, welcome: &wire::Welcome, channel: Chann
     }
     let (node, epoch) = (NodeId(welcome.node), welcome.epoch);
     *shared.registered.lock().unwrap_or_else(PoisonError::into_inner) = Some((node, epoch));
-    shared.session.send_replace(Some(channel));
+    shared.session.send_replace(Some(Session { node, epoch, channel, opened: None }));
     tracing::info!(%node, epoch, fenced = welcome.fenced, "attached");
     shared.tell(DaemonEvent::Attached { coordinator: shared.options.coordinator.clone(), node });
 }
@@ -153,14 +152,15 @@ impl Attachment {
             tokio::select! {
                 _ = beat.tick() => self.say(Body::Heartbeat(heartbeat(shared))),
                 said = self.said.message() => {
+                    let gone = |why| Some(End::Lost { why, attached: true });
                     let end = match said {
-                        Ok(Some(message)) => self.hear(shared, orders, message),
-                        Ok(None) => Some("the coordinator closed the stream".to_owned()),
-                        Err(status) => Some(explain(&status)),
+                        Ok(Some(message)) => self.hear(shared, orders, message).await,
+                        Ok(None) => gone("the coordinator closed the stream".to_owned()),
+                        Err(status) => gone(explain(&status)),
                     };
                     match end {
                         Some(_) if self.leaving.is_some() => return End::Drained,
-                        Some(why) => return End::Lost { why, attached: true },
+                        Some(end) => return end,
                         None => {}
                     }
                 }
@@ -186,13 +186,14 @@ impl Attachment {
         self.say(Body::Drain(wire::Drain { reason }));
     }
 
-    /// Does as told; a reason if that is the end.
-    fn hear(
+    /// Does as told, unless it is the end.
+    async fn hear(
         &self,
         shared: &Arc<Shared>,
         orders: &mpsc::UnboundedSender<JobOrder>,
         message: CoordinatorMessage,
-    ) -> Option<String> {
+    ) -> Option<End> {
+        let gone = |why| Some(End::Lost { why, attached: true });
         let done = match message.body {
             Some(Said::Open(open)) => Ok(drop(orders.send(JobOrder::Open(open, self.out.clone())))),
             Some(Said::Close(close)) => {
@@ -206,25 +207,34 @@ impl Attachment {
                 Ok(())
             }
             Some(Said::DropSums(passed)) => {
-                let node = Arc::clone(&shared.node);
-                // Waits for whoever adds to sums: not here.
-                drop(tokio::task::spawn_blocking(move || node.drop_sums(SegmentId(passed.segment))));
+                drop_sums(shared, SegmentId(passed.segment)).await;
                 Ok(())
             }
-            Some(Said::Farewell(farewell)) => return Some(farewell.reason),
-            Some(Said::Refused(refused)) => return Some(refused.reason),
+            Some(Said::Farewell(farewell)) => return gone(farewell.reason),
+            Some(Said::Refused(refused)) => return Some(End::Refused(refused.reason)),
             Some(Said::Welcome(_)) | None => Err(WireError::new("message", "means nothing here")),
         };
-        done.err().map(|error| format!("the coordinator said something wrong: {error}"))
+        match done {
+            Ok(()) => None,
+            Err(error) => gone(format!("the coordinator said something wrong: {error}")),
+        }
     }
 
     fn take(&self, shared: &Arc<Shared>, grant: wire::Grant) -> Result<(), WireError> {
         let job = job_from_wire(&grant.job)?;
-        shared.leases.take(InHand::new(job, self.epoch, Grant::try_from(grant)?));
+        shared.leases.take(InHand::new(job, Grant::try_from(grant)?));
         if let Some(reason) = self.leaving.and(shared.drain.asked()) {
             hand_back(shared, &reason);
         }
         Ok(())
+    }
+}
+
+/// Before anything said later is done: what is summed from now on is not to be dropped with it.
+async fn drop_sums(shared: &Shared, stage: SegmentId) {
+    let node = Arc::clone(&shared.node);
+    if let Err(error) = tokio::task::spawn_blocking(move || node.drop_sums(stage)).await {
+        tracing::error!(%error, %stage, "sums not dropped");
     }
 }
 

@@ -22,6 +22,7 @@ pub(super) enum JobOrder {
 /// Follows orders until there are no more.
 pub(super) async fn follow(shared: Arc<Shared>, mut orders: mpsc::UnboundedReceiver<JobOrder>) {
     while let Some(order) = orders.recv().await {
+        let following = Arc::clone(&shared);
         let shared = Arc::clone(&shared);
         let answered = tokio::task::spawn_blocking(move || match order {
             JobOrder::Open(order, answer) => Some((open(&shared, order), answer)),
@@ -32,9 +33,13 @@ pub(super) async fn follow(shared: Arc<Shared>, mut orders: mpsc::UnboundedRecei
         });
         match answered.await {
             Ok(Some((opened, answer))) => {
+                let job = job_from_wire(&opened.job).ok().filter(|_| opened.failure.is_none());
                 let body = Some(wire::node_message::Body::Opened(opened));
                 // Fails if the stream is gone; the next one asks again.
-                let _ = answer.send(wire::NodeMessage { body }).await;
+                let sent = answer.send(wire::NodeMessage { body }).await;
+                if let Some(job) = job.filter(|_| sent.is_ok()) {
+                    following.told(job);
+                }
             }
             Ok(None) => {}
             Err(error) => tracing::error!(%error, "a job was neither opened nor closed"),

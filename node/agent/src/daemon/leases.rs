@@ -15,8 +15,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 /// One lease.
 pub(super) struct InHand {
     pub(super) job: JobId,
-    /// Incarnation of the coordinator that granted it.
-    pub(super) epoch: u64,
     pub(super) grant: Grant,
     progress: AtomicU64,
     working: AtomicBool,
@@ -25,10 +23,10 @@ pub(super) struct InHand {
 }
 
 impl InHand {
-    pub(super) fn new(job: JobId, epoch: u64, grant: Grant) -> Self {
+    pub(super) fn new(job: JobId, grant: Grant) -> Self {
         let flag = || AtomicBool::new(false);
         let (working, reporting, abandoned) = (flag(), flag(), flag());
-        Self { job, epoch, grant, progress: AtomicU64::new(0), working, reporting, abandoned }
+        Self { job, grant, progress: AtomicU64::new(0), working, reporting, abandoned }
     }
 
     pub(super) fn id(&self) -> LeaseId {
@@ -167,7 +165,7 @@ mod tests {
     fn lease(id: u64) -> InHand {
         let task = Task::Reduce { layer: LayerId(0), slice: SliceId(0) };
         let lease = Lease { id: LeaseId(id), node: NodeId(0), attempt: 1, task };
-        InHand::new(JobId([7; 16]), 3, Grant { lease, holdings: Vec::new() })
+        InHand::new(JobId([7; 16]), Grant { lease, holdings: Vec::new() })
     }
 
     #[test]

@@ -9,10 +9,9 @@ use super::run::Shared;
 use super::workers::Outcome;
 use bytes::Bytes;
 use halfstep_proto::data::error_of;
-use halfstep_proto::wire::CommitReply;
 use halfstep_proto::wire::fleet_client::FleetClient;
-use halfstep_proto::{BlobHash, Commit, DoneRef, rounding};
-use halfstep_work::{Cost, Failure, FailureClass, Node, Verdict};
+use halfstep_proto::{BlobHash, Commit, DoneRef, rounding, wire};
+use halfstep_work::{Cost, Failure, FailureClass, Lease, Node, Verdict};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -20,6 +19,8 @@ use tonic::{Code, Status};
 
 /// Time for one answer: the coordinator waits for its disk.
 const ANSWER: Duration = Duration::from_secs(30);
+/// After this time the coordinator has heard what was said on the stream.
+const HEARD: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
@@ -76,12 +77,9 @@ async fn verdict(shared: &Shared, lease: &InHand, outcome: Outcome) -> Option<Ve
             Ok(hash)
         })
     });
-    let (job, epoch, id) = (lease.job, lease.epoch, &lease.grant.lease);
-    let commit =
-        Commit { job, node: id.node, epoch, lease: id.id, attempt: id.attempt, outcome: named, cost };
     let mut pause = PAUSE;
     while !lease.abandoned() {
-        match attempt(shared, &commit, &mut blob).await {
+        match attempt(shared, lease, &named, cost, &mut blob).await {
             Ok(verdict) => return Some(verdict),
             Err(Refusal::Final(status)) => {
                 tracing::warn!(lease = %lease.id(), "outcome refused: {}", status.message());
@@ -102,23 +100,39 @@ enum Refusal {
     Final(Status),
 }
 
-/// Uploads what is not uploaded yet, then commits.
-async fn attempt(shared: &Shared, commit: &Commit, blob: &mut Option<Bytes>) -> Result<Verdict, Refusal> {
+/// Uploads what is not uploaded yet, then commits, under the registration of the moment: a coordinator that came back
+/// has taken up the leases it was told of when the job was opened, and knows no others.
+async fn attempt(
+    shared: &Shared,
+    lease: &InHand,
+    outcome: &Result<DoneRef, Failure>,
+    cost: Cost,
+    blob: &mut Option<Bytes>,
+) -> Result<Verdict, Refusal> {
+    let again = |why: String| Refusal::Again(why);
+    let session = shared.session.borrow().clone().ok_or_else(|| again("not attached".into()))?;
+    let told = session.opened.filter(|(job, _)| *job == lease.job);
+    let (job, told) = told.ok_or_else(|| again("the job is not open there yet".into()))?;
     if let Some(bytes) = blob {
         let uploaded = shared.lines.coordinator().upload(bytes.clone()).await;
-        uploaded.map_err(|error| Refusal::Again(error.message))?;
+        uploaded.map_err(|error| again(error.message))?;
         *blob = None;
     }
-    let Some(channel) = shared.channel() else { return Err(Refusal::Again("not attached".into())) };
-    let mut client = FleetClient::new(channel);
-    let answered =
-        timeout(ANSWER, client.commit(halfstep_proto::wire::CommitRequest::from(commit.clone()))).await;
-    let reply: CommitReply = match answered {
+    let Lease { id, attempt, .. } = lease.grant.lease;
+    let (node, epoch, outcome) = (session.node, session.epoch, outcome.clone());
+    let commit = Commit { job, node, epoch, lease: id, attempt, outcome, cost };
+    let mut client = FleetClient::new(session.channel);
+    let reply = match timeout(ANSWER, client.commit(wire::CommitRequest::from(commit))).await {
         Ok(Ok(reply)) => reply.into_inner(),
         Ok(Err(status)) => return Err(refusal(status)),
-        Err(_) => return Err(Refusal::Again(format!("no answer within {ANSWER:?}"))),
+        Err(_) => return Err(again(format!("no answer within {ANSWER:?}"))),
     };
-    Verdict::try_from(reply).map_err(|error| Refusal::Final(error.into()))
+    match Verdict::try_from(reply) {
+        // The stream and this call overtake each other: what it was told of it may not have heard yet.
+        Ok(Verdict::Stale) if told.elapsed() < HEARD => Err(again("stale, perhaps too early".into())),
+        Ok(verdict) => Ok(verdict),
+        Err(error) => Err(Refusal::Final(error.into())),
+    }
 }
 
 /// What the connection or the coordinator's machine is to blame for may be otherwise next time.

@@ -31,6 +31,16 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// From the wish to leave until the process has left, workers that do not listen or not.
 pub(super) const DRAIN: Duration = Duration::from_millis(4500);
 
+/// The registration of the moment.
+#[derive(Clone)]
+pub(super) struct Session {
+    pub(super) node: NodeId,
+    pub(super) epoch: u64,
+    pub(super) channel: Channel,
+    /// The job that this registration was told of, and when: from then on the coordinator knows the leases in hand.
+    pub(super) opened: Option<(JobId, Instant)>,
+}
+
 /// What all parts of a daemon know.
 pub(super) struct Shared {
     pub(super) node: Arc<LocalNode>,
@@ -39,8 +49,8 @@ pub(super) struct Shared {
     pub(super) leases: Arc<Leases>,
     pub(super) lines: Arc<Lines>,
     pub(super) traffic: Traffic,
-    /// The line to the coordinator while this node is registered with it.
-    pub(super) session: watch::Sender<Option<Channel>>,
+    /// None while there is no coordinator.
+    pub(super) session: watch::Sender<Option<Session>>,
     /// The latest registration, over or not.
     pub(super) registered: Mutex<Option<(NodeId, u64)>>,
     open_job: Mutex<Option<JobId>>,
@@ -50,9 +60,13 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// The line to the coordinator, if there is one.
-    pub(super) fn channel(&self) -> Option<Channel> {
-        self.session.borrow().clone()
+    /// Remembers that the coordinator has been told what there is of a job.
+    pub(super) fn told(&self, job: JobId) {
+        self.session.send_if_modified(|session| {
+            let Some(session) = session else { return false };
+            session.opened = Some((job, Instant::now()));
+            true
+        });
     }
 
     pub(super) fn open_job(&self) -> Option<JobId> {
@@ -161,12 +175,16 @@ async fn stay_attached(
     let mut pause = PAUSE;
     let mut told = String::new();
     while shared.drain.asked().is_none() {
+        let began = Instant::now();
         let why = match attach(shared, address, orders).await {
             End::Drained => return Ok(()),
             End::Refused(reason) => return Err(DaemonError::Refused { coordinator, reason }),
             End::Lost { why, attached } => {
                 if attached {
-                    (pause, told) = (PAUSE, String::new());
+                    told.clear();
+                }
+                if began.elapsed() > PAUSE_MAX {
+                    pause = PAUSE;
                 }
                 why
             }
