@@ -1,5 +1,7 @@
 //! The coordinator as a process, with nodes that make their results up: jobs, restarts, watchers, cancels, the queue.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails its test")]
+
 mod support;
 
 use halfstep_coordinator::jobs::collect;
@@ -300,4 +302,78 @@ async fn health_answers_on_its_own_port() {
     let refused = jobs.list(wire::ListRequest { hello: Some(hello()) }).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unimplemented);
     coordinator.stop().await;
+}
+
+async fn welcome(bench: &Bench, node: &FakeNode) -> wire::Welcome {
+    bench.until("it is welcome", async |_| node.welcome.lock().unwrap().is_some()).await;
+    node.welcome.lock().unwrap().clone().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_keeps_its_registration_over_a_short_break_and_is_fenced_after_a_long_one() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let node = FakeNode::attach(&bench, named("a"));
+    let first = welcome(&bench, &node).await;
+    drop(node);
+    let node = FakeNode::attach_again(&bench, named("a"), Some((first.node, first.epoch)));
+    let second = welcome(&bench, &node).await;
+    assert_eq!((second.node, second.fenced), (first.node, false));
+    drop(node);
+    let nodes = wire::NodesRequest { hello: Some(hello()) };
+    bench
+        .until("it is forgotten", async |bench| {
+            bench.client().nodes(nodes.clone()).await.unwrap().into_inner().nodes.is_empty()
+        })
+        .await;
+    let node = FakeNode::attach_again(&bench, named("a"), Some((first.node, first.epoch)));
+    let third = welcome(&bench, &node).await;
+    assert!(third.fenced && third.node != first.node, "{third:?}");
+    drop(node);
+    let node = FakeNode::attach_again(&bench, named("a"), Some((first.node, first.epoch + 7)));
+    let other = welcome(&bench, &node).await;
+    assert!(!other.fenced, "what another incarnation gave is not lost: {other:?}");
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outcomes_of_another_incarnation_or_unknown_leases_are_stale() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let node = FakeNode::attach(&bench, Kind { solves_max: 0, ..named("a") });
+    let job = bench.submit_example(11).await;
+    bench.until("work has begun", async |_| !node.verdicts.lock().unwrap().is_empty()).await;
+    let told = welcome(&bench, &node).await;
+    let (lease, _) = node.verdicts.lock().unwrap()[0].clone();
+    let commit = |epoch: u64, lease: u64| wire::CommitRequest {
+        job: job_to_wire(job),
+        node: told.node,
+        epoch,
+        lease,
+        attempt: 1,
+        outcome: Some(wire::commit_request::Outcome::Done(wire::Done {
+            kind: Some(wire::done::Kind::Accumulated(wire::Empty {})),
+        })),
+        cost: Some(wire::Cost::default()),
+    };
+    let mut fleet = wire::fleet_client::FleetClient::new(bench.channel());
+    for (epoch, id) in [(told.epoch + 1, lease.id.0), (told.epoch, 1 << 60)] {
+        let reply = fleet.commit(commit(epoch, id)).await.unwrap().into_inner();
+        assert_eq!(Verdict::try_from(reply).unwrap(), Verdict::Stale);
+    }
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_for_one_job_forgets_the_others() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let (first, second) = (bench.submit_example(1).await, bench.submit_example(2).await);
+    coordinator.stop().await;
+    let mut options = bench.options();
+    options.only = Some(second);
+    let coordinator = Coordinator::start(options, Vec::new(), Vec::new()).await.unwrap();
+    assert_eq!(coordinator.resuming(), [second]);
+    coordinator.stop().await;
+    assert!(!bench.folder.path().join(format!("state/jobs/{first}")).exists());
 }

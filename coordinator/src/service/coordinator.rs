@@ -9,21 +9,25 @@ use super::request::{EngineLine, Request};
 use super::shelf::Shelf;
 use crate::CoordinatorError;
 use crate::artefacts::Artefacts;
-use crate::store::Store;
+use crate::jobs::JobFolder;
+use crate::store::{Change, Store};
 use halfstep_proto::wire::artefacts_server::ArtefactsServer;
 use halfstep_proto::wire::client_server::ClientServer;
 use halfstep_proto::wire::fleet_server::FleetServer;
 use halfstep_proto::{Listener, Services};
 use halfstep_work::JobId;
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Calls that go on when the coordinator stops may take so long to end.
 const LAST_CALLS: Duration = Duration::from_secs(2);
+
+/// Threads that plan or write results may take so long to end.
+const LAST_THREADS: Duration = Duration::from_millis(500);
 
 /// A running coordinator. Dropped, it stops at once; its durable state is safe at any moment.
 pub struct Coordinator {
@@ -31,6 +35,7 @@ pub struct Coordinator {
     engine: JoinHandle<()>,
     servers: JoinSet<()>,
     stop: watch::Sender<bool>,
+    store: Weak<()>,
     epoch: u64,
     resuming: Vec<JobId>,
 }
@@ -53,7 +58,10 @@ impl Coordinator {
         let state = fs::canonicalize(&options.state)
             .map_err(|e| CoordinatorError::storage(&options.state, "find", e))?;
         let store = Arc::new(Store::open(&state)?);
-        let epoch = store.epoch();
+        if let Some(only) = options.only {
+            forget_others(&store, only)?;
+        }
+        let (epoch, held) = (store.epoch(), store.alive());
         let artefacts = Arc::new(Artefacts::open(&state.join("artefacts"))?);
         let shelf = Shelf::default();
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
@@ -82,7 +90,7 @@ impl Coordinator {
             servers.spawn(answer(Services::new().with(answers.clone()), listener, stop.subscribe()));
         }
         let engine = tokio::spawn(engine.run(requests));
-        Ok(Self { line, engine, servers, stop, epoch, resuming })
+        Ok(Self { store: held, line, engine, servers, stop, epoch, resuming })
     }
 
     /// Its incarnation.
@@ -117,6 +125,16 @@ impl Coordinator {
         if timeout(LAST_CALLS, all).await.is_err() {
             tracing::warn!("calls in hand did not end and are cut off");
         }
+        // The state folder is free for another when this returns, unless a thread is in the middle of a large file.
+        let store = self.store.clone();
+        let released = async {
+            while store.strong_count() > 0 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if timeout(LAST_THREADS, released).await.is_err() {
+            tracing::warn!("a thread still works on the state folder");
+        }
     }
 }
 
@@ -125,6 +143,14 @@ impl Drop for Coordinator {
         self.servers.abort_all();
         self.engine.abort();
     }
+}
+
+/// Roundings of other jobs stay as artefacts until the folder is removed; nothing refers to them.
+fn forget_others(store: &Store, only: JobId) -> Result<(), CoordinatorError> {
+    let others: Vec<JobId> = store.jobs()?.iter().map(|job| job.id).filter(|id| *id != only).collect();
+    let changes: Vec<Change> = others.iter().copied().map(Change::ForgetJob).collect();
+    store.commit(&changes)?;
+    others.into_iter().try_for_each(|job| JobFolder::new(store.folder(), job).remove())
 }
 
 async fn answer(services: Services, listener: Listener, mut stop: watch::Receiver<bool>) {

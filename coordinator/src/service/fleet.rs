@@ -1,6 +1,6 @@
 //! The service that nodes speak to: one stream each, and the outcomes of leases.
 
-use super::request::{EngineLine, Line, NewNode, Outcome, Pulse, Request as Ask};
+use super::request::{EngineLine, Line, NewNode, Outbound, Outcome, Pulse, Request as Ask};
 use super::shelf::Shelf;
 use crate::artefacts::{ArtefactError, Artefacts};
 use crate::source::{ROUNDING_BYTES_MAX, read_rounding};
@@ -11,7 +11,7 @@ use halfstep_proto::{Commit, DoneRef, WireError, check_hello, job_from_wire};
 use halfstep_work::{Done, Failure, Inventory, JobId, LeaseId, NodeId, Verdict};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::oneshot;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -39,9 +39,9 @@ impl Fleet for FleetService {
         let first =
             first.await.map_err(|_| Status::deadline_exceeded("the first message did not come"))??;
         let new = first_message(first)?;
-        let (outbound, messages) = mpsc::channel(UNREAD_MAX);
+        let (outbound, messages, ended) = Outbound::new(UNREAD_MAX);
         let line = self.engine.ask(|reply| Ask::Attach { new, outbound, reply }).await?;
-        tokio::spawn(listen(self.engine.clone(), line, stream));
+        tokio::spawn(listen(self.engine.clone(), line, stream, ended));
         Ok(Response::new(ReceiverStream::new(messages)))
     }
 
@@ -106,10 +106,19 @@ fn first_message(message: Option<NodeMessage>) -> Result<NewNode, Status> {
     })
 }
 
-/// Passes on what a node says until its stream ends, for whatever reason.
-async fn listen(engine: EngineLine, line: Line, mut stream: Streaming<NodeMessage>) {
+/// Passes on what a node says until its stream ends, for whatever reason, or the engine ends the line.
+async fn listen(
+    engine: EngineLine,
+    line: Line,
+    mut stream: Streaming<NodeMessage>,
+    mut ended: oneshot::Receiver<()>,
+) {
     loop {
-        let told = match stream.message().await {
+        let message = tokio::select! {
+            message = stream.message() => message,
+            _ = &mut ended => return,
+        };
+        let told = match message {
             Ok(Some(NodeMessage { body: Some(body) })) => match understood(line, body) {
                 Ok(request) => engine.tell(request).await,
                 Err(error) => {

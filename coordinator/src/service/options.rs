@@ -1,5 +1,6 @@
 //! Times and places of one coordinator.
 
+use halfstep_work::JobId;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,11 +35,13 @@ pub struct CoordinatorOptions {
     pub state: PathBuf,
     /// Times.
     pub timing: Timing,
+    /// The one job that this state is for: whatever else is in it is forgotten. None keeps all.
+    pub only: Option<JobId>,
 }
 
 impl CoordinatorOptions {
     /// With the documented times.
     pub fn new(state: impl Into<PathBuf>) -> Self {
-        Self { state: state.into(), timing: Timing::default() }
+        Self { state: state.into(), timing: Timing::default(), only: None }
     }
 }

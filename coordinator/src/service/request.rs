@@ -9,8 +9,28 @@ use halfstep_work::{Cost, Done, Failure, Inventory, JobId, LeaseId, NodeDescript
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-/// The way to one node. Bounded: a node that does not read is cut off.
-pub(super) type Outbound = mpsc::Sender<Result<wire::CoordinatorMessage, Status>>;
+/// The way to one node. Bounded: a node that does not read is cut off. Dropped, it ends the whole line.
+pub(super) struct Outbound {
+    messages: mpsc::Sender<Result<wire::CoordinatorMessage, Status>>,
+    _open: oneshot::Sender<()>,
+}
+
+impl Outbound {
+    /// With what is to be sent, and what resolves when the line ends.
+    pub(super) fn new(
+        unread_max: usize,
+    ) -> (Self, mpsc::Receiver<Result<wire::CoordinatorMessage, Status>>, oneshot::Receiver<()>) {
+        let (messages, outgoing) = mpsc::channel(unread_max);
+        let (open, ended) = oneshot::channel();
+        (Self { messages, _open: open }, outgoing, ended)
+    }
+
+    /// False if the node does not read, or is gone.
+    pub(super) fn say(&self, message: wire::CoordinatorMessage) -> bool {
+        self.messages.try_send(Ok(message)).is_ok()
+    }
+}
+
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Status>>;
 
 /// A node's first message.

@@ -14,7 +14,7 @@ use redb::{
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 const FILE: &str = "state.redb";
 /// The whole state is a few megabytes.
@@ -84,6 +84,8 @@ pub struct Store {
     folder: PathBuf,
     epoch: u64,
     _lock: FolderLock,
+    /// Dropped last: the folder is free then.
+    alive: Arc<()>,
 }
 
 impl Store {
@@ -98,7 +100,8 @@ impl Store {
         let path = folder.join(FILE);
         let database = open_database(&path)?;
         let database = Mutex::new(Some(database));
-        let mut store = Self { database, path, folder: folder.into(), epoch: 0, _lock: lock };
+        let mut store =
+            Self { database, path, folder: folder.into(), epoch: 0, _lock: lock, alive: Arc::new(()) };
         store.begin_incarnation()?;
         Ok(store)
     }
@@ -106,6 +109,11 @@ impl Store {
     /// This incarnation: larger than any before on the same folder, 1 the first time.
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Cannot be upgraded any more once the folder is free for another store.
+    pub(crate) fn alive(&self) -> Weak<()> {
+        Arc::downgrade(&self.alive)
     }
 
     /// The state folder.

@@ -1,5 +1,6 @@
 //! A coordinator in this process, and nodes that compute nothing but speak as nodes do.
 
+#![allow(dead_code, reason = "each test file uses its part")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a helper that fails fails its test")]
 
 use halfstep_coordinator::dataset::DatasetOptions;
@@ -16,8 +17,8 @@ use halfstep_proto::{
 };
 use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, Scheme};
 use halfstep_work::{
-    ChunkId, ChunkReport, Cost, Grant, JobId, LayerId, Lease, NodeDescription, NodeId, Objective, Partition,
-    PeakRecord, Plan, Propagation, Rounding, SegmentId, SolverSettings, StartPoint, Task, Verdict,
+    ChunkId, ChunkReport, Cost, Failure, Grant, JobId, LayerId, Lease, NodeDescription, NodeId, Objective,
+    Partition, PeakRecord, Plan, Propagation, Rounding, SegmentId, SolverSettings, StartPoint, Task, Verdict,
 };
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -93,7 +94,10 @@ impl Bench {
     }
 
     pub(crate) fn options(&self) -> CoordinatorOptions {
-        CoordinatorOptions { state: self.folder.path().join("state"), timing: self.timing }
+        CoordinatorOptions {
+            timing: self.timing,
+            ..CoordinatorOptions::new(self.folder.path().join("state"))
+        }
     }
 
     pub(crate) async fn start(&self) -> Coordinator {
@@ -228,6 +232,7 @@ pub(crate) struct FakeNode {
     pub(crate) verdicts: Arc<Mutex<Vec<(Lease, Verdict)>>>,
     pub(crate) refused: Arc<Mutex<Option<String>>>,
     pub(crate) farewell: Arc<AtomicBool>,
+    pub(crate) welcome: Arc<Mutex<Option<wire::Welcome>>>,
     pub(crate) said: mpsc::Sender<wire::NodeMessage>,
     task: JoinHandle<()>,
 }
@@ -242,6 +247,8 @@ struct Works {
     channel: Channel,
     data: DataClient,
     kind: Kind,
+    previous: Option<(u32, u64)>,
+    welcome: Arc<Mutex<Option<wire::Welcome>>>,
     node: NodeId,
     epoch: u64,
     job: Option<(JobId, Arc<Plan>)>,
@@ -251,15 +258,23 @@ struct Works {
 
 impl FakeNode {
     pub(crate) fn attach(bench: &Bench, kind: Kind) -> Self {
+        Self::attach_again(bench, kind, None)
+    }
+
+    /// `previous`: registration and incarnation of the coordinator before.
+    pub(crate) fn attach_again(bench: &Bench, kind: Kind, previous: Option<(u32, u64)>) -> Self {
         let (said, messages) = mpsc::channel(64);
         let solved = Arc::new(AtomicUsize::new(0));
         let verdicts = Arc::new(Mutex::new(Vec::new()));
         let refused = Arc::new(Mutex::new(None));
         let farewell = Arc::new(AtomicBool::new(false));
+        let welcome = Arc::new(Mutex::new(None));
         let works = Works {
             channel: bench.channel(),
             data: bench.data(),
             kind,
+            previous,
+            welcome: welcome.clone(),
             node: NodeId(0),
             epoch: 0,
             job: None,
@@ -267,7 +282,7 @@ impl FakeNode {
             verdicts: verdicts.clone(),
         };
         let live = live(works, said.clone(), messages, refused.clone(), farewell.clone());
-        Self { solved, verdicts, refused, farewell, said, task: tokio::spawn(live) }
+        Self { solved, verdicts, refused, farewell, welcome, said, task: tokio::spawn(live) }
     }
 }
 
@@ -294,8 +309,8 @@ async fn live(
         hello: Some(hello()),
         description: Some((&description).into()),
         address: "nowhere:1".into(),
-        previous_node: None,
-        previous_epoch: 0,
+        previous_node: works.previous.map(|(node, _)| node),
+        previous_epoch: works.previous.map_or(0, |(_, epoch)| epoch),
     };
     said.send(message(Body::Attach(attach))).await.unwrap();
     let mut fleet = FleetClient::new(works.channel.clone());
@@ -314,7 +329,10 @@ async fn live(
         };
         let Ok(Some(wire::CoordinatorMessage { body: Some(body) })) = next else { return };
         match body {
-            Said::Welcome(welcome) => (works.node, works.epoch) = (NodeId(welcome.node), welcome.epoch),
+            Said::Welcome(welcome) => {
+                (works.node, works.epoch) = (NodeId(welcome.node), welcome.epoch);
+                *works.welcome.lock().unwrap() = Some(welcome);
+            }
             Said::Open(open) => {
                 let job = job_from_wire(&open.job).unwrap();
                 works.open(job, BlobHash::try_from(open.plan.as_slice()).unwrap()).await;
@@ -358,14 +376,24 @@ impl Works {
         let (node, epoch, verdicts) = (self.node, self.epoch, self.verdicts.clone());
         Some(async move {
             tokio::time::sleep(pause).await;
-            let Ok(done) = answer(&data, &plan, &lease.task).await else { return };
-            let outcome = Ok(done);
+            let answered = answer(&data, &plan, &lease.task).await;
+            let outcome = answered.map_err(|error| Failure::new(error.class, error.message));
             let cost = Cost { seconds: 0.25, ..Cost::default() };
             let (id, attempt) = (lease.id, lease.attempt);
             let commit = Commit { job, node, epoch, lease: id, attempt, outcome, cost };
-            let reply = FleetClient::new(channel).commit(wire::CommitRequest::from(commit)).await;
-            if let Ok(reply) = reply {
-                verdicts.lock().unwrap().push((lease, reply.into_inner().try_into().unwrap()));
+            let mut fleet = FleetClient::new(channel);
+            for _ in 0..100 {
+                match fleet.commit(wire::CommitRequest::from(commit.clone())).await {
+                    Ok(reply) => {
+                        let verdict = reply.into_inner().try_into().unwrap();
+                        verdicts.lock().unwrap().push((lease, verdict));
+                        return;
+                    }
+                    Err(status) if status.code() == tonic::Code::Unavailable => {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    Err(_) => return,
+                }
             }
         })
     }

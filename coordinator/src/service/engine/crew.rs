@@ -166,7 +166,7 @@ impl Engine {
         let now = self.now_ms();
         let Some(seat) = self.seats.get_mut(&node) else { return };
         let Some((_, outbound)) = &seat.line else { return };
-        if outbound.try_send(Ok(CoordinatorMessage { body: Some(body) })).is_err() {
+        if !outbound.say(CoordinatorMessage { body: Some(body) }) {
             tracing::warn!(%node, "the line of a node is full or closed");
             seat.line = None;
             seat.gone_ms = Some(now);
