@@ -1,5 +1,7 @@
 //! The dispatch's rules, one by one, on a simulated fleet.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 mod fleet;
 
 use fleet::{Fleet, Shape, description, done, limits, rounding};
@@ -459,7 +461,9 @@ fn a_lease_without_progress_is_taken_from_its_node() {
         let now = second * 1_000;
         let moves = [(lease, second.min(10))];
         fleet.dispatch.beat(node, &moves, now);
-        fleet.nodes.keys().for_each(|node| drop(fleet.dispatch.beat(*node, &[], now)));
+        for node in fleet.nodes.keys() {
+            fleet.dispatch.beat(*node, &[], now);
+        }
         fleet.dispatch.tick(now);
         fleet.now_ms = now;
         fleet.collect();

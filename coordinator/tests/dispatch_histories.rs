@@ -3,6 +3,8 @@
 //! Checked at every step (in `fleet`): what grants promise, one accepted result per task, no slot filled twice.
 //! Checked at the end: the job is over as soon as one healthy node stays, with every layer decided.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 mod fleet;
 
 use fleet::{Fleet, Shape, SimNode, limits};
@@ -21,6 +23,7 @@ enum Step {
     Repeat { node: usize },
     Fail { node: usize, class: FailureClass },
     Lose { node: usize, returns: Option<bool> },
+    Return,
     Zombie { which: usize },
     Reconnect { node: usize, grants_lost: usize, forgets: bool },
     Drain { node: usize },
@@ -39,6 +42,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => node.clone().prop_map(|node| Step::Repeat { node }),
         2 => (node.clone(), prop::sample::select(classes())).prop_map(|(node, class)| Step::Fail { node, class }),
         1 => (node.clone(), prop::option::of(any::<bool>())).prop_map(|(node, returns)| Step::Lose { node, returns }),
+        1 => Just(Step::Return),
         2 => (0usize..8).prop_map(|which| Step::Zombie { which }),
         1 => (node.clone(), 0usize..2, prop::bool::weighted(0.2))
             .prop_map(|(node, grants_lost, forgets)| Step::Reconnect { node, grants_lost, forgets }),
@@ -89,7 +93,9 @@ fn busy_node(fleet: &Fleet, nth: usize) -> Option<NodeId> {
 
 fn take(fleet: &mut Fleet, step: Step) {
     match step {
-        Step::Join { slots } => drop(fleet.join(slots)),
+        Step::Join { slots } => {
+            fleet.join(slots);
+        }
         Step::Answer { node, nth, heard } => {
             if let Some(node) = busy_node(fleet, node) {
                 let hand = fleet.nodes[&node].hand.len();
@@ -111,6 +117,11 @@ fn take(fleet: &mut Fleet, step: Step) {
             busy_node(fleet, node).into_iter().for_each(|node| fleet.fail(node, 0, class));
         }
         Step::Lose { node, returns } => lose(fleet, node, returns),
+        Step::Return => {
+            if let Some(sim) = fleet.away.pop() {
+                fleet.attach(sim);
+            }
+        }
         Step::Zombie { which } => zombie(fleet, which),
         Step::Reconnect { node, grants_lost, forgets } => reconnect(fleet, node, grants_lost, forgets),
         Step::Drain { node } => drain(fleet, node),
@@ -120,17 +131,16 @@ fn take(fleet: &mut Fleet, step: Step) {
     }
 }
 
-/// `returns`: whether the process attaches again, and then whether it was told to forget sums and means.
+/// `returns`: whether the process attaches again at once (else perhaps later, see `Step::Return`), and then whether it was told to forget sums and means.
 fn lose(fleet: &mut Fleet, node: usize, returns: Option<bool>) {
     let Some(mut sim) = nth_node(fleet, node).and_then(|node| fleet.lose(node)) else { return };
-    if let Some(fenced) = returns {
-        if fenced {
-            sim = SimNode { sums: Default::default(), means: Default::default(), ..sim };
-            sim.hand.clear();
-            sim.unsettled.clear();
-        }
-        fleet.attach(sim);
+    let Some(fenced) = returns else { return fleet.away.push(sim) };
+    if fenced {
+        sim = SimNode { sums: Default::default(), means: Default::default(), ..sim };
+        sim.hand.clear();
+        sim.unsettled.clear();
     }
+    fleet.attach(sim);
 }
 
 fn zombie(fleet: &mut Fleet, which: usize) {
@@ -223,7 +233,9 @@ proptest! {
         steps in prop::collection::vec(step(), 0..60),
     ) {
         let mut fleet = Fleet::new(&shape, limits());
-        (0..nodes).for_each(|node| drop(fleet.join(1 + node % 2)));
+        for node in 0..nodes {
+            fleet.join(1 + node % 2);
+        }
         for step in steps {
             take(&mut fleet, step);
         }

@@ -3,6 +3,8 @@
 //! A node's sums are the set of shards whose accumulation was accepted; a slice can only be reduced from sums that tile
 //! all shards; a chunk only be solved from all means. Time is a number.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use halfstep_coordinator::dispatch::{Action, Dispatch, Limits, Outcome};
 use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, Scheme};
 use halfstep_work::{
@@ -235,6 +237,8 @@ pub struct Fleet {
     pub nodes: BTreeMap<NodeId, SimNode>,
     /// Lost to the coordinator, but still running.
     pub zombies: Vec<(NodeId, Grant)>,
+    /// Processes that the coordinator has given up and that have not come back yet.
+    pub away: Vec<SimNode>,
     /// The store.
     pub committed: BTreeMap<(LayerId, ChunkId), Arc<Rounding>>,
     pub given_up: BTreeMap<LayerId, Failure>,
@@ -254,6 +258,7 @@ impl Fleet {
             limits,
             nodes: BTreeMap::new(),
             zombies: Vec::new(),
+            away: Vec::new(),
             committed: BTreeMap::new(),
             given_up: BTreeMap::new(),
             accepted_solves: BTreeMap::new(),
@@ -265,7 +270,9 @@ impl Fleet {
 
     pub fn with_nodes(shape: &Shape, nodes: usize, slots: usize) -> Self {
         let mut fleet = Self::new(shape, limits());
-        (0..nodes).for_each(|_| drop(fleet.join(slots)));
+        for _ in 0..nodes {
+            fleet.join(slots);
+        }
         fleet
     }
 

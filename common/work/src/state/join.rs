@@ -4,17 +4,14 @@
 //! the coordinator asked for it. Sums are adopted whole or not at all: a node knows what is in them, but cannot take a
 //! shard out again.
 
-use super::{Change, Group, JobState, LeaseRecord, Member, TaskId, TaskState};
+use super::{Change, Group, JobState, LeaseRecord, TaskId, TaskState};
 use crate::{Held, Inventory, LayerId, Lease, LeaseId, NodeId, SegmentId, ShardId, SliceId};
 use std::collections::BTreeSet;
 
 impl JobState {
     pub(super) fn joined(&mut self, node: NodeId, inventory: &Inventory) {
-        if self.nodes.contains_key(&node) {
-            self.correct(node, inventory);
-        } else {
-            self.nodes.insert(node, Member::default());
-        }
+        self.nodes.entry(node).or_default();
+        self.correct(node, inventory);
         for (segment, shard, peaks) in &inventory.captured {
             if let Some(task) = self.adoptable(Group::Capture(*segment), shard.0) {
                 self.revoke_others(task, None, "a node that came back has it");

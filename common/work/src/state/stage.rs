@@ -124,9 +124,8 @@ impl JobState {
         for group in groups {
             for (place, task) in self.table.ids(group).enumerate() {
                 let gated = from_forward && matches!(group, Group::Capture(_));
-                if self.slots[task].state == TaskState::Waiting
-                    && !(gated && !self.is_forwarded(lane, place as u32))
-                {
+                let free = !gated || self.is_forwarded(lane, place as u32);
+                if free && self.slots[task].state == TaskState::Waiting {
                     self.make_ready(TaskId(task));
                 }
             }
