@@ -361,6 +361,12 @@ async fn outcomes_of_another_incarnation_or_unknown_leases_are_stale() {
         let reply = fleet.commit(commit(epoch, id)).await.unwrap().into_inner();
         assert_eq!(Verdict::try_from(reply).unwrap(), Verdict::Stale);
     }
+    let waiting = bench.submit_example(12).await;
+    let early = wire::CommitRequest { job: job_to_wire(waiting), ..commit(told.epoch, 1) };
+    assert_eq!(fleet.commit(early).await.unwrap_err().code(), tonic::Code::Unavailable);
+    let unknown = wire::CommitRequest { job: vec![9; 16], ..commit(told.epoch, 1) };
+    let reply = fleet.commit(unknown).await.unwrap().into_inner();
+    assert_eq!(Verdict::try_from(reply).unwrap(), Verdict::Stale);
     coordinator.stop().await;
 }
 

@@ -8,7 +8,7 @@ use halfstep_proto::wire::fleet_server::Fleet;
 use halfstep_proto::wire::node_message::Body;
 use halfstep_proto::wire::{CommitReply, CommitRequest, CoordinatorMessage, NodeMessage, Opened};
 use halfstep_proto::{Commit, DoneRef, WireError, check_hello, job_from_wire};
-use halfstep_work::{Done, Failure, Inventory, JobId, LeaseId, NodeId, Verdict};
+use halfstep_work::{Done, Failure, FailureClass, Inventory, JobId, LeaseId, NodeId, Verdict};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -48,6 +48,10 @@ impl Fleet for FleetService {
     async fn commit(&self, request: Request<CommitRequest>) -> Result<Response<CommitReply>, Status> {
         let commit = Commit::try_from(request.into_inner())?;
         let (outcome, hash) = match commit.outcome {
+            // Not running: the engine says whether that is for now or for ever.
+            Ok(DoneRef::Solved(_)) if self.shelf.get(commit.job).is_none() => {
+                (Err(Failure::new(FailureClass::HandedBack, "the job is not running")), None)
+            }
             Ok(done) => self.resolve(commit.job, done).await.map(|(done, hash)| (Ok(done), hash))?,
             Err(failure) => (Err(failure), None),
         };
@@ -75,7 +79,7 @@ impl FleetService {
         };
         let hash = blake3::Hash::from_bytes(name.0);
         let Some(current) = self.shelf.get(job) else {
-            return Err(Status::not_found(format!("job {job} is not running")));
+            return Err(Status::unavailable(format!("job {job} has just ended")));
         };
         let artefacts = Arc::clone(&self.artefacts);
         let read = move || {

@@ -1,11 +1,11 @@
 //! Outcomes of leases: roundings become durable together, then the dispatch learns of them, then nodes are answered.
 
 use super::Engine;
-use super::job::{Active, Running};
+use super::job::{Active, Running, Step};
 use crate::failpoints::visit;
 use crate::service::request::{Outcome, Reply};
 use crate::store::Change;
-use halfstep_work::{ChunkId, Done, Group, LayerId, Verdict};
+use halfstep_work::{ChunkId, Done, Group, JobId, LayerId, Verdict};
 use std::collections::BTreeMap;
 use tonic::Status;
 
@@ -27,6 +27,9 @@ impl Engine {
             let refused = written.as_ref().err().filter(|_| self.needs_disk(&outcome, &fresh));
             let answer = match refused {
                 Some(why) => Err(Status::unavailable(why.clone())),
+                None if self.is_coming(outcome.job) => {
+                    Err(Status::unavailable(format!("job {} is being taken up, try again", outcome.job)))
+                }
                 None => Ok(self.apply(outcome)),
             };
             answers.push((reply, answer));
@@ -73,6 +76,13 @@ impl Engine {
 
     fn needs_disk(&self, outcome: &Outcome, fresh: &BTreeMap<Place, blake3::Hash>) -> bool {
         matches!(&outcome.outcome, Ok(Done::Solved(r)) if fresh.contains_key(&(r.layer, r.chunk)))
+    }
+
+    /// Waits or is prepared, as after a restart of the coordinator: what nodes have of it will count.
+    fn is_coming(&self, job: JobId) -> bool {
+        let open = self.jobs.get(&job).is_some_and(|known| !known.record.stage.is_over());
+        let active = self.active.as_ref().filter(|active| active.id == job);
+        open && active.is_none_or(|active| matches!(active.step, Step::Preparing))
     }
 
     /// Of the running job and of this incarnation.
