@@ -86,3 +86,21 @@ impl Job {
         Ok(output)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_options_make_another_job() {
+        let job = Job::short();
+        assert_eq!(job, Job::short());
+        assert_ne!(job, Job::short().with(&["--seed", "1"]));
+        let arguments = job.arguments();
+        assert!(
+            arguments[0].ends_with("model.onnx") && Path::new(&arguments[0]).is_file(),
+            "{}",
+            arguments[0]
+        );
+    }
+}

@@ -7,9 +7,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -19,6 +16,7 @@ use crate::capacity::Permit;
 use crate::cluster::{Cluster, Launch, Settings, Submission, letter};
 use crate::job::Job;
 use crate::outputs::Outputs;
+use crate::pairs::in_pairs;
 use crate::process::Process;
 use crate::schedule::{Fault, Schedule};
 use crate::wait::now_or_by;
@@ -60,30 +58,13 @@ pub struct Run {
     pub took: Duration,
 }
 
-/// Runs all seeds, two at a time, in their order; `tell` hears of each as it ends.
+/// Runs all seeds, two at a time; `tell` hears of each as it ends.
 pub fn campaign(seeds: Range<u64>, settings: &Settings, tell: impl Fn(&Run) + Sync) -> Vec<Run> {
-    let next = AtomicU64::new(seeds.start);
-    let runs = Mutex::new(Vec::new());
-    let work = || {
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end {
-                return;
-            }
-            let run = run_seed(seed, settings);
-            tell(&run);
-            if let Ok(mut runs) = runs.lock() {
-                runs.push(run);
-            }
-        }
-    };
-    thread::scope(|scope| {
-        scope.spawn(work);
-        scope.spawn(work);
-    });
-    let mut runs = runs.into_inner().unwrap_or_default();
-    runs.sort_by_key(|run: &Run| run.seed);
-    runs
+    in_pairs(seeds, |seed| {
+        let run = run_seed(seed, settings);
+        tell(&run);
+        run
+    })
 }
 
 /// Runs one seed.

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use faults::{Cluster, Job, Launch, Permit, Settings, failpoints, until};
+use faults::{Cluster, Job, Launch, Permit, Settings, failpoints, in_pairs, until};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const VISITS: [usize; 3] = [1, 2, 5];
@@ -23,9 +23,8 @@ fn at(point: &str, visit: usize, action: &str) -> String {
 }
 
 /// Runs `crash` for every point and visit; every point has to be met at least once.
-fn check_all(folder: &str, crash: impl Fn(&str) -> Result<bool>) -> Result<()> {
-    let mut never = Vec::new();
-    for point in failpoints(folder)? {
+fn check_all(folder: &str, crash: impl Fn(&str) -> Result<bool> + Sync) -> Result<()> {
+    let crashes = in_pairs(failpoints(folder)?, |point| {
         let mut crashes = 0;
         for visit in VISITS {
             if !crash(&at(&point, visit, "return(abort)"))? {
@@ -34,10 +33,11 @@ fn check_all(folder: &str, crash: impl Fn(&str) -> Result<bool>) -> Result<()> {
             crashes += 1;
         }
         eprintln!("{point}: {crashes} crashes");
-        if crashes == 0 {
-            never.push(point);
-        }
-    }
+        Ok((point, crashes))
+    });
+    let crashes = crashes.into_iter().collect::<Result<Vec<_>>>()?;
+    let never: Vec<&String> =
+        crashes.iter().filter(|(_, crashes)| *crashes == 0).map(|(point, _)| point).collect();
     ensure!(never.is_empty(), "never met: {never:?}");
     Ok(())
 }
@@ -102,13 +102,16 @@ fn crash_node(job: &Job, points: &str) -> Result<bool> {
 fn an_error_or_a_full_disk_at_any_failpoint_is_survived_or_said_and_never_believed() -> Result<()> {
     let job = Job::short();
     job.golden()?;
-    for action in ["return", "return(full)"] {
-        for point in failpoints(COORDINATOR)? {
-            let how = fail_coordinator(&job, &at(&point, 1, action))?;
-            eprintln!("{point}={action}: {how}");
-        }
-    }
-    Ok(())
+    let points = failpoints(COORDINATOR)?;
+    let failures = ["return", "return(full)"]
+        .into_iter()
+        .flat_map(|action| points.iter().map(move |point| (point, action)));
+    let results = in_pairs(failures, |(point, action)| {
+        let how = fail_coordinator(&job, &at(point, 1, action))?;
+        eprintln!("{point}={action}: {how}");
+        Ok(())
+    });
+    results.into_iter().collect()
 }
 
 /// How the job went on.
