@@ -42,6 +42,8 @@ pub struct Settings {
     pub lease: Duration,
     /// How long a job waits when there is no node.
     pub no_nodes: Duration,
+    /// Without progress for this long, a task is hung.
+    pub hung: Duration,
     /// Threads of each node.
     pub threads: usize,
     /// Certificates; plaintext without.
@@ -58,6 +60,7 @@ impl Default for Settings {
             heartbeat: Duration::from_millis(100),
             lease: Duration::from_secs(1),
             no_nodes: Duration::from_secs(60),
+            hung: Duration::from_secs(60),
             threads: 1,
             certs: None,
             listen: None,
@@ -526,6 +529,7 @@ impl Cluster {
         command.env("HALFSTEP_HEARTBEAT_MS", millis(self.settings.heartbeat));
         command.env("HALFSTEP_LEASE_MS", millis(self.settings.lease));
         command.env("HALFSTEP_NO_NODES_MS", millis(self.settings.no_nodes));
+        command.env("HALFSTEP_HUNG_MS", millis(self.settings.hung));
         command.envs(launch.env.iter().map(|(name, value)| (name, value)));
         Ok(command)
     }
