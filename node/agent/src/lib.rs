@@ -8,6 +8,7 @@ mod attempt;
 mod carry_wire;
 mod collective;
 mod daemon;
+pub mod failpoints;
 mod failure;
 mod forward;
 mod job;

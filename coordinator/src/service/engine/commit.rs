@@ -110,6 +110,7 @@ impl Engine {
                 let verdict =
                     dispatch.complete(outcome.node, outcome.lease, outcome.attempt, done, outcome.cost, now);
                 if let (Verdict::Accepted, Some(((layer, chunk), hash))) = (verdict, solved) {
+                    tracing::info!(layer = layer.0, chunk = chunk.0, node = outcome.node.0, %hash, "rounding committed");
                     running.durable.insert((layer, chunk), hash);
                     running.job.source.commit(layer, chunk, hash);
                 }

@@ -7,6 +7,7 @@
 use super::leases::InHand;
 use super::run::Shared;
 use super::workers::Outcome;
+use crate::failpoints::visit;
 use bytes::Bytes;
 use halfstep_proto::data::error_of;
 use halfstep_proto::wire::fleet_client::FleetClient;
@@ -49,6 +50,7 @@ async fn deliver(shared: Arc<Shared>, lease: Arc<InHand>, outcome: Outcome) {
     let verdict = verdict(&shared, &lease, outcome).await;
     // An accepted failure brings nothing into the sums, whatever a worker that was too late left behind.
     let verdict = verdict.filter(|_| !failed).unwrap_or(Verdict::Stale);
+    visit("node.settle", &lease.grant.lease.task);
     settle(&shared, &lease, verdict).await;
     shared.leases.forget(lease.id());
 }
@@ -113,7 +115,9 @@ async fn attempt(
     let session = shared.session.borrow().clone().ok_or_else(|| again("not attached".into()))?;
     let told = session.opened.filter(|(job, _)| *job == lease.job);
     let (job, told) = told.ok_or_else(|| again("the job is not open there yet".into()))?;
+    let task = &lease.grant.lease.task;
     if let Some(bytes) = blob {
+        visit("node.upload", task);
         let uploaded = shared.lines.coordinator().upload(bytes.clone()).await;
         uploaded.map_err(|error| again(error.message))?;
         *blob = None;
@@ -122,11 +126,13 @@ async fn attempt(
     let (node, epoch, outcome) = (session.node, session.epoch, outcome.clone());
     let commit = Commit { job, node, epoch, lease: id, attempt, outcome, cost };
     let mut client = FleetClient::new(session.channel);
+    visit("node.commit", task);
     let reply = match timeout(ANSWER, client.commit(wire::CommitRequest::from(commit))).await {
         Ok(Ok(reply)) => reply.into_inner(),
         Ok(Err(status)) => return Err(refusal(status)),
         Err(_) => return Err(again(format!("no answer within {ANSWER:?}"))),
     };
+    visit("node.answered", task);
     match Verdict::try_from(reply) {
         // The stream and this call overtake each other: what it was told of it may not have heard yet.
         Ok(Verdict::Stale) if told.elapsed() < HEARD => Err(again("stale, perhaps too early".into())),

@@ -4,6 +4,7 @@
 
 use super::leases::{InHand, Leases};
 use super::options::DaemonError;
+use crate::failpoints::visit;
 use crate::{LocalNode, failure};
 use halfstep_work::{Cost, Done, Failure, Node};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -57,7 +58,10 @@ impl Drop for Workers {
 
 /// A panic below is a bug, but it must not take the slot with it.
 fn execute(node: &LocalNode, lease: &InHand) -> Outcome {
-    let attempt = AssertUnwindSafe(|| node.execute(&lease.grant, lease));
+    let attempt = AssertUnwindSafe(|| {
+        visit("node.execute", &lease.grant.lease.task);
+        node.execute(&lease.grant, lease)
+    });
     catch_unwind(attempt).unwrap_or_else(|_| {
         Err(failure::internal(format!("{:?}: the node panicked", lease.grant.lease.task)))
     })

@@ -1,0 +1,49 @@
+//! Named points of a node's work at which a test can kill or hang the process.
+//!
+//! Without the feature `failpoints` they compile to nothing. With it, the variable `FAILPOINTS` (crate `fail`) sets
+//! actions: `node.commit=2*off->1*return(abort)` ends the process at the third visit without any clean-up, as `kill -9`
+//! would; `node.execute=return(abort:solve-9)` whenever layer 9 is to be solved; `return(hang)` stops the thread for good.
+//! Not here: failpoints of the coordinator.
+
+/// Every point, in the order in which a lease meets them; a harness walks this table.
+pub const FAILPOINTS: &[&str] =
+    &["node.execute", "node.upload", "node.commit", "node.answered", "node.settle"];
+
+/// Reads `FAILPOINTS`; does nothing in a binary without the feature. Called once per process, before any thread is
+/// started, and not if the coordinator's was.
+pub fn setup() {
+    #[cfg(feature = "failpoints")]
+    std::mem::forget(fail::FailScenario::setup());
+}
+
+/// One visit of a point with a task in hand.
+pub(crate) fn visit(name: &'static str, task: &halfstep_work::Task) {
+    debug_assert!(FAILPOINTS.contains(&name), "failpoint {name} is not in the table");
+    fail::fail_point!(name, |action| act(action.as_deref(), task));
+    let _ = task;
+}
+
+#[cfg(feature = "failpoints")]
+fn act(action: Option<&str>, task: &halfstep_work::Task) {
+    let (word, wanted) = action.map_or(("", None), |action| match action.split_once(':') {
+        Some((word, label)) => (word, Some(label)),
+        None => (action, None),
+    });
+    if wanted.is_some_and(|wanted| wanted != label(task)) {
+        return;
+    }
+    match word {
+        "abort" => std::process::abort(),
+        "hang" => loop {
+            std::thread::park();
+        },
+        _ => {}
+    }
+}
+
+/// `solve-9`: phase and layer; the phase alone if there is no layer.
+#[cfg(feature = "failpoints")]
+fn label(task: &halfstep_work::Task) -> String {
+    let phase = format!("{:?}", task.phase()).to_lowercase();
+    task.layer().map_or(phase.clone(), |layer| format!("{phase}-{}", layer.0))
+}
