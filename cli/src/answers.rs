@@ -154,6 +154,24 @@ pub(crate) struct PlanReport {
     pub(crate) seconds: f64,
     /// The same by phase: read, forward, statistics, solve and refine.
     pub(crate) phases: Vec<(String, f64)>,
+    /// Ways to spread the job over a fleet, if one was asked about.
+    pub(crate) fleet: Vec<FleetRow>,
+}
+
+/// One way to spread a job over a fleet.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct FleetRow {
+    /// As `--partition` takes it.
+    pub(crate) partition: String,
+    /// Estimated wall seconds.
+    pub(crate) seconds: f64,
+    /// Between nodes, all together.
+    pub(crate) bytes_moved: u64,
+    /// The most one node holds.
+    pub(crate) node_bytes: u64,
+    pub(crate) fits: bool,
+    /// Why this one is recommended; `None` for the others.
+    pub(crate) why: Option<String>,
 }
 
 /// What `eval` measures.

@@ -7,7 +7,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::exit::Exit;
+use crate::fleet::args::{
+    CancelArgs, CertsArgs, CoordinatorArgs, FetchArgs, NodeArgs, NodesArgs, StatusArgs, SubmitArgs, WatchArgs,
+};
 use crate::options::{DataOptions, JobOptions};
+use crate::values::{ByteSize, LinkSpeed};
 
 /// Quantize trained networks to low-bit integers by learning which way each weight rounds (AdaRound)
 #[derive(Debug, Parser)]
@@ -38,6 +42,26 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Check the files of a finished run against their manifest
     Verify(VerifyArgs),
+    /// Run the coordinator of a fleet: it plans jobs, leases work to nodes and writes the results
+    #[command(after_help = Exit::table(), after_long_help = Exit::table())]
+    Coordinator(CoordinatorArgs),
+    /// Work for a coordinator: leave it running on every machine that should help
+    Node(NodeArgs),
+    /// Give a coordinator a network to quantize
+    #[command(after_help = Exit::table(), after_long_help = Exit::table())]
+    Submit(SubmitArgs),
+    /// Show the jobs of a coordinator
+    Status(StatusArgs),
+    /// Follow a job until it is over
+    Watch(WatchArgs),
+    /// Stop a job
+    Cancel(CancelArgs),
+    /// Fetch the results of a finished job
+    Fetch(FetchArgs),
+    /// Show the nodes of a coordinator
+    Nodes(NodesArgs),
+    /// Make a certificate authority and certificates for a fleet of your own
+    Certs(CertsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -67,6 +91,18 @@ pub(crate) struct PlanArgs {
     /// Read options from this job.toml; flags win over it
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+
+    /// Compare the ways to spread the job over this many nodes like this machine
+    #[arg(long, value_name = "N")]
+    pub(crate) nodes: Option<usize>,
+
+    /// Take the nodes' network to be this fast
+    #[arg(long, value_name = "SPEED", default_value = "10Gbit", requires = "nodes")]
+    pub(crate) link: LinkSpeed,
+
+    /// Take each node to have this much memory for activations and statistics [default: enough]
+    #[arg(long, value_name = "BYTES", requires = "nodes")]
+    pub(crate) node_memory: Option<ByteSize>,
 
     /// Print JSON instead of tables
     #[arg(long)]

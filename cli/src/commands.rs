@@ -64,7 +64,15 @@ fn exit_of(outcome: &QuantizeOutcome) -> Exit {
 
 fn plan(args: PlanArgs) -> Result<Exit, CliError> {
     let config = RunConfig::resolve(with_file(args.job, args.config.as_deref())?, false)?;
-    let report = survey::plan(&config)?;
+    if args.nodes == Some(0) {
+        return Err(CliError::usage("nodes is 0, expected 1 or more"));
+    }
+    let fleet = args.nodes.map(|nodes| survey::FleetAsked {
+        nodes,
+        memory_bytes: args.node_memory.map(|size| size.0),
+        link_bytes_per_second: args.link.0,
+    });
+    let report = survey::plan(&config, fleet)?;
     show(args.json, &report, render::plan)
 }
 

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use halfstep_quant::{Granularity, GridSpec, RangeEstimator, Scheme};
-use halfstep_work::{Objective, Propagation, StartPoint};
+use halfstep_work::{Objective, Partition, Propagation, StartPoint};
 use serde::Serialize;
 
 use crate::exit::CliError;
@@ -63,6 +63,7 @@ pub(crate) struct RoundingConfig {
     pub(crate) seed: u64,
     /// `None`: chosen by the size of samples.
     pub(crate) shard_size: Option<usize>,
+    pub(crate) partition: Partition,
 }
 
 /// What the job may use; never changes its result.
@@ -226,6 +227,7 @@ fn rounding(options: &JobOptions) -> RoundingConfig {
         positions: options.positions.unwrap_or(defaults::POSITIONS),
         seed: options.seed.unwrap_or(defaults::SEED),
         shard_size: options.shard_size,
+        partition: options.partition.map_or(Partition::Batches, |partition| partition.0),
     }
 }
 

@@ -31,6 +31,7 @@ impl RunConfig {
             solver: self.rounding.to_settings(),
             propagation: self.rounding.propagation,
             shard_size: self.rounding.shard_size,
+            partition: self.rounding.partition,
             fold_batch_norm: self.fold_batch_norm,
             encodings: self.encodings.iter().map(|version| version.to_job()).collect(),
         }

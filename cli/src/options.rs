@@ -10,7 +10,7 @@ use halfstep_quant::Scheme;
 use halfstep_work::{Objective, Propagation, StartPoint};
 use serde::{Deserialize, Serialize};
 
-use crate::values::{BetaRange, ByteSize, Override, RangeArg, bits, fraction, named, non_negative};
+use crate::values::{BetaRange, ByteSize, Override, PartitionArg, RangeArg, bits, fraction, named, non_negative};
 
 /// How scales are shared.
 #[expect(clippy::enum_variant_names, reason = "these are the names users type")]
@@ -184,6 +184,15 @@ pub(crate) struct JobOptions {
     #[arg(long, value_name = "SAMPLES", help_heading = "Resources")]
     pub(crate) shard_size: Option<usize>,
 
+    /// Spread the job by batches, layers:R or grid:RxS (R ranges of stages, S nodes each) [default: batches]
+    ///
+    /// A property of the job: results depend on the number of ranges, never on how many nodes there are. `batches` is
+    /// exact sequential propagation. With R ranges, each starts anew from the original network's activations and all
+    /// are solved at once: for networks whose activations or statistics do not fit, or slow links. `halfstep plan
+    /// --nodes N` compares them.
+    #[arg(long, value_name = "HOW", help_heading = "Resources")]
+    pub(crate) partition: Option<PartitionArg>,
+
     /// Hold activations in memory up to this size, beyond it in files [default: 4GiB]
     #[arg(long, value_name = "BYTES", help_heading = "Resources")]
     pub(crate) memory_budget: Option<ByteSize>,
@@ -309,6 +318,7 @@ impl JobOptions {
             positions: self.positions.or(below.positions),
             seed: self.seed.or(below.seed),
             shard_size: self.shard_size.or(below.shard_size),
+            partition: self.partition.or(below.partition),
             memory_budget: self.memory_budget.or(below.memory_budget),
             spill_dir: self.spill_dir.or(below.spill_dir),
             threads: self.threads.or(below.threads),

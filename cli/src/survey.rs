@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use halfstep_agent::{ProbeReport, Rates, SegmentProbe, TapProbe, probe};
+use halfstep_coordinator::partition::{self, Fleet, StageCost};
 use halfstep_coordinator::{JobSource, inspect as list, prepare};
 use halfstep_work::{LayerPlan, Objective, Plan};
 
-use crate::answers::{InspectReport, Kept, LayerRow, PlanReport, StageRow};
+use crate::answers::{FleetRow, InspectReport, Kept, LayerRow, PlanReport, StageRow};
 use crate::config::RunConfig;
 use crate::engine;
 use crate::exit::CliError;
@@ -53,7 +54,7 @@ fn kept(layer: halfstep_work::KeptLayer, requested: bool) -> Kept {
 ///
 /// # Errors
 /// What `quantize` would say before it starts, or of its first sample.
-pub(crate) fn plan(config: &RunConfig) -> Result<PlanReport, CliError> {
+pub(crate) fn plan(config: &RunConfig, fleet: Option<FleetAsked>) -> Result<PlanReport, CliError> {
     let begun = Instant::now();
     let (prepared, dataset) = prepare(&config.to_job())?;
     let read_seconds = begun.elapsed().as_secs_f64();
@@ -65,7 +66,23 @@ pub(crate) fn plan(config: &RunConfig) -> Result<PlanReport, CliError> {
     let engine = engine::open(config.resources.onnxruntime.as_deref())?;
     let probed = probe(&plan, &source, engine.as_ref(), threads).map_err(CliError::bad_input)?;
     let budget = config.resources.memory_budget.0;
-    Ok(Costs { plan: &plan, probed: &probed }.report(&nodes, budget, dataset_bytes, read_seconds))
+    let costs = Costs { plan: &plan, probed: &probed };
+    let mut report = costs.report(&nodes, budget, dataset_bytes, read_seconds);
+    if let Some(asked) = fleet {
+        let memory_bytes = asked.memory_bytes.unwrap_or(0);
+        let link_bytes_per_second = asked.link_bytes_per_second;
+        let fleet = Fleet { nodes: asked.nodes, slots: threads, memory_bytes, link_bytes_per_second };
+        report.fleet = costs.fleet(&fleet);
+    }
+    Ok(report)
+}
+
+/// The fleet a user thinks of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct FleetAsked {
+    pub(crate) nodes: usize,
+    pub(crate) memory_bytes: Option<u64>,
+    pub(crate) link_bytes_per_second: f64,
 }
 
 /// A plan and what one run of a few samples showed of it.
@@ -107,8 +124,43 @@ impl Costs<'_> {
             spill_bytes: stages.iter().map(|s| s.carry_bytes.saturating_sub(budget)).max().unwrap_or(0),
             output_bytes: plan.layers.iter().map(|l| (l.rows * l.cols * 4) as u64).sum(),
             seconds: phases.iter().map(|(_, seconds)| seconds).sum(),
+            fleet: Vec::new(),
             phases: phases.map(|(name, seconds)| (name.to_owned(), seconds)).into(),
             stages,
+        }
+    }
+
+    /// Every partition that makes sense on this fleet, the one to take marked.
+    fn fleet(&self, fleet: &Fleet) -> Vec<FleetRow> {
+        let stages: Vec<StageCost> = (0..self.plan.stages.len()).map(|stage| self.stage_cost(stage)).collect();
+        let choice = partition::choose(&stages, fleet);
+        let row = |(index, estimate): (usize, &partition::Estimate)| FleetRow {
+            partition: estimate.to_string(),
+            seconds: estimate.seconds,
+            bytes_moved: estimate.bytes_moved,
+            node_bytes: estimate.node_bytes,
+            fits: estimate.fits,
+            why: (index == choice.taken).then(|| choice.why.clone()),
+        };
+        choice.estimates.iter().enumerate().map(row).collect()
+    }
+
+    /// The stage in seconds of one slot.
+    fn stage_cost(&self, stage: usize) -> StageCost {
+        let segment = &self.probed.segments[stage];
+        let run = segment.load_seconds + segment.forward_seconds * self.times();
+        let shards = self.plan.shards.len() as f64;
+        let of_tap = |tap: &TapProbe| tap.shard_seconds * shards + tap.sample_seconds * self.times();
+        let layers = || self.plan.stages[stage].solve.iter().map(|id| self.plan.layer(*id));
+        let bytes = |per_probe: u64| (per_probe as f64 * self.times()).round() as u64;
+        StageCost {
+            forward_seconds: if segment.streams > 0 { run } else { 0.0 },
+            quantized_seconds: if segment.streams > 1 { run } else { 0.0 },
+            statistics_seconds: segment.taps.iter().map(of_tap).sum(),
+            solve_seconds: layers().map(|layer| self.solve_seconds(layer)).sum(),
+            sums_bytes: segment.taps.iter().map(|tap| tap.statistics_bytes).sum(),
+            carry_bytes: bytes(segment.original_bytes),
+            quantized_carry_bytes: bytes(segment.quantized_bytes),
         }
     }
 
@@ -204,7 +256,7 @@ mod tests {
     use crate::options::{DataOptions, JobOptions};
     use crate::quantize::node;
     use crate::values::ByteSize;
-    use halfstep_work::{LayerId, PartitionNote, Propagation, SegmentId, StagePlan};
+    use halfstep_work::{LayerId, Propagation, SegmentId, StagePlan};
     use std::path::PathBuf;
     use std::sync::atomic::AtomicBool;
 
@@ -236,6 +288,7 @@ mod tests {
             groups,
             grid: config.grid,
             chunks,
+            slices: std::iter::once(0..5 * groups).collect(),
             stage: SegmentId(id),
         };
         let solver = halfstep_work::SolverSettings { refine_sweeps: 0, ..config.to_job().solver };
@@ -247,7 +300,7 @@ mod tests {
             batch: 10,
             propagation: Propagation::Sequential,
             solver,
-            partition: PartitionNote::Batches,
+            ranges: std::iter::once(0..2).collect(),
         }
     }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use halfstep_quant::{Granularity, RangeEstimator, Scheme};
+use halfstep_work::Partition;
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 use serde::{Deserialize, Serialize};
@@ -27,7 +28,7 @@ macro_rules! text_form {
         }
     )*};
 }
-text_form!(ByteSize, RangeArg, BetaRange, Override);
+text_form!(ByteSize, RangeArg, BetaRange, Override, PartitionArg, LinkSpeed);
 
 /// A number of bytes: `4GiB`, `512MB`, `1000000`, `0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -108,6 +109,56 @@ impl FromStr for BetaRange {
         let parse = |text: &str| text.trim().parse::<f32>().ok().filter(|value| value.is_finite());
         let (start, end) = (parse(start).ok_or_else(refuse)?, parse(end).ok_or_else(refuse)?);
         if start >= end && end > 0.0 { Ok(Self(start, end)) } else { Err(refuse()) }
+    }
+}
+
+/// How a job is spread over nodes: `batches`, `layers:R`, `grid:RxS`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct PartitionArg(pub(crate) Partition);
+
+/// More ranges or nodes than this are a typing mistake.
+const PARTITION_MAX: usize = 10_000;
+
+impl FromStr for PartitionArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refuse = || {
+            format!("`{text}` is not a partition, expected batches, layers:R or grid:RxS with 2 or more ranges R, as in grid:2x4")
+        };
+        let count = |text: &str, least: usize| {
+            text.parse::<usize>().ok().filter(|n| (least..=PARTITION_MAX).contains(n)).ok_or_else(refuse)
+        };
+        match text.split_once(':') {
+            None if text == "batches" => Ok(Self(Partition::Batches)),
+            Some(("layers", ranges)) => Ok(Self(Partition::Layers { ranges: count(ranges, 2)? })),
+            Some(("grid", size)) => {
+                let (ranges, nodes) = size.split_once('x').ok_or_else(refuse)?;
+                Ok(Self(Partition::Grid { ranges: count(ranges, 2)?, nodes: count(nodes, 1)? }))
+            }
+            _ => Err(refuse()),
+        }
+    }
+}
+
+/// Speed of a network link in bytes per second: `10Gbit`, `100Mbit`, or a size per second as in `1GiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct LinkSpeed(pub(crate) f64);
+
+impl FromStr for LinkSpeed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bits = [("Gbit", 1e9 / 8.0), ("Mbit", 1e6 / 8.0)];
+        let bits = bits.iter().find_map(|(unit, factor)| {
+            let number = text.strip_suffix(unit)?.trim().parse::<f64>().ok()?;
+            Some(number * factor)
+        });
+        let bytes = bits.or_else(|| text.parse::<ByteSize>().ok().map(|size| size.0 as f64));
+        let bytes = bytes.filter(|bytes| bytes.is_finite() && *bytes >= 1.0);
+        bytes.map(Self).ok_or_else(|| format!("`{text}` is not a link speed, expected for example 10Gbit, 100Mbit or 1GiB"))
     }
 }
 
@@ -266,6 +317,27 @@ mod tests {
         }
         assert_eq!("percentile".parse(), Ok(RangeArg(RangeEstimator::Percentile { percentile: 99.9 })));
         assert!("percentile:40".parse::<RangeArg>().is_err());
+    }
+
+    #[test]
+    fn partitions_and_link_speeds_have_one_text_form() {
+        for (text, expect) in [
+            ("batches", Some(Partition::Batches)),
+            ("layers:3", Some(Partition::Layers { ranges: 3 })),
+            ("grid:2x4", Some(Partition::Grid { ranges: 2, nodes: 4 })),
+            ("layers:1", None),
+            ("layers", None),
+            ("grid:2", None),
+            ("grid:2x0", None),
+            ("layers:99999999", None),
+            ("", None),
+        ] {
+            assert_eq!(text.parse::<PartitionArg>().ok().map(|p| p.0), expect, "{text}");
+        }
+        assert_eq!("10Gbit".parse(), Ok(LinkSpeed(1.25e9)));
+        assert_eq!("8 Mbit".parse(), Ok(LinkSpeed(1e6)));
+        assert_eq!("1KiB".parse(), Ok(LinkSpeed(1024.0)));
+        assert!("fast".parse::<LinkSpeed>().is_err() && "0Gbit".parse::<LinkSpeed>().is_err());
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod failpoints;
 mod inspect;
 pub mod jobs;
 mod manifest;
+pub mod partition;
 mod planner;
 mod report;
 mod rules;

@@ -1,7 +1,7 @@
 //! Reports as text for a person; every function is a pure mapping from a report to a string.
 
 use super::Table;
-use crate::answers::{EvalRow, InspectReport, Kept, PlanReport, QuantizeOutcome};
+use crate::answers::{EvalRow, FleetRow, InspectReport, Kept, PlanReport, QuantizeOutcome};
 use crate::values::ByteSize;
 use crate::verify::Verified;
 
@@ -99,7 +99,30 @@ pub(crate) fn plan(report: &PlanReport) -> String {
     out +=
         &format!("estimated time {}: {}\n", duration(report.seconds), phases.collect::<Vec<_>>().join(", "));
     out += "from a run of one sample (one batch if the model fixes it) and this machine's speed now\n";
-    out + &kept(&report.kept)
+    out + &fleet(&report.fleet) + &kept(&report.kept)
+}
+
+/// Ways to spread a job over a fleet.
+fn fleet(rows: &[FleetRow]) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["<--partition", "time", "moved", "on a node", "<"]);
+    for row in rows {
+        let remark = match &row.why {
+            Some(why) => format!("recommended: {why}"),
+            None if row.fits => String::new(),
+            None => "does not fit".into(),
+        };
+        table.row([
+            row.partition.clone(),
+            duration(row.seconds),
+            ByteSize(row.bytes_moved).to_string(),
+            ByteSize(row.node_bytes).to_string(),
+            remark,
+        ]);
+    }
+    format!("\n{table}")
 }
 
 /// Networks side by side.

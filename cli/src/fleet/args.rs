@@ -1,0 +1,216 @@
+//! Arguments of the commands of a fleet: coordinator, node, submit and what people ask about jobs.
+//!
+//! Not here: options of a job (`options`), what the commands do (the files beside this one).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::args::ShowArgs;
+use crate::options::JobOptions;
+use crate::values::ByteSize;
+
+/// Port of a coordinator unless told otherwise.
+pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:7421";
+
+/// Which certificates, or none.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SecurityArgs {
+    /// Use the certificates in this folder, as `halfstep certs` makes it
+    ///
+    /// Read are ca.pem and the certificate and key of this command's role: coordinator, node or client. Both sides
+    /// prove who they are; a node's certificate cannot submit jobs.
+    #[arg(long, value_name = "DIR", env = "HALFSTEP_CERTS", hide_env_values = true, conflicts_with = "insecure")]
+    pub(crate) certs: Option<PathBuf>,
+
+    /// Talk in plain text; loopback addresses only
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}
+
+/// How to reach a coordinator.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConnectArgs {
+    /// Reach the coordinator at this address
+    #[arg(long, value_name = "HOST:PORT", env = "HALFSTEP_COORDINATOR")]
+    pub(crate) coordinator: String,
+
+    #[command(flatten)]
+    pub(crate) security: SecurityArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CoordinatorArgs {
+    /// Listen on this address; port 0 takes any free one, printed at start
+    #[arg(long, value_name = "ADDR", default_value = DEFAULT_LISTEN)]
+    pub(crate) listen: SocketAddr,
+
+    /// Keep jobs and results in this folder; started again with it, unfinished jobs go on
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) security: SecurityArgs,
+
+    #[command(flatten)]
+    pub(crate) times: TimesArgs,
+}
+
+/// For tests of failures, which cannot wait for the real ones.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct TimesArgs {
+    /// Expect a sign of life from every node this often
+    #[arg(long, value_name = "MS", env = "HALFSTEP_HEARTBEAT_MS", default_value_t = 1_000, hide = true)]
+    pub(crate) heartbeat_ms: u64,
+
+    /// Take a node for lost after this long without one
+    #[arg(long, value_name = "MS", env = "HALFSTEP_LEASE_MS", default_value_t = 10_000, hide = true)]
+    pub(crate) lease_ms: u64,
+
+    /// Take a task for hung after this long without progress
+    #[arg(long, value_name = "MS", env = "HALFSTEP_HUNG_MS", default_value_t = 600_000, hide = true)]
+    pub(crate) hung_ms: u64,
+
+    /// Fail a job after this long without any node
+    #[arg(long, value_name = "MS", env = "HALFSTEP_NO_NODES_MS", default_value_t = 86_400_000, hide = true)]
+    pub(crate) no_nodes_ms: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+
+    /// Serve other nodes on this address [default: any port; of loopback with --insecure, else of all interfaces]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<SocketAddr>,
+
+    /// Tell others to reach this node here [default: the address it reaches the coordinator from]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) advertise: Option<String>,
+
+    /// Go by this name in logs and lists [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+
+    /// Work on this many tasks at once, each on one thread [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+
+    /// Hold activations in memory up to this size, beyond it in files [default: 4GiB]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) memory_budget: Option<ByteSize>,
+
+    /// Put files of activations into this folder [default: a temporary one]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) spill_dir: Option<PathBuf>,
+
+    /// Run networks by this ONNX Runtime library instead of the built-in engine
+    #[arg(long, value_name = "LIB", env = "HALFSTEP_ONNXRUNTIME", hide_env_values = true)]
+    pub(crate) onnxruntime: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SubmitArgs {
+    #[command(flatten)]
+    pub(crate) job: JobOptions,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+
+    /// Read options from this job.toml; flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Follow the job and fetch its results into --output
+    #[arg(long)]
+    pub(crate) wait: bool,
+
+    /// Overwrite an output folder that is not empty
+    #[arg(long)]
+    pub(crate) force: bool,
+
+    #[command(flatten)]
+    pub(crate) show: ShowArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Show this job only [default: all]
+    #[arg(value_name = "JOB")]
+    pub(crate) job: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// Follow this job
+    #[arg(value_name = "JOB")]
+    pub(crate) job: String,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+
+    #[command(flatten)]
+    pub(crate) show: ShowArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CancelArgs {
+    /// Stop this job
+    #[arg(value_name = "JOB")]
+    pub(crate) job: String,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FetchArgs {
+    /// Fetch the results of this job
+    #[arg(value_name = "JOB")]
+    pub(crate) job: String,
+
+    /// Write results into this folder
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+
+    /// Overwrite an output folder that is not empty
+    #[arg(long)]
+    pub(crate) force: bool,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodesArgs {
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CertsArgs {
+    /// Write certificates and keys into this folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+
+    /// Name a host or address of the coordinator and the nodes; repeatable [default: localhost, 127.0.0.1]
+    #[arg(long = "host", value_name = "NAME")]
+    pub(crate) hosts: Vec<String>,
+
+    /// Make them valid for this many days
+    #[arg(long, value_name = "N", default_value_t = 90)]
+    pub(crate) days: u32,
+}
