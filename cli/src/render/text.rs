@@ -205,6 +205,24 @@ mod tests {
     }
 
     #[test]
+    fn a_fleet_shows_one_recommendation_and_what_does_not_fit() {
+        let row = |partition: &str, fits, why: Option<&str>| FleetRow {
+            partition: partition.into(),
+            seconds: 400.0,
+            bytes_moved: 3 << 30,
+            node_bytes: 5 << 20,
+            fits,
+            why: why.map(str::to_owned),
+        };
+        let rows = [row("batches", true, Some("the fastest")), row("layers:4", false, None)];
+        insta::assert_snapshot!(fleet(&rows), @r"
+        --partition   time    moved  on a node
+        batches      7 min  3.0 GiB    5.0 MiB  recommended: the fastest
+        layers:4     7 min  3.0 GiB    5.0 MiB  does not fit
+        ");
+    }
+
+    #[test]
     fn the_outcome_says_what_happened_to_every_layer() {
         let row = ReportRow {
             name: "conv1".into(),
@@ -295,6 +313,7 @@ mod tests {
             output_bytes: 500,
             seconds: 100.0,
             phases: vec![("read".into(), 4.0), ("forward".into(), 96.0)],
+            fleet: vec![],
         };
         insta::assert_snapshot!(plan(&report), @r"
         stage  layers  ops  chunks    carry  statistics    s  first layer
