@@ -13,9 +13,13 @@ use crate::{ModelError, node, tensor};
 /// Metadata key that marks a skeleton.
 pub(crate) const SKELETON_KEY: &str = "halfstep.skeleton";
 
+/// First version of the file format in which an initializer that is no graph input is a constant.
+const IR_VERSION_OF_CONSTANTS: i64 = 4;
+
 /// Checks the model and puts its nodes into topological order (kept as they are where they have one).
 pub(crate) fn model(proto: &mut ModelProto) -> Result<(), ModelError> {
     let skeleton = is_skeleton(proto);
+    raise_ir_version(proto);
     let found = opset(proto);
     if !found.is_some_and(|v| (OPSET_MIN..=OPSET_MAX).contains(&v)) && proto.graph.is_some() {
         return Err(ModelError::Opset { found, min: OPSET_MIN, max: OPSET_MAX });
@@ -25,6 +29,19 @@ pub(crate) fn model(proto: &mut ModelProto) -> Result<(), ModelError> {
     names(graph)?;
     edges(graph)?;
     sort(graph)
+}
+
+/// Before IR version 4 every initializer had to be listed among the graph's inputs, constant or not. Exporters of that
+/// time meant constants: they leave the list, and the version says so.
+fn raise_ir_version(proto: &mut ModelProto) {
+    let Some(graph) =
+        proto.graph.as_mut().filter(|_| proto.ir_version.is_some_and(|v| v < IR_VERSION_OF_CONSTANTS))
+    else {
+        return;
+    };
+    let constants: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
+    graph.input.retain(|input| !constants.contains(input.name()));
+    proto.ir_version = Some(IR_VERSION_OF_CONSTANTS);
 }
 
 /// Version of the standard operators that the model imports.

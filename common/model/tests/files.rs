@@ -7,7 +7,8 @@ use bytes::Bytes;
 use halfstep_model::onnx::tensor_proto::DataLocation;
 use halfstep_model::onnx::{OperatorSetIdProto, StringStringEntryProto, ValueInfoProto};
 use halfstep_model::{
-    GraphProto, Model, ModelError, ModelProto, NodeProto, Tensor, TensorProto, normalize, skeleton,
+    GraphProto, Model, ModelError, ModelProto, NodeProto, Tensor, TensorProto, list_layers, normalize,
+    skeleton,
 };
 use prost::Message;
 
@@ -262,4 +263,24 @@ fn skeleton_keeps_shapes_and_refuses_data() {
     let model = Model::from_bytes(bytes).unwrap();
     assert_eq!(model.tensor_shape("w").unwrap(), [40, 40]);
     assert!(matches!(model.tensor("w"), Err(ModelError::DataLength { .. })));
+}
+
+/// Files of IR version 3 had to list every initializer as an input; from 4 on, one that is listed is a default that a
+/// caller may replace.
+#[test]
+fn listed_initializers_are_constants_before_ir_version_4_and_defaults_from_then_on() {
+    for (ir_version, constant) in [(3, true), (4, false), (8, false)] {
+        let mut listed = proto(vec![node("MatMul", &["x", "w"], "y")], vec![weight("w", &[2, 3])], "y");
+        listed.ir_version = Some(ir_version);
+        listed.graph.as_mut().unwrap().input.push(info("w"));
+        let model = Model::from_proto(listed).unwrap();
+        let (layers, kept) = list_layers(&model).unwrap();
+        assert_eq!(
+            (layers.len(), kept.len()),
+            if constant { (1, 0) } else { (0, 1) },
+            "{ir_version}: {kept:?}"
+        );
+        assert_eq!(model.graph().input.len(), if constant { 1 } else { 2 }, "{ir_version}");
+        assert_eq!(model.proto().ir_version(), ir_version.max(4));
+    }
 }
