@@ -18,12 +18,11 @@ pub(crate) enum Progress {
         stages: usize,
         shards: usize,
         samples: usize,
-        threads: usize,
-        /// `None` when there is nothing to estimate from.
-        estimated_seconds: Option<f64>,
+        /// Who works on it, as in `2 threads`.
+        workers: String,
     },
-    /// Statistics of a stage's layers are about to be collected, then the layers solved.
-    StageStarted { stage: usize, stages: usize, layers: usize },
+    /// The first task of a stage is done.
+    StageStarted { stage: usize, stages: usize },
     /// Part of a stage's statistics is done.
     ShardCaptured { stage: usize, shard: usize, shards: usize },
     /// A layer is decided.
@@ -46,6 +45,14 @@ pub(crate) enum Progress {
     LayerKept { name: String, reason: String },
     /// A layer could not be solved.
     LayerFailed { name: String, cause: String },
+    /// A node takes part.
+    NodeJoined { name: String, slots: usize },
+    /// A node does not take part any more.
+    NodeLost { name: String, why: String },
+    /// A task will be done again.
+    Retry { task: String, why: String, attempt: u32 },
+    /// Nothing can be done for now.
+    Waiting { why: String },
     /// Files are being written and read back.
     Writing { path: PathBuf },
     /// The end.

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::text::{duration, short};
+use super::text::short;
 use crate::answers::Progress;
 
 /// How a run is shown.
@@ -82,7 +82,7 @@ impl Renderer {
                 self.bar.set_length(*layers as u64);
                 self.bar.set_style(style());
             }
-            Progress::StageStarted { stage, stages, .. } => {
+            Progress::StageStarted { stage, stages } => {
                 self.bar.set_message(format!("stage {stage}/{stages}"));
                 self.bar.tick();
             }
@@ -91,7 +91,13 @@ impl Renderer {
             }
             Progress::LayerSolved { index, .. } => self.bar.set_position(*index as u64),
             Progress::Writing { path } => self.bar.set_message(format!("writing {}", path.display())),
-            Progress::LayerKept { .. } | Progress::LayerFailed { .. } | Progress::Summary { .. } => {}
+            Progress::Waiting { why } => self.bar.set_message(clean(why)),
+            Progress::LayerKept { .. }
+            | Progress::LayerFailed { .. }
+            | Progress::NodeJoined { .. }
+            | Progress::NodeLost { .. }
+            | Progress::Retry { .. }
+            | Progress::Summary { .. } => {}
         }
     }
 }
@@ -109,13 +115,9 @@ fn json(event: &Progress) -> String {
 /// The line of an event, `None` for events that only move the bar.
 fn line(event: &Progress, total: usize) -> Option<String> {
     Some(match event {
-        Progress::Planned { layers, stages, shards, samples, threads, estimated_seconds } => {
-            let estimate = estimated_seconds.map_or(String::new(), |s| format!(", est. {}", duration(s)));
-            format!(
-                "  Planning {layers} layers in {stages} stages, {samples} samples in {shards} shards, \
-                 {threads} threads{estimate}"
-            )
-        }
+        Progress::Planned { layers, stages, shards, samples, workers } => format!(
+            "  Planning {layers} layers in {stages} stages, {samples} samples in {shards} shards, {workers}"
+        ),
         Progress::LayerSolved {
             name,
             index,
@@ -133,6 +135,10 @@ fn line(event: &Progress, total: usize) -> Option<String> {
         }
         Progress::LayerKept { name, reason } => aside("KEPT", name, reason, total),
         Progress::LayerFailed { name, cause } => aside("FAILED", name, cause, total),
+        Progress::NodeJoined { name, slots } => aside("JOINED", name, &format!("{slots} slots"), total),
+        Progress::NodeLost { name, why } => aside("LOST", name, why, total),
+        Progress::Retry { task, why, attempt } => aside("RETRY", task, &format!("{why}, attempt {attempt}"), total),
+        Progress::Waiting { why } => aside("WAITING", "", why, total),
         Progress::Summary { solved, kept, failed, seconds, output } => format!(
             "{:>10} [{seconds:6.1}s] {} layers: {solved} solved, {kept} kept, {failed} failed -> {}",
             "Summary",
@@ -197,10 +203,11 @@ mod tests {
                 stages: 5,
                 shards: 16,
                 samples: 1024,
-                threads: 2,
-                estimated_seconds: Some(8.2),
+                workers: "3 nodes".into(),
             },
-            Progress::StageStarted { stage: 1, stages: 5, layers: 1 },
+            Progress::StageStarted { stage: 1, stages: 5 },
+            Progress::NodeLost { name: "gpu-3".into(), why: "no sign of life for 10 s".into() },
+            Progress::Retry { task: "solve conv1 rows 0..16".into(), why: "node lost".into(), attempt: 2 },
             Progress::LayerSolved {
                 name: "conv1".into(),
                 index: 1,
@@ -221,7 +228,9 @@ mod tests {
     #[test]
     fn plain_lines_read_well_in_a_file() {
         insta::assert_snapshot!(shown(Mode::Plain), @r"
-          Planning 12 layers in 5 stages, 1024 samples in 16 shards, 2 threads, est. 8 s
+          Planning 12 layers in 5 stages, 1024 samples in 16 shards, 3 nodes
+              LOST [      -]         gpu-3                    no sign of life for 10 s
+             RETRY [      -]         solve conv1 rows 0..16   node lost, attempt 2
             SOLVED [   0.4s] ( 1/12) conv1                    error 3.1e-4 -> 8.7e-5, 22.5 dB
               KEPT [      -]         fc?[2J                   recurrent
            Summary [   7.5s] 13 layers: 12 solved, 1 kept, 0 failed -> out
@@ -234,8 +243,11 @@ mod tests {
         let objects: Vec<serde_json::Value> =
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let names: Vec<_> = objects.iter().map(|object| object["event"].as_str().unwrap()).collect();
-        assert_eq!(names, ["planned", "stage-started", "layer-solved", "layer-kept", "summary"]);
-        assert_eq!(objects[2]["rounded_away"], 3);
+        assert_eq!(
+            names,
+            ["planned", "stage-started", "node-lost", "retry", "layer-solved", "layer-kept", "summary"]
+        );
+        assert_eq!(objects[4]["rounded_away"], 3);
     }
 
     #[test]

@@ -1,0 +1,185 @@
+//! What people ask a coordinator: its jobs, its nodes, and to stop or fetch one.
+
+use halfstep_proto::wire::{self, JobState, JobStatus};
+use halfstep_proto::{hello, job_to_wire};
+use serde_json::json;
+
+use super::args::{CancelArgs, ConnectArgs, FetchArgs, NodesArgs, StatusArgs, WatchArgs};
+use super::connect::{Line, job_id, runtime};
+use super::fetch::fetch_into;
+use super::follow::Follower;
+use super::submit::end_of;
+use super::{Again, Shutdown};
+use crate::commands::{mode, print, show};
+use crate::exit::{CliError, Exit};
+use crate::render::Table;
+use crate::render::progress::Renderer;
+use crate::values::ByteSize;
+
+/// Lists jobs.
+///
+/// # Errors
+/// If the coordinator cannot be asked or has no such job.
+pub(crate) fn status(arguments: StatusArgs) -> Result<Exit, CliError> {
+    let jobs = ask(&arguments.connect, async |line: &Line| match &arguments.job {
+        Some(text) => {
+            let reply = line.jobs.clone().status(request(text)?).await;
+            Ok(vec![reply.map_err(|status| line.refused(&status))?.into_inner()])
+        }
+        None => {
+            let reply = line.jobs.clone().list(wire::ListRequest { hello: Some(hello()) }).await;
+            Ok(reply.map_err(|status| line.refused(&status))?.into_inner().jobs)
+        }
+    })?;
+    let rows: Vec<serde_json::Value> = jobs.iter().map(job_json).collect();
+    show(arguments.json, &rows, |_| jobs_table(&jobs))
+}
+
+/// Follows a job; its exit code is the job's.
+///
+/// # Errors
+/// If the coordinator has no such job, or a signal came.
+pub(crate) fn watch(arguments: WatchArgs) -> Result<Exit, CliError> {
+    let id = job_id(&arguments.job)?;
+    let renderer = Renderer::new(mode(arguments.show));
+    let shutdown = Shutdown::listen(Again::Ends)?;
+    let show = |event| renderer.event(&event);
+    let end = ask(&arguments.connect, async |line: &Line| {
+        Follower::new(&show, None, "results".into()).follow(line, id, &shutdown).await
+    });
+    renderer.finish();
+    let end = end?;
+    end_of(&end)?;
+    let exit = Exit::ALL.into_iter().find(|exit| u32::from(exit.code()) == end.exit);
+    Ok(exit.unwrap_or(Exit::Internal))
+}
+
+/// Stops a job.
+///
+/// # Errors
+/// If the coordinator has no such job.
+pub(crate) fn cancel(arguments: CancelArgs) -> Result<Exit, CliError> {
+    let job = ask(&arguments.connect, async |line: &Line| {
+        let reply = line.jobs.clone().cancel(request(&arguments.job)?).await;
+        reply.map(tonic::Response::into_inner).map_err(|status| line.refused(&status))
+    })?;
+    print(&jobs_table(&[job]))?;
+    Ok(Exit::Solved)
+}
+
+/// Fetches results.
+///
+/// # Errors
+/// If there is no such job, it is not finished, or the results cannot be written.
+pub(crate) fn fetch(arguments: FetchArgs) -> Result<Exit, CliError> {
+    let id = job_id(&arguments.job)?;
+    ask(&arguments.connect, async |line: &Line| fetch_into(line, id, &arguments.output, arguments.force).await)?;
+    Ok(Exit::Solved)
+}
+
+/// Lists nodes.
+///
+/// # Errors
+/// If the coordinator cannot be asked.
+pub(crate) fn nodes(arguments: NodesArgs) -> Result<Exit, CliError> {
+    let nodes = ask(&arguments.connect, async |line: &Line| {
+        let reply = line.jobs.clone().nodes(wire::NodesRequest { hello: Some(hello()) }).await;
+        Ok(reply.map_err(|status| line.refused(&status))?.into_inner().nodes)
+    })?;
+    let rows: Vec<serde_json::Value> = nodes.iter().map(node_json).collect();
+    show(arguments.json, &rows, |_| nodes_table(&nodes))
+}
+
+fn ask<T>(connect: &ConnectArgs, question: impl AsyncFnOnce(&Line) -> Result<T, CliError>) -> Result<T, CliError> {
+    runtime()?.block_on(async { question(&Line::open(connect)?).await })
+}
+
+fn request(job: &str) -> Result<wire::JobRequest, CliError> {
+    Ok(wire::JobRequest { hello: Some(hello()), job: job_to_wire(job_id(job)?) })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn state(job: &JobStatus) -> &'static str {
+    match job.state() {
+        JobState::Queued => "queued",
+        JobState::Running => "running",
+        JobState::Finished => "finished",
+        JobState::Failed => "failed",
+        JobState::Cancelled => "cancelled",
+        JobState::Unspecified => "unknown",
+    }
+}
+
+fn job_json(job: &JobStatus) -> serde_json::Value {
+    json!({
+        "job": hex(&job.job),
+        "state": state(job),
+        "detail": job.detail,
+        "model": job.model,
+        "stages": job.stages,
+        "stages_done": job.stages_done,
+        "layers": job.layers,
+        "layers_done": job.layers_done,
+        "nodes": job.nodes,
+        "exit": job.exit,
+        "submitted_unix_ms": job.submitted_unix_ms,
+    })
+}
+
+fn jobs_table(jobs: &[JobStatus]) -> String {
+    let mut table = Table::new(&["<job", "<state", "stages", "layers", "nodes", "<model", "<"]);
+    for job in jobs {
+        table.row([
+            hex(&job.job),
+            state(job).into(),
+            format!("{}/{}", job.stages_done, job.stages),
+            format!("{}/{}", job.layers_done, job.layers),
+            job.nodes.to_string(),
+            job.model.clone(),
+            job.detail.clone(),
+        ]);
+    }
+    if jobs.is_empty() { "no jobs\n".into() } else { table.to_string() }
+}
+
+fn node_json(node: &wire::NodeStatus) -> serde_json::Value {
+    let description = node.description.clone().unwrap_or_default();
+    json!({
+        "node": node.node,
+        "name": description.name,
+        "slots": description.slots,
+        "device": description.device,
+        "engine": description.engine,
+        "address": node.address,
+        "state": node.state,
+        "leases": node.leases,
+        "held_bytes": node.held_bytes,
+        "bytes_sent": node.bytes_sent,
+        "bytes_fetched": node.bytes_fetched,
+        "tasks_done": node.tasks_done,
+    })
+}
+
+fn nodes_table(nodes: &[wire::NodeStatus]) -> String {
+    let mut table =
+        Table::new(&["node", "<name", "<state", "slots", "leases", "tasks", "held", "sent", "fetched", "<device"]);
+    for node in nodes {
+        let description = node.description.clone().unwrap_or_default();
+        table.row([
+            node.node.to_string(),
+            description.name,
+            node.state.clone(),
+            description.slots.to_string(),
+            node.leases.to_string(),
+            node.tasks_done.to_string(),
+            ByteSize(node.held_bytes).to_string(),
+            ByteSize(node.bytes_sent).to_string(),
+            ByteSize(node.bytes_fetched).to_string(),
+            description.device,
+        ]);
+    }
+    if nodes.is_empty() { "no nodes\n".into() } else { table.to_string() }
+}

@@ -1,0 +1,23 @@
+//! The commands of a fleet: a coordinator, its nodes, and the people who give it jobs.
+//!
+//! Everything here is argument and presentation; the services are in `halfstep_coordinator` and `halfstep_agent`.
+
+pub(crate) mod args;
+mod certs;
+pub(crate) mod connect;
+mod coordinator;
+mod fetch;
+mod follow;
+mod jobs;
+mod node;
+mod shutdown;
+mod submit;
+
+pub(crate) use certs::certs;
+pub(crate) use coordinator::coordinator;
+pub(crate) use fetch::fetch_into;
+pub(crate) use follow::Follower;
+pub(crate) use jobs::{cancel, fetch, nodes, status, watch};
+pub(crate) use node::node;
+pub(crate) use shutdown::{Again, Shutdown};
+pub(crate) use submit::{submit, submit_over};

@@ -1,0 +1,149 @@
+//! `submit`: gives a coordinator a job, with the files it does not have yet, and follows it if asked to.
+
+use std::path::PathBuf;
+
+use halfstep_coordinator::{Collected, JobConfig, check_target, collect};
+use halfstep_proto::{BlobHash, hello, job_from_wire, wire};
+use halfstep_work::JobId;
+use tonic::Status;
+
+use super::args::SubmitArgs;
+use super::connect::{Line, is_passing};
+use super::fetch::{failed, fetch_into};
+use super::follow::{End, Follower};
+use super::{Again, Shutdown};
+use crate::answers::Progress;
+use crate::commands::{exit_of, mode, print, show_outcome, with_file};
+use crate::config::RunConfig;
+use crate::exit::{CliError, Exit};
+use crate::render::progress::Renderer;
+use crate::results;
+
+/// Between attempts to reach a coordinator that is away.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Runs the command.
+///
+/// # Errors
+/// What stopped it, with its exit code.
+pub(crate) fn submit(arguments: SubmitArgs) -> Result<Exit, CliError> {
+    let config = RunConfig::resolve(with_file(arguments.job, arguments.config.as_deref())?, arguments.force)?;
+    if arguments.wait {
+        config.require_output()?;
+        check_target(&config.output.clone().unwrap_or_default(), config.force)?;
+    }
+    let renderer = Renderer::new(mode(arguments.show));
+    let show = |event: Progress| renderer.event(&event);
+    let job = config.to_job();
+    let shutdown = Shutdown::listen(Again::Ends)?;
+    let runtime = super::connect::runtime()?;
+    let result = runtime.block_on(async {
+        let line = Line::open(&arguments.connect)?;
+        let id = submit_over(&line, &job, &shutdown).await?;
+        if !arguments.show.json {
+            print(&format!("{id}\n"))?;
+        }
+        if !arguments.wait {
+            return Ok(None);
+        }
+        let mut follower = Follower::new(&show, None, job.output.clone());
+        let end = follower.follow(&line, id, &shutdown).await.map_err(|error| goes_on(error, id))?;
+        finish(&line, id, &job, end, &show).await.map(Some)
+    });
+    renderer.finish();
+    let Some(output) = result? else { return Ok(Exit::Solved) };
+    let outcome = results::read(&output)?;
+    show_outcome(&outcome, arguments.show)?;
+    Ok(exit_of(&outcome))
+}
+
+/// Brings the results home, or says why there are none.
+async fn finish(
+    line: &Line,
+    id: JobId,
+    job: &JobConfig,
+    end: End,
+    show: &(dyn Fn(Progress) + Sync),
+) -> Result<PathBuf, CliError> {
+    end_of(&end)?;
+    fetch_into(line, id, &job.output, job.force).await?;
+    let (solved, kept, failed, seconds) = (end.solved, end.kept, end.failed, end.seconds);
+    show(Progress::Summary { solved, kept, failed, seconds, output: job.output.clone() });
+    Ok(job.output.clone())
+}
+
+/// A job that ended without results is an error with its exit code.
+///
+/// # Errors
+/// The job's.
+pub(crate) fn end_of(end: &End) -> Result<(), CliError> {
+    let finished = [Exit::Solved, Exit::SomeKept, Exit::SomeFailed];
+    if finished.iter().any(|exit| u32::from(exit.code()) == end.exit) {
+        return Ok(());
+    }
+    let exit = Exit::ALL.into_iter().find(|exit| u32::from(exit.code()) == end.exit).unwrap_or(Exit::Internal);
+    Err(CliError::new(exit, &end.message))
+}
+
+/// Whoever stops waiting should know that the job does not stop.
+fn goes_on(error: CliError, id: JobId) -> CliError {
+    if error.exit != Exit::Interrupted {
+        return error;
+    }
+    error.hint(format!("the job goes on: `halfstep watch {id}`, `halfstep fetch {id} --output DIR`, `halfstep cancel {id}`"))
+}
+
+/// Hands the job over; the same job again is the same id. Waits for a coordinator that is away.
+///
+/// # Errors
+/// For inputs that cannot be read, and what the coordinator refuses.
+pub(crate) async fn submit_over(line: &Line, config: &JobConfig, shutdown: &Shutdown) -> Result<JobId, CliError> {
+    let collected = collect(config)?;
+    loop {
+        match hand_over(line, &collected).await {
+            Ok(id) => return Ok(id),
+            Err(Handing::Refused(status)) if is_passing(&status) && !shutdown.is_asked() => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(Handing::Refused(status)) => return Err(line.refused(&status)),
+            Err(Handing::Failed(error)) => return Err(error),
+        }
+    }
+}
+
+enum Handing {
+    Refused(Status),
+    Failed(CliError),
+}
+
+impl From<Status> for Handing {
+    fn from(status: Status) -> Self {
+        Self::Refused(status)
+    }
+}
+
+async fn hand_over(line: &Line, collected: &Collected) -> Result<JobId, Handing> {
+    let files: Vec<wire::InputFile> = collected.files.iter().map(|file| wire::InputFile {
+        role: file.role.text().into(),
+        name: file.name.clone(),
+        size: file.size,
+        hash: file.hash.as_bytes().to_vec(),
+        path: file.path.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+    }).collect();
+    let mut jobs = line.jobs.clone();
+    let offer = wire::OfferRequest { hello: Some(hello()), files: files.clone() };
+    for missing in jobs.offer(offer).await?.into_inner().missing {
+        let known = collected.files.iter().find(|file| file.hash.as_bytes()[..] == missing[..]);
+        let Some(path) = known.and_then(|file| file.path.as_ref()) else {
+            let hash = BlobHash::try_from(missing.as_slice()).map_or_else(|e| e.to_string(), |hash| hash.to_string());
+            return Err(Handing::Failed(CliError::internal(format!("coordinator asks for {hash}, which is no input of this job"))));
+        };
+        line.data.upload_file(path).await.map_err(|error| match error.class {
+            halfstep_work::FailureClass::PeerLost => Handing::Refused(Status::unavailable(error.message)),
+            _ => Handing::Failed(failed(error)),
+        })?;
+    }
+    let request = wire::SubmitRequest { hello: Some(hello()), spec: collected.spec.clone(), files };
+    let reply = jobs.submit(request).await?.into_inner();
+    job_from_wire(&reply.job).map_err(|error| Handing::Failed(CliError::internal(error)))
+}
