@@ -13,7 +13,7 @@ use crate::exit::{CliError, Exit};
 use crate::job_file;
 use crate::options::JobOptions;
 use crate::render::progress::{Mode, Renderer};
-use crate::{eval, quantize, render, survey, verify};
+use crate::{eval, fleet, quantize, render, survey, verify};
 
 /// Runs a command.
 ///
@@ -26,6 +26,15 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Inspect(args) => inspect(&args),
         Command::Eval(args) => run_eval(args),
         Command::Verify(args) => check(&args),
+        Command::Coordinator(args) => fleet::coordinator(&args),
+        Command::Node(args) => fleet::node(args),
+        Command::Submit(args) => fleet::submit(args),
+        Command::Status(args) => fleet::status(args),
+        Command::Watch(args) => fleet::watch(args),
+        Command::Cancel(args) => fleet::cancel(args),
+        Command::Fetch(args) => fleet::fetch(args),
+        Command::Nodes(args) => fleet::nodes(args),
+        Command::Certs(args) => fleet::certs(&args),
     }
 }
 
@@ -35,24 +44,33 @@ fn run_quantize(args: QuantizeArgs) -> Result<Exit, CliError> {
     let renderer = Renderer::new(mode(args.show));
     let result = quantize::quantize(&config, &|event| renderer.event(&event));
     renderer.finish();
-    let outcome = result.map_err(quantize::interrupted)?;
-    if args.show.json {
+    let outcome = result?;
+    show_outcome(&outcome, args.show)?;
+    Ok(exit_of(&outcome))
+}
+
+/// What became of a job, on stdout.
+///
+/// # Errors
+/// Internal if stdout cannot be written.
+pub(crate) fn show_outcome(outcome: &QuantizeOutcome, how: ShowArgs) -> Result<(), CliError> {
+    if how.json {
         #[derive(Serialize)]
         struct Line<'a> {
             event: &'static str,
             outcome: &'a QuantizeOutcome,
         }
         // One line like the events before it, not indented.
-        let text = serde_json::to_string(&Line { event: "outcome", outcome: &outcome });
+        let text = serde_json::to_string(&Line { event: "outcome", outcome });
         print(&format!("{}\n", text.map_err(CliError::internal)?))?;
-    } else if !args.show.quiet {
-        print(&render::outcome(&outcome))?;
+    } else if !how.quiet {
+        print(&render::outcome(outcome))?;
     }
-    Ok(exit_of(&outcome))
+    Ok(())
 }
 
 /// Failures outrank layers kept against the user's wish; `--skip` is the user's wish.
-fn exit_of(outcome: &QuantizeOutcome) -> Exit {
+pub(crate) fn exit_of(outcome: &QuantizeOutcome) -> Exit {
     if !outcome.failed.is_empty() {
         Exit::SomeFailed
     } else if outcome.kept.iter().any(|layer| !layer.requested) {
@@ -102,14 +120,14 @@ fn check(args: &VerifyArgs) -> Result<Exit, CliError> {
     show(args.json, &done, render::verified)
 }
 
-fn with_file(flags: JobOptions, file: Option<&std::path::Path>) -> Result<JobOptions, CliError> {
+pub(crate) fn with_file(flags: JobOptions, file: Option<&std::path::Path>) -> Result<JobOptions, CliError> {
     Ok(match file {
         Some(path) => flags.over(job_file::read(path)?),
         None => flags,
     })
 }
 
-fn mode(show: ShowArgs) -> Mode {
+pub(crate) fn mode(show: ShowArgs) -> Mode {
     match show {
         ShowArgs { json: true, .. } => Mode::Json,
         ShowArgs { quiet: true, .. } => Mode::Quiet,
@@ -118,7 +136,7 @@ fn mode(show: ShowArgs) -> Mode {
     }
 }
 
-fn show<T: Serialize + ?Sized>(
+pub(crate) fn show<T: Serialize + ?Sized>(
     json: bool,
     report: &T,
     text: impl Fn(&T) -> String,
@@ -132,7 +150,7 @@ fn show<T: Serialize + ?Sized>(
 }
 
 /// Writes data to stdout; a reader that has seen enough (`| head`) is no error.
-fn print(text: &str) -> Result<(), CliError> {
+pub(crate) fn print(text: &str) -> Result<(), CliError> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|error| CliError::internal(format!("stdout: cannot be written: {error}"))),

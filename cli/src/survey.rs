@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use halfstep_agent::{ProbeReport, Rates, SegmentProbe, TapProbe, probe};
 use halfstep_coordinator::partition::{self, Fleet, StageCost};
-use halfstep_coordinator::{JobSource, inspect as list, prepare};
+use halfstep_coordinator::{PlanSource, inspect as list, prepare};
 use halfstep_work::{LayerPlan, Objective, Plan};
 
 use crate::answers::{FleetRow, InspectReport, Kept, LayerRow, PlanReport, StageRow};
@@ -61,7 +61,7 @@ pub(crate) fn plan(config: &RunConfig, fleet: Option<FleetAsked>) -> Result<Plan
     let dataset_bytes = dataset.bytes_held() as u64;
     let nodes: Vec<usize> = prepared.cut.segments.iter().map(|segment| segment.nodes.len()).collect();
     let plan = Arc::new(prepared.plan);
-    let source = JobSource::new(Arc::clone(&plan), Arc::new(prepared.model), dataset);
+    let source = PlanSource::new(Arc::clone(&plan), prepared.model, dataset);
     let threads = config.resources.threads.unwrap_or_else(engine::cores);
     let engine = engine::open(config.resources.onnxruntime.as_deref())?;
     let probed = probe(&plan, &source, engine.as_ref(), threads).map_err(CliError::bad_input)?;

@@ -122,7 +122,7 @@ impl JobSource {
                     self.model.tensor(name).map_err(|e| SourceError::new(FailureClass::BadInput, e))?;
                 self.tensors(constant_key(name), &[transit(name, &tensor)]).map(Some)
             }
-            BlobName::Inputs(shard) => self.tensors(inputs_key(*shard), &self.inputs(*shard)?).map(Some),
+            BlobName::Inputs(shard) => self.tensors(inputs_key(*shard), &inputs_of(&self.plan, &self.dataset, *shard)?).map(Some),
             BlobName::Rounding { layer, chunk } => self.rounding(*layer, *chunk),
             BlobName::Held(_) => {
                 Err(SourceError::new(FailureClass::PeerLost, "the coordinator holds no state of nodes"))
@@ -142,16 +142,6 @@ impl JobSource {
             hash
         });
         Ok(Blob { bytes, hash })
-    }
-
-    fn inputs(&self, shard: ShardId) -> Result<Vec<InputTensor>, SourceError> {
-        let range = self.plan.shards.get(shard.index()).ok_or_else(|| {
-            let shards = self.plan.shards.len();
-            SourceError::new(FailureClass::Internal, format!("{shard}: the plan has {shards} shards"))
-        })?;
-        let slices = self.dataset.slice(range.clone());
-        let slices = slices.map_err(|e| SourceError::new(FailureClass::BadInput, e))?;
-        Ok(slices.into_iter().map(transit_slice).collect())
     }
 
     fn rounding(&self, layer: LayerId, chunk: ChunkId) -> Result<Option<Blob>, SourceError> {
@@ -207,6 +197,16 @@ pub(crate) fn read_rounding(plan: &Plan, bytes: &[u8]) -> Result<Rounding, Strin
     Ok(rounding)
 }
 
+/// The samples of one shard.
+pub(crate) fn inputs_of(plan: &Plan, dataset: &Dataset, shard: ShardId) -> Result<Vec<InputTensor>, SourceError> {
+    let range = plan.shards.get(shard.index()).ok_or_else(|| {
+        let shards = plan.shards.len();
+        SourceError::new(FailureClass::Internal, format!("{shard}: the plan has {shards} shards"))
+    })?;
+    let slices = dataset.slice(range.clone()).map_err(|e| SourceError::new(FailureClass::BadInput, e))?;
+    Ok(slices.into_iter().map(transit_slice).collect())
+}
+
 /// Samples as they travel to whoever computes.
 pub fn transit_slice(slice: SampleSlice) -> InputTensor {
     let kind = match slice.dtype {
@@ -221,7 +221,7 @@ pub fn transit_slice(slice: SampleSlice) -> InputTensor {
     InputTensor { name: slice.name, kind, shape: slice.shape, bytes: slice.bytes.into() }
 }
 
-fn transit(name: &str, tensor: &Tensor) -> InputTensor {
+pub(crate) fn transit(name: &str, tensor: &Tensor) -> InputTensor {
     fn raw<const N: usize, T: Copy>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Bytes {
         let mut out = Vec::with_capacity(values.len() * N);
         values.iter().for_each(|v| out.extend_from_slice(&bytes(*v)));

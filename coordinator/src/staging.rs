@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// Where the outputs grow.
-pub(crate) struct Staging {
+pub struct Staging {
     area: TempDir,
     target: PathBuf,
     force: bool,
@@ -20,7 +20,7 @@ pub(crate) struct Staging {
 impl Staging {
     /// # Errors
     /// `Configuration` if the target holds something and `force` is off; `Storage` if the place cannot be written.
-    pub(crate) fn new(target: &Path, force: bool) -> Result<Self, CoordinatorError> {
+    pub fn new(target: &Path, force: bool) -> Result<Self, CoordinatorError> {
         check_target(target, force)?;
         let parent = parent_of(target);
         fs::create_dir_all(&parent).map_err(|e| CoordinatorError::storage(&parent, "create folder", e))?;
@@ -33,7 +33,8 @@ impl Staging {
         Ok(Self { area, target: target.to_path_buf(), force })
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    /// Where a file of this name grows.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.area.path().join(name)
     }
 
@@ -58,7 +59,7 @@ impl Staging {
     }
 
     /// Makes the folder appear under its name.
-    pub(crate) fn publish(self) -> Result<(), CoordinatorError> {
+    pub fn publish(self) -> Result<(), CoordinatorError> {
         check_target(&self.target, self.force)?;
         let target = self.target.clone();
         let fail = |action| move |e| CoordinatorError::storage(&target, action, e);
