@@ -1,6 +1,6 @@
 //! A line to a coordinator: transport by the security options, clients of its services, errors in the user's words.
 
-use halfstep_proto::transport::{Connector, Security, Transport, TransportError, explain};
+use halfstep_proto::{Connector, Security, Tls, TlsFiles, Transport, TransportError, explain};
 use halfstep_proto::wire::client_client::ClientClient;
 use halfstep_proto::{Role, data::DataClient, data::Traffic};
 use halfstep_work::JobId;
@@ -59,7 +59,10 @@ pub(crate) fn is_passing(status: &Status) -> bool {
 /// Bad configuration if neither certificates nor plain text were asked for, or the certificates cannot be used.
 pub(crate) fn transport(security: &SecurityArgs, role: Role) -> Result<Transport, CliError> {
     match (&security.certs, security.insecure) {
-        (Some(folder), _) => Security::load(folder, role).map(Transport::tcp).map_err(CliError::configuration),
+        (Some(folder), _) => {
+            let tls = Tls::load(&TlsFiles::in_folder(folder, role), role).map_err(CliError::configuration)?;
+            Ok(Transport::tcp(Security::Tls(tls)))
+        }
         (None, true) => Ok(Transport::tcp(Security::Plaintext)),
         (None, false) => Err(CliError::configuration("no certificates given").hint(
             "add `--certs DIR` (`halfstep certs` makes them), or `--insecure` for plain text on one machine",
