@@ -4,6 +4,7 @@
 
 mod answers;
 mod args;
+mod cluster;
 mod commands;
 mod config;
 mod engine;

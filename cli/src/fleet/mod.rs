@@ -20,5 +20,5 @@ pub(crate) use follow::Follower;
 pub(crate) use jobs::{cancel, fetch, nodes, status, watch};
 pub(crate) use node::node;
 pub(crate) use shutdown::{Again, Shutdown};
-pub(crate) use connect::runtime;
+pub(crate) use connect::{Line, runtime};
 pub(crate) use submit::{end_of, submit, submit_over};

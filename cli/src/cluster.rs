@@ -1,0 +1,65 @@
+//! A whole fleet in this process: one coordinator and one node, joined by memory instead of a network.
+//!
+//! Not here: the services themselves (`coordinator`, `agent`), what a client asks of them (`fleet`).
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use halfstep_agent::{DaemonError, DaemonOptions, Drain, LocalNode, NodeDaemon};
+use halfstep_coordinator::{Coordinator, CoordinatorOptions, Timing};
+use halfstep_proto::{Role, Transport};
+use tokio::task::JoinHandle;
+
+use crate::exit::CliError;
+use crate::fleet::Line;
+
+const COORDINATOR: &str = "coordinator";
+/// Within one process nobody is cut off: what is silent is busy.
+const LEASE: Duration = Duration::from_secs(3600);
+
+/// See the module.
+pub(crate) struct Cluster {
+    transport: Transport,
+    coordinator: Coordinator,
+    drain: Drain,
+    node: JoinHandle<Result<(), DaemonError>>,
+}
+
+impl Cluster {
+    /// Starts both; the coordinator's state is in `state`.
+    ///
+    /// # Errors
+    /// If the state cannot be used, above all because another process is using it.
+    pub(crate) async fn start(state: &Path, node: LocalNode) -> Result<Self, CliError> {
+        let transport = Transport::memory();
+        let listener = transport.listen(COORDINATOR).await.map_err(CliError::internal)?;
+        let mut options = CoordinatorOptions::new(state);
+        options.timing = Timing { lease: LEASE, hung: LEASE * 24, ..Timing::default() };
+        let coordinator = Coordinator::start(options, vec![listener], Vec::new()).await?;
+        let drain = Drain::new();
+        let options = DaemonOptions {
+            name: "local".into(),
+            coordinator: COORDINATOR.into(),
+            transport: transport.clone(),
+            listen: String::new(),
+            advertise: None,
+        };
+        let daemon = NodeDaemon::run(Arc::new(node), options, drain.clone(), |_| {});
+        let node = tokio::spawn(daemon);
+        Ok(Self { transport, coordinator, drain, node })
+    }
+
+    /// A client's line to the coordinator.
+    pub(crate) fn line(&self) -> Line {
+        Line::new(&self.transport.connector(COORDINATOR, Role::Coordinator))
+    }
+
+    /// Stops both; what was acknowledged is on disk.
+    pub(crate) async fn stop(self) {
+        self.drain.begin("the process ends");
+        // The node first, so that it can hand its work back.
+        let _ = self.node.await;
+        self.coordinator.stop().await;
+    }
+}

@@ -1,0 +1,63 @@
+//! `coordinator`: the process that plans, leases, commits and exports.
+
+use std::io::Write;
+use std::time::Duration;
+
+use halfstep_coordinator::{Coordinator, CoordinatorOptions, Timing, failpoints};
+use halfstep_proto::Role;
+
+use super::args::{CoordinatorArgs, TimesArgs};
+use super::connect::{runtime, transport, unusable};
+use super::{Again, Shutdown};
+use crate::exit::{CliError, Exit};
+
+/// Runs until a signal asks it to stop.
+///
+/// # Errors
+/// Bad configuration for an address or certificates that cannot be used, bad input for a state folder that cannot,
+/// interrupted if it cannot go on.
+pub(crate) fn coordinator(arguments: &CoordinatorArgs) -> Result<Exit, CliError> {
+    failpoints::setup();
+    let shutdown = Shutdown::listen(Again::Ignored)?;
+    let transport = transport(&arguments.security, Role::Coordinator)?;
+    let mut options = CoordinatorOptions::new(&arguments.state_dir);
+    options.timing = timing(&arguments.times);
+    let runtime = runtime()?;
+    let ran = runtime.block_on(async {
+        let listener = transport.listen(&arguments.listen.to_string()).await.map_err(unusable)?;
+        let address = listener.address();
+        let mut coordinator = Coordinator::start(options, vec![listener], Vec::new()).await?;
+        say(&format!("Listening on {address}"));
+        coordinator.resuming().iter().for_each(|job| say(&format!("Resuming {job}")));
+        let failed = tokio::select! {
+            () = shutdown.asked() => false,
+            () = coordinator.failed() => true,
+        };
+        coordinator.stop().await;
+        Ok(failed)
+    });
+    runtime.shutdown_background();
+    match ran {
+        Ok(false) => Ok(Exit::Solved),
+        Ok(true) => {
+            let message = "the coordinator cannot go on; what was acknowledged is in the state folder";
+            Err(CliError::new(Exit::Interrupted, message).hint("HALFSTEP_LOG=warn shows why; start it again"))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn timing(times: &TimesArgs) -> Timing {
+    Timing {
+        heartbeat: Duration::from_millis(times.heartbeat_ms.max(1)),
+        lease: Duration::from_millis(times.lease_ms.max(1)),
+        hung: Duration::from_millis(times.hung_ms.max(1)),
+        no_nodes: Duration::from_millis(times.no_nodes_ms.max(1)),
+    }
+}
+
+/// One line to stderr at once; a closed stderr is no reason to stop.
+pub(super) fn say(line: &str) {
+    let mut err = std::io::stderr();
+    let _ = writeln!(err, "{line}").and_then(|()| err.flush());
+}

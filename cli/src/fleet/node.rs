@@ -1,0 +1,81 @@
+//! `node`: the process that computes.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use halfstep_agent::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon};
+use halfstep_proto::Role;
+
+use super::args::NodeArgs;
+use super::connect::{runtime, transport, unusable};
+use super::coordinator::say;
+use super::{Again, Shutdown};
+use crate::config::{Resources, defaults};
+use crate::exit::{CliError, Exit};
+use crate::quantize;
+use crate::values::ByteSize;
+
+/// Works until a signal asks it to stop.
+///
+/// # Errors
+/// Bad configuration for an address or certificates that cannot be used or if the coordinator refuses this node.
+pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
+    if arguments.threads == Some(0) {
+        return Err(CliError::configuration("threads is 0, expected 1 or more"));
+    }
+    let shutdown = Shutdown::listen(Again::Ignored)?;
+    let security = &arguments.connect.security;
+    let transport = transport(security, Role::Node)?;
+    let listen = match arguments.listen {
+        Some(address) => address.to_string(),
+        None if security.insecure => "127.0.0.1:0".into(),
+        None => "0.0.0.0:0".into(),
+    };
+    let options = DaemonOptions {
+        name: arguments.name.unwrap_or_else(host_name),
+        coordinator: arguments.connect.coordinator,
+        transport,
+        listen,
+        advertise: arguments.advertise,
+    };
+    let resources = Resources {
+        memory_budget: arguments.memory_budget.unwrap_or(ByteSize(defaults::MEMORY_BUDGET)),
+        spill_dir: arguments.spill_dir,
+        threads: arguments.threads,
+        onnxruntime: arguments.onnxruntime,
+    };
+    let node = Arc::new(quantize::node(&resources)?);
+    let drain = Drain::new();
+    let runtime = runtime()?;
+    let ran = runtime.block_on(async {
+        let asked = drain.clone();
+        tokio::spawn(async move {
+            shutdown.asked().await;
+            asked.begin("the node was asked to stop");
+        });
+        NodeDaemon::run(node, options, drain, |event| tell(&event)).await
+    });
+    runtime.shutdown_background();
+    match ran {
+        Ok(()) => Ok(Exit::Solved),
+        Err(DaemonError::Transport(error)) => Err(unusable(error)),
+        Err(error @ DaemonError::Refused { .. }) => Err(CliError::configuration(error)),
+        Err(error @ DaemonError::Thread(_)) => Err(CliError::internal(error)),
+    }
+}
+
+fn tell(event: &DaemonEvent) {
+    say(&match event {
+        DaemonEvent::Listening { address } => format!("Serving on {address}"),
+        DaemonEvent::Attached { coordinator, node } => format!("Attached to {coordinator} as {node}"),
+        DaemonEvent::Waiting { coordinator, why } => format!("Waiting for {coordinator}: {why}"),
+        DaemonEvent::Draining => "Draining".into(),
+    });
+}
+
+/// As the system says; only a label.
+fn host_name() -> String {
+    let name = std::fs::read_to_string(Path::new("/etc/hostname")).unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "node".into() } else { name.into() }
+}
