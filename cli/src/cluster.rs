@@ -3,11 +3,10 @@
 //! Not here: the services themselves (`coordinator`, `agent`), what a client asks of them (`fleet`).
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use halfstep_agent::{DaemonError, DaemonOptions, Drain, LocalNode, NodeDaemon};
-use halfstep_coordinator::{Coordinator, CoordinatorOptions, Timing};
+use halfstep_coordinator::service::{Coordinator, CoordinatorOptions, Timing};
 use halfstep_proto::{Role, Transport};
 use tokio::task::JoinHandle;
 
@@ -45,8 +44,7 @@ impl Cluster {
             listen: String::new(),
             advertise: None,
         };
-        let daemon = NodeDaemon::run(Arc::new(node), options, drain.clone(), |_| {});
-        let node = tokio::spawn(daemon);
+        let node = tokio::spawn(NodeDaemon::new(node, options).run(drain.clone(), |_| {}));
         Ok(Self { transport, coordinator, drain, node })
     }
 

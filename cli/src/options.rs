@@ -10,7 +10,9 @@ use halfstep_quant::Scheme;
 use halfstep_work::{Objective, Propagation, StartPoint};
 use serde::{Deserialize, Serialize};
 
-use crate::values::{BetaRange, ByteSize, Override, PartitionArg, RangeArg, bits, fraction, named, non_negative};
+use crate::values::{
+    BetaRange, ByteSize, Override, PartitionArg, RangeArg, bits, fraction, named, non_negative,
+};
 
 /// How scales are shared.
 #[expect(clippy::enum_variant_names, reason = "these are the names users type")]

@@ -87,7 +87,8 @@ struct StateFolder {
 impl StateFolder {
     /// `.NAME.halfstep` beside the output.
     fn beside(output: &Path) -> Result<Self, CliError> {
-        let name = output.file_name().map_or_else(|| "out".into(), |name| name.to_string_lossy().into_owned());
+        let name =
+            output.file_name().map_or_else(|| "out".into(), |name| name.to_string_lossy().into_owned());
         let path = output.with_file_name(format!(".{name}.halfstep"));
         let resumed = path.exists();
         fs::create_dir_all(&path).map_err(|error| {
@@ -100,8 +101,10 @@ impl StateFolder {
     /// What was solved stays only for a run that can go on.
     fn after(self, error: CliError) -> CliError {
         if error.exit == Exit::Interrupted {
-            return CliError::new(Exit::Interrupted, "interrupted; no results were written")
-                .hint(format!("the same command goes on where this one was, from `{}`", self.path.display()));
+            return CliError::new(Exit::Interrupted, "interrupted; no results were written").hint(format!(
+                "the same command goes on where this one was, from `{}`",
+                self.path.display()
+            ));
         }
         if !self.resumed {
             self.remove();

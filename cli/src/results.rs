@@ -81,7 +81,10 @@ pub(crate) fn read(folder: &Path) -> Result<QuantizeOutcome, CliError> {
             }
             (Outcome::Solved, Some(solved)) => outcome.rows.push(row(layer.name, &solved, seconds)),
             (Outcome::Solved, None) => {
-                return Err(CliError::internal(format!("{REPORT}: layer `{}` is solved without numbers", layer.name)));
+                return Err(CliError::internal(format!(
+                    "{REPORT}: layer `{}` is solved without numbers",
+                    layer.name
+                )));
             }
         }
     }
@@ -120,7 +123,8 @@ fn phases(timing: &Value) -> Vec<(String, f64)> {
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
-    let fail = |error| CliError::bad_input(format!("results `{}`: cannot be listed: {error}", folder.display()));
+    let fail =
+        |error| CliError::bad_input(format!("results `{}`: cannot be listed: {error}", folder.display()));
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(fail)? {
         names.push(PathBuf::from(entry.map_err(fail)?.file_name()));
@@ -153,7 +157,8 @@ mod tests {
     fn the_folder_tells_what_became_of_every_layer() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(REPORT), REPORT_TEXT).unwrap();
-        let timing = r#"{"slots": 2, "forward_thread_seconds": 3.0, "layer_solve_thread_seconds": {"a": 0.5}}"#;
+        let timing =
+            r#"{"slots": 2, "forward_thread_seconds": 3.0, "layer_solve_thread_seconds": {"a": 0.5}}"#;
         std::fs::write(folder.path().join(TIMING), timing).unwrap();
         let outcome = read(folder.path()).unwrap();
         assert_eq!((outcome.solved, outcome.kept.len(), outcome.failed.len()), (1, 2, 1));

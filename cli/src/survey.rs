@@ -132,7 +132,8 @@ impl Costs<'_> {
 
     /// Every partition that makes sense on this fleet, the one to take marked.
     fn fleet(&self, fleet: &Fleet) -> Vec<FleetRow> {
-        let stages: Vec<StageCost> = (0..self.plan.stages.len()).map(|stage| self.stage_cost(stage)).collect();
+        let stages: Vec<StageCost> =
+            (0..self.plan.stages.len()).map(|stage| self.stage_cost(stage)).collect();
         let choice = partition::choose(&stages, fleet);
         let row = |(index, estimate): (usize, &partition::Estimate)| FleetRow {
             partition: estimate.to_string(),

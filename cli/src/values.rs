@@ -125,7 +125,9 @@ impl FromStr for PartitionArg {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let refuse = || {
-            format!("`{text}` is not a partition, expected batches, layers:R or grid:RxS with 2 or more ranges R, as in grid:2x4")
+            format!(
+                "`{text}` is not a partition, expected batches, layers:R or grid:RxS with 2 or more ranges R, as in grid:2x4"
+            )
         };
         let count = |text: &str, least: usize| {
             text.parse::<usize>().ok().filter(|n| (least..=PARTITION_MAX).contains(n)).ok_or_else(refuse)
@@ -158,7 +160,9 @@ impl FromStr for LinkSpeed {
         });
         let bytes = bits.or_else(|| text.parse::<ByteSize>().ok().map(|size| size.0 as f64));
         let bytes = bytes.filter(|bytes| bytes.is_finite() && *bytes >= 1.0);
-        bytes.map(Self).ok_or_else(|| format!("`{text}` is not a link speed, expected for example 10Gbit, 100Mbit or 1GiB"))
+        bytes.map(Self).ok_or_else(|| {
+            format!("`{text}` is not a link speed, expected for example 10Gbit, 100Mbit or 1GiB")
+        })
     }
 }
 

@@ -34,8 +34,21 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("halfstep-coordinator", &["halfstep-model", "halfstep-proto", "halfstep-quant", "halfstep-work"]),
     // Only sees what users see: processes, files, sockets.
     ("halfstep-faults", &[]),
-    ("halfstep-fuzz", &["halfstep-agent", "halfstep-coordinator", "halfstep-model", "halfstep-proto", "halfstep-quant", "halfstep-work"]),
-    ("halfstep", &["halfstep-agent", "halfstep-coordinator", "halfstep-proto", "halfstep-quant", "halfstep-work"]),
+    (
+        "halfstep-fuzz",
+        &[
+            "halfstep-agent",
+            "halfstep-coordinator",
+            "halfstep-model",
+            "halfstep-proto",
+            "halfstep-quant",
+            "halfstep-work",
+        ],
+    ),
+    (
+        "halfstep",
+        &["halfstep-agent", "halfstep-coordinator", "halfstep-proto", "halfstep-quant", "halfstep-work"],
+    ),
 ];
 const BENCHES: &str = "halfstep-benches";
 const NODE: [&str; 4] = ["halfstep-compute", "halfstep-solver", "halfstep-exec", "halfstep-agent"];

@@ -21,7 +21,13 @@ pub(crate) struct SecurityArgs {
     ///
     /// Read are ca.pem and the certificate and key of this command's role: coordinator, node or client. Both sides
     /// prove who they are; a node's certificate cannot submit jobs.
-    #[arg(long, value_name = "DIR", env = "HALFSTEP_CERTS", hide_env_values = true, conflicts_with = "insecure")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "HALFSTEP_CERTS",
+        hide_env_values = true,
+        conflicts_with = "insecure"
+    )]
     pub(crate) certs: Option<PathBuf>,
 
     /// Talk in plain text; loopback addresses only

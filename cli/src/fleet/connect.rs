@@ -1,7 +1,7 @@
 //! A line to a coordinator: transport by the security options, clients of its services, errors in the user's words.
 
-use halfstep_proto::{Connector, Security, Tls, TlsFiles, Transport, TransportError, explain};
 use halfstep_proto::wire::client_client::ClientClient;
+use halfstep_proto::{Connector, Security, Tls, TlsFiles, Transport, TransportError, explain};
 use halfstep_proto::{Role, data::DataClient, data::Traffic};
 use halfstep_work::JobId;
 use tonic::transport::Channel;
@@ -40,7 +40,9 @@ impl Line {
     pub(crate) fn refused(&self, status: &Status) -> CliError {
         let exit = match status.code() {
             Code::InvalidArgument | Code::NotFound | Code::DataLoss => Exit::BadInput,
-            Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated => Exit::BadConfiguration,
+            Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated => {
+                Exit::BadConfiguration
+            }
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Exit::Interrupted,
             _ => Exit::Internal,
         };
@@ -84,7 +86,11 @@ pub(crate) fn unusable(error: TransportError) -> CliError {
 /// Internal if threads cannot be had.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(2).enable_all().build().map_err(|error| CliError::internal(format!("runtime: {error}")))
+    builder
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::internal(format!("runtime: {error}")))
 }
 
 /// A job's id as people type it.
@@ -92,7 +98,10 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
 /// # Errors
 /// Usage for anything but 32 hexadecimal digits.
 pub(crate) fn job_id(text: &str) -> Result<JobId, CliError> {
-    let wrong = || CliError::usage(format!("job `{text}`: expected 32 hexadecimal digits")).hint("`halfstep status` lists jobs");
+    let wrong = || {
+        CliError::usage(format!("job `{text}`: expected 32 hexadecimal digits"))
+            .hint("`halfstep status` lists jobs")
+    };
     let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
     let digits = digits.filter(|digits| digits.len() == 32).ok_or_else(wrong)?;
     let mut id = [0; 16];

@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::time::Duration;
 
-use halfstep_coordinator::{Coordinator, CoordinatorOptions, Timing, failpoints};
+use halfstep_coordinator::failpoints;
+use halfstep_coordinator::service::{Coordinator, CoordinatorOptions, Timing};
 use halfstep_proto::Role;
 
 use super::args::{CoordinatorArgs, TimesArgs};

@@ -20,19 +20,23 @@ use crate::exit::{CliError, Exit};
 /// storage errors. Nothing is visible then.
 pub(crate) async fn fetch_into(line: &Line, job: JobId, output: &Path, force: bool) -> Result<(), CliError> {
     let request = wire::JobRequest { hello: Some(hello()), job: job_to_wire(job) };
-    let results = line.jobs.clone().results(request).await.map_err(|status| line.refused(&status))?.into_inner();
+    let results =
+        line.jobs.clone().results(request).await.map_err(|status| line.refused(&status))?.into_inner();
     let staging = Staging::new(output, force)?;
     for file in &results.files {
         let name = plain(&file.name)?;
         let hash = BlobHash::try_from(file.hash.as_slice()).map_err(CliError::internal)?;
         let path = staging.path(name);
-        let create = |error| CliError::bad_input(format!("result `{}`: cannot be created: {error}", path.display()));
+        let create =
+            |error| CliError::bad_input(format!("result `{}`: cannot be created: {error}", path.display()));
         let fetch = Fetch::new(job, BlobName::Artefact(hash));
         let sink = File::create(&path).map_err(create)?;
         match line.data.fetch_into(fetch, file.size, sink).await.map_err(failed)? {
-            FetchedInto::All { sink, .. } => sink.sync_all().map_err(create)?,
+            FetchedInto::Blob { sink, .. } => sink.sync_all().map_err(create)?,
             FetchedInto::Same | FetchedInto::None => {
-                return Err(CliError::internal(format!("result `{name}`: the coordinator has nothing to send")));
+                return Err(CliError::internal(format!(
+                    "result `{name}`: the coordinator has nothing to send"
+                )));
             }
         }
     }

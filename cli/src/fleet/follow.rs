@@ -52,7 +52,12 @@ impl<'a> Follower<'a> {
     ///
     /// # Errors
     /// `Interrupted` when a signal came first (the job goes on without us); what the coordinator refuses.
-    pub(crate) async fn follow(&mut self, line: &Line, job: JobId, shutdown: &Shutdown) -> Result<End, CliError> {
+    pub(crate) async fn follow(
+        &mut self,
+        line: &Line,
+        job: JobId,
+        shutdown: &Shutdown,
+    ) -> Result<End, CliError> {
         let mut away = false;
         loop {
             let attempt = tokio::select! {
@@ -64,7 +69,9 @@ impl<'a> Follower<'a> {
                 Ok(None) => {}
                 Err(status) if is_passing(&status) => {
                     if !std::mem::replace(&mut away, true) {
-                        (self.show)(Progress::Waiting { why: format!("{}, trying again", line.refused(&status).message) });
+                        (self.show)(Progress::Waiting {
+                            why: format!("{}, trying again", line.refused(&status).message),
+                        });
                     }
                 }
                 Err(status) => return Err(line.refused(&status)),
@@ -105,8 +112,12 @@ impl<'a> Follower<'a> {
                     (self.show)(Progress::ShardCaptured { stage: stage + 1, shard: done, shards: total });
                 }
             }
-            JobEvent::LayerKept { name, reason } => self.layer(name, |name| Progress::LayerKept { name, reason }),
-            JobEvent::LayerFailed { name, cause } => self.layer(name, |name| Progress::LayerFailed { name, cause }),
+            JobEvent::LayerKept { name, reason } => {
+                self.layer(name, |name| Progress::LayerKept { name, reason })
+            }
+            JobEvent::LayerFailed { name, cause } => {
+                self.layer(name, |name| Progress::LayerFailed { name, cause })
+            }
             JobEvent::LayerSolved {
                 name,
                 index,
@@ -171,7 +182,14 @@ mod tests {
         let events = || {
             [
                 JobEvent::Planned { layers: 2, stages: 1, shards: 1, samples: 4, nodes: 1 },
-                JobEvent::Task { phase: "capture".into(), seconds: 0.1, stage: 0, stages: 1, done: 1, total: 1 },
+                JobEvent::Task {
+                    phase: "capture".into(),
+                    seconds: 0.1,
+                    stage: 0,
+                    stages: 1,
+                    done: 1,
+                    total: 1,
+                },
                 JobEvent::LayerKept { name: "a".into(), reason: "LSTM".into() },
                 JobEvent::LayerFailed { name: "b".into(), cause: "NaN".into() },
             ]
@@ -179,7 +197,8 @@ mod tests {
         for event in events().into_iter().chain(events()) {
             assert_eq!(follower.event(event), None);
         }
-        let finished = JobEvent::Finished { exit: 4, solved: 0, kept: 1, failed: 1, seconds: 1.0, message: "m".into() };
+        let finished =
+            JobEvent::Finished { exit: 4, solved: 0, kept: 1, failed: 1, seconds: 1.0, message: "m".into() };
         assert_eq!(follower.event(finished).unwrap().exit, 4);
         let shown = shown.into_inner().unwrap();
         let once = |wanted: fn(&Progress) -> bool| shown.iter().filter(|event| wanted(event)).count();

@@ -73,7 +73,9 @@ pub(crate) fn cancel(arguments: CancelArgs) -> Result<Exit, CliError> {
 /// If there is no such job, it is not finished, or the results cannot be written.
 pub(crate) fn fetch(arguments: FetchArgs) -> Result<Exit, CliError> {
     let id = job_id(&arguments.job)?;
-    ask(&arguments.connect, async |line: &Line| fetch_into(line, id, &arguments.output, arguments.force).await)?;
+    ask(&arguments.connect, async |line: &Line| {
+        fetch_into(line, id, &arguments.output, arguments.force).await
+    })?;
     Ok(Exit::Solved)
 }
 
@@ -90,7 +92,10 @@ pub(crate) fn nodes(arguments: NodesArgs) -> Result<Exit, CliError> {
     show(arguments.json, &rows, |_| nodes_table(&nodes))
 }
 
-fn ask<T>(connect: &ConnectArgs, question: impl AsyncFnOnce(&Line) -> Result<T, CliError>) -> Result<T, CliError> {
+fn ask<T>(
+    connect: &ConnectArgs,
+    question: impl AsyncFnOnce(&Line) -> Result<T, CliError>,
+) -> Result<T, CliError> {
     runtime()?.block_on(async { question(&Line::open(connect)?).await })
 }
 
@@ -164,8 +169,9 @@ fn node_json(node: &wire::NodeStatus) -> serde_json::Value {
 }
 
 fn nodes_table(nodes: &[wire::NodeStatus]) -> String {
-    let mut table =
-        Table::new(&["node", "<name", "<state", "slots", "leases", "tasks", "held", "sent", "fetched", "<device"]);
+    let mut table = Table::new(&[
+        "node", "<name", "<state", "slots", "leases", "tasks", "held", "sent", "fetched", "<device",
+    ]);
     for node in nodes {
         let description = node.description.clone().unwrap_or_default();
         table.row([

@@ -1,7 +1,7 @@
 //! `node`: the process that computes.
 
+use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
-use std::sync::Arc;
 
 use halfstep_agent::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon};
 use halfstep_proto::Role;
@@ -31,12 +31,15 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
         None if security.insecure => "127.0.0.1:0".into(),
         None => "0.0.0.0:0".into(),
     };
+    let everywhere = listen.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified());
+    let reachable = || everywhere.then(|| local_ip(&arguments.connect.coordinator)).flatten();
+    let advertise = arguments.advertise.or_else(reachable);
     let options = DaemonOptions {
         name: arguments.name.unwrap_or_else(host_name),
         coordinator: arguments.connect.coordinator,
         transport,
         listen,
-        advertise: arguments.advertise,
+        advertise,
     };
     let resources = Resources {
         memory_budget: arguments.memory_budget.unwrap_or(ByteSize(defaults::MEMORY_BUDGET)),
@@ -44,7 +47,7 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
         threads: arguments.threads,
         onnxruntime: arguments.onnxruntime,
     };
-    let node = Arc::new(quantize::node(&resources)?);
+    let node = quantize::node(&resources)?;
     let drain = Drain::new();
     let runtime = runtime()?;
     let ran = runtime.block_on(async {
@@ -53,7 +56,7 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
             shutdown.asked().await;
             asked.begin("the node was asked to stop");
         });
-        NodeDaemon::run(node, options, drain, |event| tell(&event)).await
+        NodeDaemon::new(node, options).run(drain, |event| tell(&event)).await
     });
     runtime.shutdown_background();
     match ran {
@@ -71,6 +74,13 @@ fn tell(event: &DaemonEvent) {
         DaemonEvent::Waiting { coordinator, why } => format!("Waiting for {coordinator}: {why}"),
         DaemonEvent::Draining => "Draining".into(),
     });
+}
+
+/// The address of this machine that packets to the coordinator leave from. Nothing is sent.
+fn local_ip(coordinator: &str) -> Option<String> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect(coordinator).ok()?;
+    Some(socket.local_addr().ok()?.ip().to_string())
 }
 
 /// As the system says; only a label.

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use halfstep_coordinator::{Collected, JobConfig, check_target, collect};
+use halfstep_coordinator::jobs::{Collected, collect};
+use halfstep_coordinator::{JobConfig, check_target};
 use halfstep_proto::{BlobHash, hello, job_from_wire, wire};
 use halfstep_work::JobId;
 use tonic::Status;
@@ -81,7 +82,8 @@ pub(crate) fn end_of(end: &End) -> Result<(), CliError> {
     if finished.iter().any(|exit| u32::from(exit.code()) == end.exit) {
         return Ok(());
     }
-    let exit = Exit::ALL.into_iter().find(|exit| u32::from(exit.code()) == end.exit).unwrap_or(Exit::Internal);
+    let exit =
+        Exit::ALL.into_iter().find(|exit| u32::from(exit.code()) == end.exit).unwrap_or(Exit::Internal);
     Err(CliError::new(exit, &end.message))
 }
 
@@ -90,14 +92,20 @@ fn goes_on(error: CliError, id: JobId) -> CliError {
     if error.exit != Exit::Interrupted {
         return error;
     }
-    error.hint(format!("the job goes on: `halfstep watch {id}`, `halfstep fetch {id} --output DIR`, `halfstep cancel {id}`"))
+    error.hint(format!(
+        "the job goes on: `halfstep watch {id}`, `halfstep fetch {id} --output DIR`, `halfstep cancel {id}`"
+    ))
 }
 
 /// Hands the job over; the same job again is the same id. Waits for a coordinator that is away.
 ///
 /// # Errors
 /// For inputs that cannot be read, and what the coordinator refuses.
-pub(crate) async fn submit_over(line: &Line, config: &JobConfig, shutdown: &Shutdown) -> Result<JobId, CliError> {
+pub(crate) async fn submit_over(
+    line: &Line,
+    config: &JobConfig,
+    shutdown: &Shutdown,
+) -> Result<JobId, CliError> {
     let collected = collect(config)?;
     loop {
         match hand_over(line, &collected).await {
@@ -123,20 +131,27 @@ impl From<Status> for Handing {
 }
 
 async fn hand_over(line: &Line, collected: &Collected) -> Result<JobId, Handing> {
-    let files: Vec<wire::InputFile> = collected.files.iter().map(|file| wire::InputFile {
-        role: file.role.text().into(),
-        name: file.name.clone(),
-        size: file.size,
-        hash: file.hash.as_bytes().to_vec(),
-        path: file.path.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
-    }).collect();
+    let files: Vec<wire::InputFile> = collected
+        .files
+        .iter()
+        .map(|file| wire::InputFile {
+            role: file.role.text().into(),
+            name: file.name.clone(),
+            size: file.size,
+            hash: file.hash.as_bytes().to_vec(),
+            path: file.path.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+        })
+        .collect();
     let mut jobs = line.jobs.clone();
     let offer = wire::OfferRequest { hello: Some(hello()), files: files.clone() };
     for missing in jobs.offer(offer).await?.into_inner().missing {
         let known = collected.files.iter().find(|file| file.hash.as_bytes()[..] == missing[..]);
         let Some(path) = known.and_then(|file| file.path.as_ref()) else {
-            let hash = BlobHash::try_from(missing.as_slice()).map_or_else(|e| e.to_string(), |hash| hash.to_string());
-            return Err(Handing::Failed(CliError::internal(format!("coordinator asks for {hash}, which is no input of this job"))));
+            let hash = BlobHash::try_from(missing.as_slice())
+                .map_or_else(|e| e.to_string(), |hash| hash.to_string());
+            return Err(Handing::Failed(CliError::internal(format!(
+                "coordinator asks for {hash}, which is no input of this job"
+            ))));
         };
         line.data.upload_file(path).await.map_err(|error| match error.class {
             halfstep_work::FailureClass::PeerLost => Handing::Refused(Status::unavailable(error.message)),

@@ -137,7 +137,9 @@ fn line(event: &Progress, total: usize) -> Option<String> {
         Progress::LayerFailed { name, cause } => aside("FAILED", name, cause, total),
         Progress::NodeJoined { name, slots } => aside("JOINED", name, &format!("{slots} slots"), total),
         Progress::NodeLost { name, why } => aside("LOST", name, why, total),
-        Progress::Retry { task, why, attempt } => aside("RETRY", task, &format!("{why}, attempt {attempt}"), total),
+        Progress::Retry { task, why, attempt } => {
+            aside("RETRY", task, &format!("{why}, attempt {attempt}"), total)
+        }
         Progress::Waiting { why } => aside("WAITING", "", why, total),
         Progress::Summary { solved, kept, failed, seconds, output } => format!(
             "{:>10} [{seconds:6.1}s] {} layers: {solved} solved, {kept} kept, {failed} failed -> {}",
@@ -198,13 +200,7 @@ mod tests {
 
     fn events() -> Vec<Progress> {
         vec![
-            Progress::Planned {
-                layers: 12,
-                stages: 5,
-                shards: 16,
-                samples: 1024,
-                workers: "3 nodes".into(),
-            },
+            Progress::Planned { layers: 12, stages: 5, shards: 16, samples: 1024, workers: "3 nodes".into() },
             Progress::StageStarted { stage: 1, stages: 5 },
             Progress::NodeLost { name: "gpu-3".into(), why: "no sign of life for 10 s".into() },
             Progress::Retry { task: "solve conv1 rows 0..16".into(), why: "node lost".into(), attempt: 2 },

@@ -109,7 +109,7 @@ impl NodeDaemon {
         events: impl Fn(DaemonEvent) + Send + Sync + 'static,
     ) -> Result<(), DaemonError> {
         let listener = self.options.transport.listen(&self.options.listen).await?;
-        let address = self.options.advertise.clone().unwrap_or_else(|| listener.address());
+        let address = advertised(self.options.advertise.as_deref(), listener.address());
         let shared = self.shared(drain, Box::new(events));
         shared.tell(DaemonEvent::Listening { address: address.clone() });
         let services = Services::new().with(ArtefactsServer::new(HeldState(Arc::clone(&shared))));
@@ -145,6 +145,15 @@ impl NodeDaemon {
             held_bytes: AtomicU64::new(0),
             events,
         })
+    }
+}
+
+/// Where others are told to come: a host without a port gets the port that was taken.
+fn advertised(asked: Option<&str>, listening: String) -> String {
+    match (asked, listening.rsplit_once(':')) {
+        (Some(host), Some((_, port))) if !host.contains(':') => format!("{host}:{port}"),
+        (Some(address), _) => address.to_owned(),
+        (None, _) => listening,
     }
 }
 
