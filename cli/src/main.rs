@@ -38,6 +38,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if wrong { Exit::Usage.code() } else { Exit::Solved.code() });
         }
     };
+    halfstep_coordinator::failpoints::setup();
     let filter = EnvFilter::try_from_env("HALFSTEP_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     // A panic is our mistake: the hook has printed it, the code says so.

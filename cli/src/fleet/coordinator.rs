@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::time::Duration;
 
-use halfstep_coordinator::failpoints;
 use halfstep_coordinator::service::{Coordinator, CoordinatorOptions, Timing};
 use halfstep_proto::Role;
 
@@ -18,7 +17,6 @@ use crate::exit::{CliError, Exit};
 /// Bad configuration for an address or certificates that cannot be used, bad input for a state folder that cannot,
 /// interrupted if it cannot go on.
 pub(crate) fn coordinator(arguments: &CoordinatorArgs) -> Result<Exit, CliError> {
-    failpoints::setup();
     let shutdown = Shutdown::listen(Again::Ignored)?;
     let transport = transport(&arguments.security, Role::Coordinator)?;
     let mut options = CoordinatorOptions::new(&arguments.state_dir);
