@@ -17,6 +17,11 @@ impl<'a> Attempt<'a> {
         Self { grant, watch, fetched: AtomicU64::new(0) }
     }
 
+    /// Something has moved.
+    pub(crate) fn progress(&self) {
+        self.watch.progress();
+    }
+
     /// Between two steps: something has moved.
     ///
     /// # Errors

@@ -1,19 +1,20 @@
 //! Everything about one layer that its chunks share, and the solve of one chunk.
 
+use crate::attempt::Attempt;
 use crate::{failure, transit};
 use halfstep_compute::{Cpu, Device};
 use halfstep_exec::GroupMeans;
 use halfstep_model::{Activation as Follows, Layer};
 use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, estimate};
 use halfstep_solver::{
-    Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Step, Workspace, solve,
+    Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Step, Workspace,
+    solve_watched,
 };
 use halfstep_work::{
     ChunkId, ChunkReport, Failure, LayerId, LayerPlan, Objective, Rounding, SolverSettings, Source,
     StartPoint,
 };
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 type CpuWorkspace = Workspace<<Cpu as Device>::Buffer>;
@@ -51,7 +52,7 @@ impl LayerProblem {
         Ok(Self { weights, bias, encodings, groups, positions })
     }
 
-    /// Decides the rounding of one chunk; also the seconds spent refining. `between` is asked before every part.
+    /// Decides the rounding of one chunk; also the seconds spent refining. The attempt is told of every iteration.
     pub(crate) fn solve(
         &self,
         id: LayerId,
@@ -60,30 +61,29 @@ impl LayerProblem {
         layer: &Layer,
         settings: &SolverSettings,
         workspace: &mut CpuWorkspace,
-        between: &dyn Fn() -> Result<(), Failure>,
+        attempt: &Attempt<'_>,
     ) -> Result<(Rounding, f64), Failure> {
         let per_group = (layer.rows / layer.groups.max(1)).max(1);
         let mut q = Vec::with_capacity(rows.len() * layer.cols);
         let mut report = ChunkReport::default();
-        let mut refine_seconds = 0.0;
+        let progress = || attempt.progress();
+        let mut clock = RefineClock { progress: &progress, begun: None, seconds: 0.0 };
         let mut start = rows.start;
         while start < rows.end {
-            between()?;
+            attempt.step()?;
             let group = start / per_group;
             let end = rows.end.min((group + 1) * per_group);
             let encodings = self.encodings.slice_rows(start..end);
             let problem = self.problem(id, layer, settings, &encodings, start..end, group);
-            let refining = RefineClock::default();
-            workspace.watch_next(refining.watch());
-            let solution = solve(&Cpu, &problem, &solver_settings(settings), workspace)
+            let settings = solver_settings(settings);
+            let solution = solve_watched(&Cpu, &problem, &settings, workspace, &mut |step| clock.tell(step))
                 .map_err(|e| failure::solve(&layer.name, &e))?;
-            refine_seconds += refining.seconds();
             q.extend_from_slice(&solution.q);
             add(&mut report, &solution.report);
             start = end;
         }
         let encodings = self.encodings.slice_rows(rows);
-        Ok((Rounding { layer: id, chunk, encodings, q, report }, refine_seconds))
+        Ok((Rounding { layer: id, chunk, encodings, q, report }, clock.seconds))
     }
 
     fn problem<'a>(
@@ -130,24 +130,23 @@ impl LayerProblem {
     }
 }
 
-/// Seconds between the start and the end of refinement.
-#[derive(Clone, Default)]
-struct RefineClock(Arc<Mutex<(Option<Instant>, f64)>>);
+/// Seconds between the start and the end of refinement, and everybody's progress.
+struct RefineClock<'a> {
+    progress: &'a dyn Fn(),
+    begun: Option<Instant>,
+    seconds: f64,
+}
 
-impl RefineClock {
-    fn watch(&self) -> impl FnMut(Step) + Send + 'static {
-        let clock = self.clone();
-        move |step| {
-            let mut clock = clock.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            match step {
-                Step::Refine => clock.0 = Some(Instant::now()),
-                Step::Choose => clock.1 += clock.0.take().map_or(0.0, |begun| begun.elapsed().as_secs_f64()),
+impl RefineClock<'_> {
+    fn tell(&mut self, step: Step) {
+        (self.progress)();
+        match step {
+            Step::Iterate => {}
+            Step::Refine => self.begun = Some(Instant::now()),
+            Step::Choose => {
+                self.seconds += self.begun.take().map_or(0.0, |begun| begun.elapsed().as_secs_f64());
             }
         }
-    }
-
-    fn seconds(&self) -> f64 {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).1
     }
 }
 

@@ -42,7 +42,7 @@ impl Job {
         let problem = slot.get_or_make(|| self.problem(attempt, id).map(Arc::new))?;
         let mut workspace = lock(&self.workspaces).pop().unwrap_or_default();
         let (layer, solver) = (self.program.layer(id), &self.plan.solver);
-        let solved = problem.solve(id, chunk, rows, layer, solver, &mut workspace, &|| attempt.step());
+        let solved = problem.solve(id, chunk, rows, layer, solver, &mut workspace, attempt);
         lock(&self.workspaces).push(workspace);
         let (rounding, refine_seconds) = solved?;
         Ok((Done::Solved(Arc::new(rounding)), refine_seconds))

@@ -226,7 +226,7 @@ async fn a_lost_stream_is_attached_again_with_what_is_held_and_results_arrive_on
     attached.say(coordinator.open_job("")).await;
     let inventory: Inventory = attached.opened().await.inventory.unwrap().try_into().unwrap();
     assert_eq!((inventory.held.len(), inventory.captured.len()), (2, 2));
-    assert_eq!(inventory.leases, [lease.clone()]);
+    assert_eq!(inventory.leases, std::slice::from_ref(&lease));
     // The outcome comes by itself, under the registration that named the lease.
     let commit = coordinator.outcome().await;
     assert_eq!((commit.lease, commit.node, commit.epoch), (lease.id, NodeId(3), 2));
@@ -438,4 +438,18 @@ async fn a_closed_job_is_forgotten_and_another_can_be_opened() {
     let inventory: Inventory = attached.opened().await.inventory.unwrap().try_into().unwrap();
     assert_eq!(inventory, Inventory::default());
     drop(running);
+}
+
+/// The coordinator must not wait for a result that it has refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rounding_that_the_coordinator_lost_is_uploaded_again() {
+    let mut coordinator = coordinator().await;
+    let running = start(&coordinator, "n");
+    let (attached, _) = coordinator.take_in(0, 1).await;
+    let mut driver = Driver { coordinator, nodes: vec![(attached, Arc::clone(&running.node))], turn: 0 };
+    driver.coordinator.state.lose_blobs.store(1, Ordering::SeqCst);
+    driver.stage(SegmentId(0)).await;
+    assert_eq!(driver.coordinator.state.lose_blobs.load(Ordering::SeqCst), 0);
+    let solved = driver.coordinator.state.roundings.lock().unwrap().len();
+    assert_eq!(solved, driver.coordinator.plan().layers[0].chunks.len());
 }

@@ -29,5 +29,5 @@ mod workspace;
 pub use error::{ErrorKind, SolveError};
 pub use problem::{Activation, ChunkReport, GramView, RowProblem, SamplesView, Solution, Statistics};
 pub use settings::{Settings, Start};
-pub use solve::solve;
+pub use solve::{solve, solve_watched};
 pub use workspace::{Step, Workspace};

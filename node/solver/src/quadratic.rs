@@ -15,7 +15,7 @@ use halfstep_compute::{
 
 use crate::grid::Cells;
 use crate::problem::GramView;
-use crate::workspace::Arrays;
+use crate::workspace::{Arrays, Step, Watch};
 use crate::{RowProblem, Settings, schedule};
 
 /// Host side of the quadratic.
@@ -209,6 +209,7 @@ impl<'a> Quadratic<'a> {
         device: &D,
         settings: &Settings,
         arrays: &mut Arrays<D::Buffer>,
+        watch: Watch<'_>,
     ) -> Result<(), DeviceError> {
         for t in 0..settings.iterations {
             self.multiply(device, arrays)?;
@@ -234,6 +235,7 @@ impl<'a> Quadratic<'a> {
                 soft,
             };
             device.adaround_step(&args.at_iteration(t + 1), buffers)?;
+            watch(Step::Iterate);
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use halfstep_compute::{Device, DeviceError, MatMut, MatRef, Product, RefineShape
 
 use crate::grid::Cells;
 use crate::quadratic::Quadratic;
-use crate::workspace::Arrays;
+use crate::workspace::{Arrays, Step, Watch};
 
 /// Improves `up` in place by at most `sweeps` sweeps; returns how many were run. The chunk must be loaded.
 pub(crate) fn refine<D: Device>(
@@ -20,11 +20,12 @@ pub(crate) fn refine<D: Device>(
     sweeps: u32,
     up: &mut [f32],
     arrays: &mut Arrays<D::Buffer>,
+    watch: Watch<'_>,
 ) -> Result<u32, DeviceError> {
     let mut done = 0;
     while done < sweeps {
         residual(device, quadratic, cells, up, arrays)?;
-        let (ran, flips) = descend(device, quadratic, sweeps - done, arrays)?;
+        let (ran, flips) = descend(device, quadratic, sweeps - done, arrays, watch)?;
         done += ran;
         if flips == 0 {
             break;
@@ -41,10 +42,12 @@ fn descend<D: Device>(
     quadratic: &Quadratic<'_>,
     sweeps: u32,
     arrays: &mut Arrays<D::Buffer>,
+    watch: Watch<'_>,
 ) -> Result<(u32, u64), DeviceError> {
     let mut total = 0;
     for ran in 1..=sweeps {
         let flips = sweep(device, quadratic, arrays)?;
+        watch(Step::Iterate);
         total += flips;
         if flips == 0 {
             return Ok((ran, total));

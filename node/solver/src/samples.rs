@@ -14,7 +14,7 @@ use halfstep_compute::{
 use crate::grid::Cells;
 use crate::problem::{GramView, SamplesView};
 use crate::quadratic::{Quadratic, begin};
-use crate::workspace::Arrays;
+use crate::workspace::{Arrays, Step, Watch};
 use crate::{RowProblem, Settings, SolveError, schedule};
 
 /// Positions per product when the whole set is evaluated.
@@ -160,6 +160,7 @@ impl<'a, B: Send + Sync> Samples<'a, B> {
         cells: &Cells,
         settings: &Settings,
         arrays: &mut Arrays<B>,
+        watch: Watch<'_>,
     ) -> Result<(), DeviceError> {
         let floor: Vec<f32> = self.problem.w.iter().zip(&cells.low).map(|(w, low)| w + low).collect();
         device.write(&floor, &mut arrays.low)?;
@@ -178,6 +179,7 @@ impl<'a, B: Send + Sync> Samples<'a, B> {
             let gradient = StepGradient::Given { gradient: product };
             let buffers = StepBuffers { len, gradient, lo: low, delta, v, m1, m2, soft };
             device.adaround_step(&args.at_iteration(t + 1), buffers)?;
+            watch(Step::Iterate);
         }
         Ok(())
     }

@@ -34,16 +34,29 @@ pub fn solve<D: Device>(
     settings: &Settings,
     workspace: &mut Workspace<D::Buffer>,
 ) -> Result<Solution, SolveError> {
+    solve_watched(device, problem, settings, workspace, &mut |_| {})
+}
+
+/// [`solve`], telling `watch` of every step.
+///
+/// # Errors
+/// The same.
+pub fn solve_watched<D: Device>(
+    device: &D,
+    problem: &RowProblem<'_>,
+    settings: &Settings,
+    workspace: &mut Workspace<D::Buffer>,
+    watch: &mut dyn FnMut(Step),
+) -> Result<Solution, SolveError> {
     settings.validate()?;
     check(problem)?;
-    let mut watch = std::mem::take(&mut workspace.watch);
     let arrays = workspace.arrays(device, problem.rows, problem.cols)?;
     match problem.statistics {
-        Statistics::Gram(moments) => run(device, problem, moments, None, settings, arrays, &mut watch),
+        Statistics::Gram(moments) => run(device, problem, moments, None, settings, arrays, watch),
         Statistics::Samples(view) => {
             let moments = Moments::of(device, view, problem.cols)?;
             let samples = Samples::new(device, problem, view)?;
-            run(device, problem, moments.view(), Some(&samples), settings, arrays, &mut watch)
+            run(device, problem, moments.view(), Some(&samples), settings, arrays, watch)
         }
     }
 }
@@ -64,7 +77,7 @@ fn run<'a, D: Device>(
     samples: Option<&Samples<'_, D::Buffer>>,
     settings: &Settings,
     arrays: &mut Arrays<D::Buffer>,
-    watch: &mut Watch,
+    watch: Watch<'_>,
 ) -> Result<Solution, SolveError> {
     let dead: Vec<bool> = (0..problem.cols).map(|j| moments.h[j * problem.cols + j] == 0.0).collect();
     let cells = Cells::new(problem.w, problem.encodings, &dead);
@@ -101,7 +114,7 @@ impl<D: Device> Chunk<'_, D> {
         &self,
         arrays: &mut Arrays<D::Buffer>,
         report: &mut ChunkReport,
-        watch: &mut Watch,
+        watch: Watch<'_>,
     ) -> Result<Roundings, DeviceError> {
         let mut fallbacks = vec![self.cells.nearest_up.clone()];
         if self.settings.start == Start::Gptq {
@@ -109,19 +122,19 @@ impl<D: Device> Chunk<'_, D> {
         }
         let mut solved = Vec::new();
         if self.settings.iterations > 0 {
-            solved.push(self.adaround(fallbacks.get(1).map(Vec::as_slice), arrays)?);
+            solved.push(self.adaround(fallbacks.get(1).map(Vec::as_slice), arrays, watch)?);
         }
         if self.settings.refine_sweeps > 0 {
-            watch.tell(Step::Refine);
+            watch(Step::Refine);
             self.quadratic.load(self.device, self.cells, arrays)?;
             // The unrefined result stays in the contest: after an activation the quadratic is only a model.
             for mut up in solved.iter().chain(&fallbacks).cloned().collect::<Vec<_>>() {
                 let sweeps = self.settings.refine_sweeps;
                 report.refine_sweeps +=
-                    refine::refine(self.device, self.quadratic, self.cells, sweeps, &mut up, arrays)?;
+                    refine::refine(self.device, self.quadratic, self.cells, sweeps, &mut up, arrays, watch)?;
                 solved.push(up);
             }
-            watch.tell(Step::Choose);
+            watch(Step::Choose);
         }
         Ok(Roundings { solved, fallbacks })
     }
@@ -131,16 +144,18 @@ impl<D: Device> Chunk<'_, D> {
         &self,
         chosen: Option<&[f32]>,
         arrays: &mut Arrays<D::Buffer>,
+        watch: Watch<'_>,
     ) -> Result<Vec<f32>, DeviceError> {
         let start = self.start(chosen);
         match self.samples {
             Some(samples) => {
-                samples.adaround(self.device, self.quadratic, &start, self.cells, self.settings, arrays)?;
+                let (device, settings) = (self.device, self.settings);
+                samples.adaround(device, self.quadratic, &start, self.cells, settings, arrays, watch)?;
             }
             None => {
                 self.quadratic.load(self.device, self.cells, arrays)?;
                 self.quadratic.begin(self.device, &start, self.cells, arrays)?;
-                self.quadratic.adaround(self.device, self.settings, arrays)?;
+                self.quadratic.adaround(self.device, self.settings, arrays, watch)?;
             }
         }
         let mut v = vec![0.0; start.len()];

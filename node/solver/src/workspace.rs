@@ -53,44 +53,30 @@ struct Size {
     flips: usize,
 }
 
-/// The steps of a solve that are worth timing.
+/// The steps of a solve, for whoever times it or waits for it: the solver reads no clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
+    /// An iteration of AdaRound or a sweep of coordinate descent is done.
+    Iterate,
     /// Coordinate descent begins.
     Refine,
     /// Coordinate descent is over; candidates are compared.
     Choose,
 }
 
-/// Told of each step as it begins. The caller may read a clock; the solver has none.
-#[derive(Default)]
-pub(crate) struct Watch(Option<Box<dyn FnMut(Step) + Send>>);
-
-impl Watch {
-    pub(crate) fn tell(&mut self, step: Step) {
-        if let Some(watch) = &mut self.0 {
-            watch(step);
-        }
-    }
-}
-
-impl std::fmt::Debug for Watch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_some() { "Watch" } else { "no watch" })
-    }
-}
+/// Told of each step as it comes.
+pub(crate) type Watch<'a> = &'a mut dyn FnMut(Step);
 
 /// Everything a solve needs besides the problem; reuse it from chunk to chunk. `B` is the device's buffer.
 #[derive(Debug)]
 pub struct Workspace<B> {
     arrays: Option<Arrays<B>>,
     size: Size,
-    pub(crate) watch: Watch,
 }
 
 impl<B> Default for Workspace<B> {
     fn default() -> Self {
-        Self { arrays: None, size: Size::default(), watch: Watch::default() }
+        Self { arrays: None, size: Size::default() }
     }
 }
 
@@ -98,11 +84,6 @@ impl<B> Workspace<B> {
     /// An empty workspace.
     pub fn new() -> Self {
         Self::default()
-    }
-
-    /// Calls `watch` at each step of the next solve.
-    pub fn watch_next(&mut self, watch: impl FnMut(Step) + Send + 'static) {
-        self.watch = Watch(Some(Box::new(watch)));
     }
 
     /// The arrays, at least as large as the shape needs; their contents are left over from earlier solves.
@@ -131,25 +112,5 @@ impl<B> Workspace<B> {
             }
         };
         Ok(self.arrays.insert(arrays))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::{Arc, Mutex};
-
-    #[test]
-    fn a_watch_hears_each_step_once_and_a_workspace_without_one_is_silent() {
-        let heard: Arc<Mutex<Vec<Step>>> = Arc::default();
-        let mut workspace = Workspace::<Vec<f32>>::new();
-        workspace.watch.tell(Step::Refine);
-        let ear = Arc::clone(&heard);
-        workspace.watch_next(move |step| ear.lock().unwrap().push(step));
-        let mut watch = std::mem::take(&mut workspace.watch);
-        watch.tell(Step::Refine);
-        watch.tell(Step::Choose);
-        workspace.watch.tell(Step::Choose);
-        assert_eq!(*heard.lock().unwrap(), [Step::Refine, Step::Choose]);
     }
 }

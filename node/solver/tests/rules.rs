@@ -8,7 +8,7 @@ use halfstep_compute::Cpu;
 use halfstep_quant::Encodings;
 use halfstep_solver::{
     Activation, ErrorKind, GramView, RowProblem, SamplesView, Settings, Solution, SolveError, Start,
-    Statistics, Workspace, solve,
+    Statistics, Step, Workspace, solve, solve_watched,
 };
 
 fn problem<'a>(fixture: &'a Fixture, statistics: Statistics<'a>) -> RowProblem<'a> {
@@ -174,5 +174,25 @@ fn statistics_of_any_magnitude_give_the_same_rounding() {
         let (h, c, g) = (scaled(&fixture.h), scaled(&fixture.c), scaled(&fixture.g));
         let view = GramView { h: &h, c: &c, g_energy: Some(&g), count: 200.0 };
         assert_eq!(attempt(&problem(&fixture, Statistics::Gram(view))).unwrap().q, reference.q, "2^{power}");
+    }
+}
+
+#[test]
+fn a_watch_hears_every_iteration_and_changes_nothing() {
+    let fixture = Fixture::new(1, 4, 12, 50, spec(3));
+    let samples = SamplesView { x_q: &fixture.x_q, x_fp: &fixture.x_fp, n: fixture.n };
+    for statistics in [gram(&fixture), Statistics::Samples(samples)] {
+        let problem = problem(&fixture, statistics);
+        let settings = Settings { iterations: 20, ..Settings::default() };
+        let mut heard = Vec::new();
+        let watched =
+            solve_watched(&Cpu, &problem, &settings, &mut Workspace::new(), &mut |step| heard.push(step))
+                .unwrap();
+        let refine = heard.iter().position(|step| *step == Step::Refine).unwrap();
+        assert_eq!(&heard[..refine], &[Step::Iterate; 20]);
+        assert_eq!(heard.last(), Some(&Step::Choose));
+        let sweeps = &heard[refine + 1..heard.len() - 1];
+        assert!(!sweeps.is_empty() && sweeps.iter().all(|step| *step == Step::Iterate), "{sweeps:?}");
+        assert_eq!(watched.q, attempt(&problem).unwrap().q);
     }
 }

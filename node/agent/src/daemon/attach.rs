@@ -195,7 +195,11 @@ impl Attachment {
     ) -> Option<End> {
         let gone = |why| Some(End::Lost { why, attached: true });
         let done = match message.body {
-            Some(Said::Open(open)) => Ok(drop(orders.send(JobOrder::Open(open, self.out.clone())))),
+            Some(Said::Open(open)) => {
+                // Orders are followed for as long as the daemon lives.
+                let _ = orders.send(JobOrder::Open(open, self.out.clone()));
+                Ok(())
+            }
             Some(Said::Close(close)) => {
                 job_from_wire(&close.job).map(|job| drop(orders.send(JobOrder::Close(job))))
             }

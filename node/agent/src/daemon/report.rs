@@ -8,11 +8,12 @@ use super::leases::InHand;
 use super::run::Shared;
 use super::workers::Outcome;
 use crate::failpoints::visit;
+use crate::failure;
 use bytes::Bytes;
-use halfstep_proto::data::error_of;
 use halfstep_proto::wire::fleet_client::FleetClient;
-use halfstep_proto::{BlobHash, Commit, DoneRef, rounding, wire};
+use halfstep_proto::{BlobHash, Commit, DoneRef, explain, rounding, wire};
 use halfstep_work::{Cost, Failure, FailureClass, Lease, Node, Verdict};
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -22,6 +23,8 @@ use tonic::{Code, Status};
 const ANSWER: Duration = Duration::from_secs(30);
 /// After this time the coordinator has heard what was said on the stream.
 const HEARD: Duration = Duration::from_millis(500);
+/// Uploads of one rounding, besides the first.
+const MISSING_MAX: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
@@ -46,10 +49,10 @@ pub(super) fn hand_back(shared: &Arc<Shared>, reason: &str) {
 }
 
 async fn deliver(shared: Arc<Shared>, lease: Arc<InHand>, outcome: Outcome) {
-    let failed = outcome.is_err();
-    let verdict = verdict(&shared, &lease, outcome).await;
+    let mut report = Report::new(outcome);
+    let verdict = report.deliver(&shared, &lease).await;
     // An accepted failure brings nothing into the sums, whatever a worker that was too late left behind.
-    let verdict = verdict.filter(|_| !failed).unwrap_or(Verdict::Stale);
+    let verdict = verdict.filter(|_| report.outcome.is_ok()).unwrap_or(Verdict::Stale);
     visit("node.settle", &lease.grant.lease.task);
     settle(&shared, &lease, verdict).await;
     shared.leases.forget(lease.id());
@@ -64,95 +67,120 @@ async fn settle(shared: &Arc<Shared>, lease: &InHand, verdict: Verdict) {
     }
 }
 
-/// `None` if the outcome is nobody's any more.
-async fn verdict(shared: &Shared, lease: &InHand, outcome: Outcome) -> Option<Verdict> {
-    let (outcome, cost) = match outcome {
-        Ok((done, cost)) => (Ok(done), cost),
-        Err(failure) => (Err(failure), Cost::default()),
-    };
-    let mut blob: Option<Bytes> = None;
-    let named = outcome.and_then(|done| {
-        DoneRef::naming(done, |rounding| {
-            let bytes = rounding::encode(rounding).map_err(|e| Failure::new(FailureClass::Internal, e))?;
-            let hash = BlobHash::of(&bytes);
-            blob = Some(bytes);
-            Ok(hash)
-        })
-    });
-    let mut pause = PAUSE;
-    while !lease.abandoned() {
-        match attempt(shared, lease, &named, cost, &mut blob).await {
-            Ok(verdict) => return Some(verdict),
-            Err(Refusal::Final(status)) => {
-                tracing::warn!(lease = %lease.id(), "outcome refused: {}", status.message());
-                return None;
-            }
-            Err(Refusal::Again(why)) => {
-                tracing::debug!(lease = %lease.id(), why, "outcome not delivered yet")
-            }
-        }
-        shared.attached_or(pause).await;
-        pause = PAUSE_MAX.min(pause * 2);
-    }
-    None
-}
-
-enum Refusal {
-    Again(String),
-    Final(Status),
-}
-
-/// Uploads what is not uploaded yet, then commits, under the registration of the moment: a coordinator that came back
-/// has taken up the leases it was told of when the job was opened, and knows no others.
-async fn attempt(
-    shared: &Shared,
-    lease: &InHand,
-    outcome: &Result<DoneRef, Failure>,
+/// An outcome on its way.
+struct Report {
+    outcome: Result<DoneRef, Failure>,
     cost: Cost,
-    blob: &mut Option<Bytes>,
-) -> Result<Verdict, Refusal> {
-    let again = |why: String| Refusal::Again(why);
-    let session = shared.session.borrow().clone().ok_or_else(|| again("not attached".into()))?;
-    let told = session.opened.filter(|(job, _)| *job == lease.job);
-    let (job, told) = told.ok_or_else(|| again("the job is not open there yet".into()))?;
-    let task = &lease.grant.lease.task;
-    if let Some(bytes) = blob {
-        visit("node.upload", task);
-        let uploaded = shared.lines.coordinator().upload(bytes.clone()).await;
-        uploaded.map_err(|error| again(error.message))?;
-        *blob = None;
+    /// The rounding, if it is one.
+    blob: Option<Bytes>,
+    uploaded: bool,
+    /// How often the coordinator could not find what had been uploaded.
+    missing: u32,
+}
+
+/// Why there is no verdict yet.
+enum Refusal {
+    /// The connection, or the coordinator's machine: later may be better.
+    Again(String),
+    /// The coordinator does not have the blob, or has it damaged.
+    Missing(String),
+    /// It will never take this outcome.
+    Final(String),
+}
+
+impl Report {
+    fn new(outcome: Outcome) -> Self {
+        let (outcome, cost) = match outcome {
+            Ok((done, cost)) => (Ok(done), cost),
+            Err(failure) => (Err(failure), Cost::default()),
+        };
+        let mut blob = None;
+        let outcome = outcome.and_then(|done| {
+            DoneRef::naming(done, |rounding| {
+                let bytes = rounding::encode(rounding).map_err(failure::internal)?;
+                Ok(BlobHash::of(blob.insert(bytes)))
+            })
+        });
+        Self { outcome, cost, blob, uploaded: false, missing: 0 }
     }
-    let Lease { id, attempt, .. } = lease.grant.lease;
-    let (node, epoch, outcome) = (session.node, session.epoch, outcome.clone());
-    let commit = Commit { job, node, epoch, lease: id, attempt, outcome, cost };
-    let mut client = FleetClient::new(session.channel);
-    visit("node.commit", task);
-    let reply = match timeout(ANSWER, client.commit(wire::CommitRequest::from(commit))).await {
-        Ok(Ok(reply)) => reply.into_inner(),
-        Ok(Err(status)) => return Err(refusal(status)),
-        Err(_) => return Err(again(format!("no answer within {ANSWER:?}"))),
-    };
-    visit("node.answered", task);
-    match Verdict::try_from(reply) {
-        // The stream and this call overtake each other: what it was told of it may not have heard yet.
-        Ok(Verdict::Stale) if told.elapsed() < HEARD => Err(again("stale, perhaps too early".into())),
-        Ok(verdict) => Ok(verdict),
-        Err(error) => Err(Refusal::Final(error.into())),
+
+    /// `None` if the outcome is nobody's any more.
+    async fn deliver(&mut self, shared: &Shared, lease: &InHand) -> Option<Verdict> {
+        let mut pause = PAUSE;
+        while !lease.abandoned() {
+            match self.attempt(shared, lease).await {
+                Ok(verdict) => return Some(verdict),
+                Err(Refusal::Again(why)) => {
+                    tracing::debug!(lease = %lease.id(), why, "outcome not delivered yet")
+                }
+                Err(Refusal::Missing(why)) if self.missing < MISSING_MAX => {
+                    tracing::info!(lease = %lease.id(), why, "rounding uploaded again");
+                    self.missing += 1;
+                    self.uploaded = false;
+                }
+                Err(Refusal::Missing(why)) => self.give_up(lease, FailureClass::Damaged, why)?,
+                Err(Refusal::Final(why)) => self.give_up(lease, FailureClass::Internal, why)?,
+            }
+            shared.attached_or(pause).await;
+            pause = PAUSE_MAX.min(pause * 2);
+        }
+        None
+    }
+
+    /// The coordinator must hear of a lease that will bring nothing; `None` if it does not want to.
+    fn give_up(&mut self, lease: &InHand, class: FailureClass, why: String) -> Option<()> {
+        tracing::warn!(lease = %lease.id(), why, "outcome refused");
+        self.outcome.is_ok().then(|| self.outcome = Err(Failure::new(class, why)))
+    }
+
+    /// Uploads what is not uploaded yet, then commits, under the registration of the moment: a coordinator that came
+    /// back has taken up the leases it was told of when the job was opened, and knows no others.
+    async fn attempt(&mut self, shared: &Shared, lease: &InHand) -> Result<Verdict, Refusal> {
+        let again = |why: String| Refusal::Again(why);
+        let session = shared.session.borrow().clone().ok_or_else(|| again("not attached".into()))?;
+        let told = session.opened.filter(|(job, _)| *job == lease.job);
+        let (job, told) = told.ok_or_else(|| again("the job is not open there yet".into()))?;
+        let task = &lease.grant.lease.task;
+        if let Some(bytes) = self.blob.as_ref().filter(|_| !self.uploaded) {
+            visit("node.upload", task);
+            let uploaded = shared.lines.coordinator().upload(bytes.clone()).await;
+            uploaded.map_err(|error| again(error.message))?;
+            self.uploaded = true;
+        }
+        let Lease { id, attempt, .. } = lease.grant.lease;
+        let (node, epoch, outcome, cost) = (session.node, session.epoch, self.outcome.clone(), self.cost);
+        let commit = Commit { job, node, epoch, lease: id, attempt, outcome, cost };
+        let mut client = FleetClient::new(session.channel);
+        visit("node.commit", task);
+        let reply = match timeout(ANSWER, client.commit(wire::CommitRequest::from(commit))).await {
+            Ok(Ok(reply)) => reply.into_inner(),
+            Ok(Err(status)) => return Err(refusal(&status)),
+            Err(_) => return Err(again(format!("no answer within {ANSWER:?}"))),
+        };
+        visit("node.answered", task);
+        match Verdict::try_from(reply) {
+            // The stream and this call overtake each other: what it was told of it may not have heard yet.
+            Ok(Verdict::Stale) if told.elapsed() < HEARD => Err(again("stale, perhaps too early".into())),
+            Ok(verdict) => Ok(verdict),
+            Err(error) => Err(Refusal::Final(error.to_string())),
+        }
     }
 }
 
-/// What the connection or the coordinator's machine is to blame for may be otherwise next time.
-fn refusal(status: Status) -> Refusal {
-    let lost = error_of(&status, "coordinator");
-    let again = match status.code() {
-        Code::InvalidArgument | Code::FailedPrecondition | Code::PermissionDenied | Code::Unimplemented => {
-            false
-        }
-        Code::NotFound | Code::Unauthenticated | Code::OutOfRange => false,
-        _ => true,
-    };
-    let broken = std::error::Error::source(&status).is_some();
-    if again || broken { Refusal::Again(lost.message) } else { Refusal::Final(status) }
+fn refusal(status: &Status) -> Refusal {
+    let why = explain(status);
+    if status.source().is_some() {
+        return Refusal::Again(why);
+    }
+    match status.code() {
+        Code::NotFound | Code::DataLoss => Refusal::Missing(why),
+        Code::InvalidArgument
+        | Code::FailedPrecondition
+        | Code::PermissionDenied
+        | Code::Unimplemented
+        | Code::OutOfRange => Refusal::Final(why),
+        _ => Refusal::Again(why),
+    }
 }
 
 /// Waits a little, or until the node is attached anew.

@@ -39,6 +39,8 @@ pub struct State {
     pub roundings: Mutex<BTreeMap<(LayerId, ChunkId), BlobHash>>,
     /// Commits to be answered with `unavailable` before they are looked at.
     pub refuse_commits: AtomicU32,
+    /// Uploads to be forgotten when they are first asked for.
+    pub lose_blobs: AtomicU32,
     pub committed: Mutex<Vec<Commit>>,
     /// Verdict on leases other than `Accepted`.
     pub verdicts: Mutex<BTreeMap<LeaseId, Verdict>>,
@@ -78,6 +80,7 @@ impl Coordinator {
             blobs: Mutex::default(),
             roundings: Mutex::default(),
             refuse_commits: AtomicU32::new(0),
+            lose_blobs: AtomicU32::new(0),
             committed: Mutex::default(),
             verdicts: Mutex::default(),
             fetched: Mutex::default(),
@@ -238,6 +241,7 @@ impl fleet_server::Fleet for Handlers {
         request: Request<wire::CommitRequest>,
     ) -> Result<Response<wire::CommitReply>, Status> {
         let refused = |left: u32| left.checked_sub(1);
+        let lost = || self.0.lose_blobs.fetch_update(Ordering::SeqCst, Ordering::SeqCst, refused).is_ok();
         if self.0.refuse_commits.fetch_update(Ordering::SeqCst, Ordering::SeqCst, refused).is_ok() {
             return Err(Status::unavailable("not now"));
         }
@@ -245,7 +249,11 @@ impl fleet_server::Fleet for Handlers {
         let verdict =
             self.0.verdicts.lock().unwrap().get(&commit.lease).copied().unwrap_or(Verdict::Accepted);
         if let (Ok(DoneRef::Solved(hash)), Verdict::Accepted) = (&commit.outcome, verdict) {
-            let blob = self.0.blobs.lock().unwrap()[hash].clone();
+            if lost() {
+                self.0.blobs.lock().unwrap().remove(hash);
+            }
+            let blob = self.0.blobs.lock().unwrap().get(hash).cloned();
+            let blob = blob.ok_or_else(|| Status::not_found("no such artefact"))?;
             let done = rounding::decode(&blob)?;
             self.0.roundings.lock().unwrap().insert((done.layer, done.chunk), *hash);
         }
