@@ -8,6 +8,7 @@ use std::time::Duration;
 use halfstep_agent::{DaemonError, DaemonOptions, Drain, LocalNode, NodeDaemon};
 use halfstep_coordinator::service::{Coordinator, CoordinatorOptions, Timing};
 use halfstep_proto::{Role, Transport};
+use halfstep_work::JobId;
 use tokio::task::JoinHandle;
 
 use crate::exit::CliError;
@@ -26,14 +27,15 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts both; the coordinator's state is in `state`.
+    /// Starts both for one job; the coordinator's state is in `state`, where any other job is forgotten.
     ///
     /// # Errors
     /// If the state cannot be used, above all because another process is using it.
-    pub(crate) async fn start(state: &Path, node: LocalNode) -> Result<Self, CliError> {
+    pub(crate) async fn start(state: &Path, job: JobId, node: LocalNode) -> Result<Self, CliError> {
         let transport = Transport::memory();
         let listener = transport.listen(COORDINATOR).await.map_err(CliError::internal)?;
         let mut options = CoordinatorOptions::new(state);
+        options.only = Some(job);
         options.timing = Timing { lease: LEASE, hung: LEASE * 24, ..Timing::default() };
         let coordinator = Coordinator::start(options, vec![listener], Vec::new()).await?;
         let drain = Drain::new();

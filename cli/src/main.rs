@@ -7,6 +7,9 @@ mod args;
 mod cluster;
 mod commands;
 mod config;
+#[cfg(test)]
+#[path = "../tests/support/drive.rs"]
+mod drive;
 mod engine;
 mod eval;
 mod exit;

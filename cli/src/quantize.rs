@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use halfstep_agent::{LocalNode, NodeOptions};
 use halfstep_coordinator::check_target;
+use halfstep_coordinator::jobs::collect;
 
 use crate::answers::{Progress, QuantizeOutcome};
 use crate::cluster::Cluster;
@@ -29,6 +30,7 @@ pub(crate) fn quantize(
 ) -> Result<QuantizeOutcome, CliError> {
     let job = config.to_job();
     check_target(&job.output, job.force)?;
+    let collected = collect(&job)?;
     let state = StateFolder::beside(&job.output)?;
     let node = node(&config.resources)?;
     let workers = match halfstep_work::Node::describe(&node).slots {
@@ -38,10 +40,10 @@ pub(crate) fn quantize(
     let shutdown = Shutdown::listen(Again::Ends)?;
     let runtime = crate::fleet::runtime()?;
     let ran = runtime.block_on(async {
-        let cluster = Cluster::start(&state.path, node).await?;
+        let cluster = Cluster::start(&state.path, collected.id, node).await?;
         let line = cluster.line();
         let work = async {
-            let id = submit_over(&line, &job, &shutdown).await?;
+            let id = submit_over(&line, &collected, &shutdown).await?;
             let mut follower = Follower::new(events, Some(workers), job.output.clone());
             let end = follower.follow(&line, id, &shutdown).await?;
             end_of(&end)?;

@@ -259,7 +259,6 @@ mod tests {
     use crate::values::ByteSize;
     use halfstep_work::{LayerId, Propagation, SegmentId, StagePlan};
     use std::path::PathBuf;
-    use std::sync::atomic::AtomicBool;
 
     const RATES: Rates =
         Rates { flops_per_second: 1e6, parallel: 1.5, solve_seconds: 0.5, weight_seconds: 0.0 };
@@ -379,10 +378,8 @@ mod tests {
     /// The most carry bytes that a real run held in memory.
     fn held(config: &RunConfig) -> u64 {
         let (prepared, dataset) = prepare(&config.to_job()).unwrap();
-        let plan = Arc::new(prepared.plan);
-        let source = Arc::new(JobSource::new(Arc::clone(&plan), Arc::new(prepared.model), dataset));
         let node = node(&config.resources).unwrap();
-        halfstep_coordinator::run(&plan, &node, &source, &AtomicBool::new(false), &|_| {}).unwrap();
+        crate::drive::drive(&prepared, dataset, &node);
         node.carry_use().peak as u64
     }
 
@@ -392,7 +389,7 @@ mod tests {
             let mut config = example(64);
             config.rounding.propagation = propagation;
             config.resources.memory_budget = ByteSize(1 << 30);
-            let planned = plan(&config).unwrap().stages.iter().map(|s| s.carry_bytes).max().unwrap();
+            let planned = plan(&config, None).unwrap().stages.iter().map(|s| s.carry_bytes).max().unwrap();
             let held = held(&config);
             // Beyond what is planned, a shard in work holds its inputs and outputs at once: 2 threads of 8 shards.
             assert!(

@@ -3,20 +3,20 @@
 //! Here because only this crate may know both. Not here: accuracy and files (`end_to_end`).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may stop")]
 
+#[path = "support/drive.rs"]
+mod drive;
 mod support;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use halfstep_agent::{CarryUse, CountingEngine, LocalNode, NodeOptions, RtenEngine};
 use halfstep_coordinator::dataset::DatasetOptions;
 use halfstep_coordinator::{
-    Assembled, EncodingsVersion, JobConfig, JobSource, OutcomeKind, Prepared, assemble, prepare, run,
+    Assembled, EncodingsVersion, JobConfig, OutcomeKind, Prepared, assemble, prepare,
 };
 use halfstep_quant::{Granularity, GridSpec, RangeEstimator, Scheme};
-use halfstep_work::{Objective, Propagation, SolverSettings, StartPoint};
+use halfstep_work::{Objective, Partition, Propagation, SolverSettings, StartPoint};
 use support::{Graph, floats, integers, noise, write_npz};
 use tempfile::TempDir;
 
@@ -59,6 +59,7 @@ fn job(model: PathBuf, calibration: PathBuf) -> JobConfig {
         rules: Vec::new(),
         solver: solver(),
         propagation: Propagation::Sequential,
+        partition: Partition::Batches,
         shard_size: None,
         fold_batch_norm: true,
         encodings: vec![EncodingsVersion::V1_0_0],
@@ -85,10 +86,8 @@ fn run_on(threads: usize, config: &JobConfig, memory_budget: usize) -> Ran {
     let options = NodeOptions { threads, memory_budget, spill_dir: spill.path().into() };
     let node = LocalNode::new(Box::new(engine), options);
     let (prepared, dataset) = prepare(config).unwrap();
-    let plan = Arc::new(prepared.plan.clone());
-    let source = Arc::new(JobSource::new(Arc::clone(&plan), Arc::new(prepared.model.clone()), dataset));
-    let state = run(&plan, &node, &source, &AtomicBool::new(false), &|_| {}).unwrap();
-    let assembled = assemble(&prepared, &state).unwrap();
+    let outcome = drive::drive(&prepared, dataset, &node);
+    let assembled = assemble(&prepared, &outcome).unwrap();
     let counts = counts.lock().unwrap().clone();
     Ran { assembled, counts, carry: node.carry_use(), prepared }
 }

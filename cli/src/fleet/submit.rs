@@ -40,7 +40,7 @@ pub(crate) fn submit(arguments: SubmitArgs) -> Result<Exit, CliError> {
     let runtime = super::connect::runtime()?;
     let result = runtime.block_on(async {
         let line = Line::open(&arguments.connect)?;
-        let id = submit_over(&line, &job, &shutdown).await?;
+        let id = submit_over(&line, &collect(&job)?, &shutdown).await?;
         if !arguments.show.json {
             print(&format!("{id}\n"))?;
         }
@@ -103,12 +103,11 @@ fn goes_on(error: CliError, id: JobId) -> CliError {
 /// For inputs that cannot be read, and what the coordinator refuses.
 pub(crate) async fn submit_over(
     line: &Line,
-    config: &JobConfig,
+    collected: &Collected,
     shutdown: &Shutdown,
 ) -> Result<JobId, CliError> {
-    let collected = collect(config)?;
     loop {
-        match hand_over(line, &collected).await {
+        match hand_over(line, collected).await {
             Ok(id) => return Ok(id),
             Err(Handing::Refused(status)) if is_passing(&status) && !shutdown.is_asked() => {
                 tokio::time::sleep(PAUSE).await;

@@ -1,0 +1,121 @@
+//! A whole job by the coordinator's `Dispatch` and one node, by plain calls: no services, no files, every task in view.
+#![allow(unreachable_pub, clippy::unwrap_used, reason = "a test may stop")]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use halfstep_agent::LocalNode;
+use halfstep_coordinator::dataset::Dataset;
+use halfstep_coordinator::dispatch::{Action, Dispatch, Limits, News, Outcome as Ended};
+use halfstep_coordinator::{Outcome, PlanSource, Prepared};
+use halfstep_work::{
+    ChunkId, Cost, Done, Failure, FailureClass, Grant, Holding, InputTensor, Inventory, LayerId, Node,
+    NodeId, Plan, Rounding, ShardId, Source, SourceError, Unwatched, Wanted,
+};
+
+const NODE: NodeId = NodeId(0);
+const LIMITS: Limits = Limits {
+    heartbeat_ms: 1_000,
+    lease_ms: u64::MAX,
+    hung_ms: u64::MAX,
+    no_nodes_ms: u64::MAX,
+    first_lease_id: 1,
+    speculate: false,
+};
+
+struct Here {
+    planned: PlanSource,
+    committed: Mutex<Outcome>,
+}
+
+impl Source for Here {
+    fn program(&self) -> Result<Bytes, SourceError> {
+        self.planned.program()
+    }
+
+    fn constant(&self, name: &str) -> Result<InputTensor, SourceError> {
+        self.planned.constant(name)
+    }
+
+    fn inputs(&self, shard: ShardId) -> Result<Vec<InputTensor>, SourceError> {
+        self.planned.inputs(shard)
+    }
+
+    fn rounding(&self, layer: LayerId, chunk: ChunkId) -> Result<Option<Arc<Rounding>>, SourceError> {
+        let committed = self.committed.lock().unwrap();
+        if committed.given_up.contains_key(&layer) {
+            return Ok(None);
+        }
+        let found = committed.roundings.get(&(layer, chunk)).cloned();
+        found
+            .map(Some)
+            .ok_or_else(|| SourceError::new(FailureClass::PeerLost, format!("{layer} {chunk}: not yet")))
+    }
+
+    fn held(&self, holder: &Holding, _: &Wanted) -> Result<Bytes, SourceError> {
+        Err(SourceError::new(FailureClass::PeerLost, format!("{}: there is one node", holder.address)))
+    }
+}
+
+/// Runs the whole plan; as many tasks at once as the node has slots.
+pub fn drive(prepared: &Prepared, dataset: Dataset, node: &LocalNode) -> Outcome {
+    let plan: Arc<Plan> = Arc::new(prepared.plan.clone());
+    let planned = PlanSource::new(Arc::clone(&plan), prepared.model.clone(), dataset);
+    let here = Arc::new(Here { planned, committed: Mutex::default() });
+    node.open(Arc::clone(&plan), Arc::clone(&here) as Arc<dyn Source>).unwrap();
+    let mut dispatch = Dispatch::new(plan, LIMITS, Vec::new(), BTreeMap::new());
+    dispatch.join(NODE, &node.describe(), "here", Inventory::default(), 0);
+    while dispatch.outcome() == Ended::Running {
+        let grants = follow(&mut dispatch, &here, node);
+        assert!(!grants.is_empty(), "nothing to do, yet not finished: {:?}", dispatch.explain(0));
+        let done = std::thread::scope(|scope| {
+            let running: Vec<_> =
+                grants.iter().map(|grant| scope.spawn(|| node.execute(grant, &Unwatched))).collect();
+            running.into_iter().map(|one| one.join().unwrap()).collect::<Vec<_>>()
+        });
+        for (grant, result) in grants.iter().zip(done) {
+            settle(&mut dispatch, &here, node, grant, result);
+        }
+    }
+    follow(&mut dispatch, &here, node);
+    assert_eq!(dispatch.outcome(), Ended::Finished);
+    std::mem::take(&mut *here.committed.lock().unwrap())
+}
+
+fn follow(dispatch: &mut Dispatch, here: &Here, node: &LocalNode) -> Vec<Grant> {
+    let mut grants = Vec::new();
+    for action in dispatch.actions() {
+        match action {
+            Action::Grant { grant, .. } => grants.push(grant),
+            Action::DropSums { segment, .. } => node.drop_sums(segment),
+            Action::News(News::Failed { layer, failure }) => {
+                here.committed.lock().unwrap().given_up.insert(layer, failure);
+            }
+            Action::Revoke { .. } | Action::News(_) => {}
+        }
+    }
+    grants
+}
+
+/// As the service does: a rounding is there for everybody before the state machine learns of it.
+fn settle(
+    dispatch: &mut Dispatch,
+    here: &Here,
+    node: &LocalNode,
+    grant: &Grant,
+    result: Result<(Done, Cost), Failure>,
+) {
+    let lease = &grant.lease;
+    match result {
+        Ok((done, cost)) => {
+            if let Done::Solved(rounding) = &done {
+                let key = (rounding.layer, rounding.chunk);
+                here.committed.lock().unwrap().roundings.insert(key, Arc::clone(rounding));
+            }
+            let verdict = dispatch.complete(NODE, lease.id, lease.attempt, done, cost, 0);
+            node.settle(lease.id, verdict);
+        }
+        Err(failure) => dispatch.fail(NODE, lease.id, failure, 0),
+    }
+}
