@@ -99,14 +99,21 @@ pub fn choose(stages: &[StageCost], fleet: &Fleet) -> Choice {
     };
     let batches = &estimates[0];
     let (taken, why) = match fastest(&|e| e.fits) {
-        Some(other) if other != 0 && batches.fits && batches.seconds < WORTH_RESTARTING * estimates[other].seconds => {
+        Some(other)
+            if other != 0
+                && batches.fits
+                && batches.seconds < WORTH_RESTARTING * estimates[other].seconds =>
+        {
             (0, "exact sequential propagation; nothing else is twice as fast".into())
         }
         Some(0) => (0, "exact sequential propagation, and the fastest".into()),
-        Some(other) if !batches.fits => {
-            (other, format!("batches needs {} bytes on a node, which has {}", batches.node_bytes, fleet.memory_bytes))
+        Some(other) if !batches.fits => (
+            other,
+            format!("batches needs {} bytes on a node, which has {}", batches.node_bytes, fleet.memory_bytes),
+        ),
+        Some(other) => {
+            (other, format!("{:.1} times faster than batches", batches.seconds / estimates[other].seconds))
         }
-        Some(other) => (other, format!("{:.1} times faster than batches", batches.seconds / estimates[other].seconds)),
         None => (0, "none fits into the nodes' memory; batches spills most evenly".into()),
     };
     Choice { estimates, taken, why }
@@ -185,7 +192,13 @@ mod tests {
     use super::*;
 
     fn stage(seconds: f64, sums_bytes: u64, carry_bytes: u64) -> StageCost {
-        StageCost { forward_seconds: seconds, solve_seconds: seconds, sums_bytes, carry_bytes, ..StageCost::default() }
+        StageCost {
+            forward_seconds: seconds,
+            solve_seconds: seconds,
+            sums_bytes,
+            carry_bytes,
+            ..StageCost::default()
+        }
     }
 
     fn fleet(nodes: usize, memory_bytes: u64, link: f64) -> Fleet {

@@ -7,7 +7,8 @@ use crate::source::{inputs_of, transit};
 use bytes::Bytes;
 use halfstep_model::{Model, skeleton};
 use halfstep_work::{
-    ChunkId, FailureClass, Holding, InputTensor, LayerId, Plan, Rounding, ShardId, Source, SourceError, Wanted,
+    ChunkId, FailureClass, Holding, InputTensor, LayerId, Plan, Rounding, ShardId, Source, SourceError,
+    Wanted,
 };
 use std::sync::Arc;
 

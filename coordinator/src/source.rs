@@ -122,7 +122,9 @@ impl JobSource {
                     self.model.tensor(name).map_err(|e| SourceError::new(FailureClass::BadInput, e))?;
                 self.tensors(constant_key(name), &[transit(name, &tensor)]).map(Some)
             }
-            BlobName::Inputs(shard) => self.tensors(inputs_key(*shard), &inputs_of(&self.plan, &self.dataset, *shard)?).map(Some),
+            BlobName::Inputs(shard) => {
+                self.tensors(inputs_key(*shard), &inputs_of(&self.plan, &self.dataset, *shard)?).map(Some)
+            }
             BlobName::Rounding { layer, chunk } => self.rounding(*layer, *chunk),
             BlobName::Held(_) => {
                 Err(SourceError::new(FailureClass::PeerLost, "the coordinator holds no state of nodes"))
@@ -198,7 +200,11 @@ pub(crate) fn read_rounding(plan: &Plan, bytes: &[u8]) -> Result<Rounding, Strin
 }
 
 /// The samples of one shard.
-pub(crate) fn inputs_of(plan: &Plan, dataset: &Dataset, shard: ShardId) -> Result<Vec<InputTensor>, SourceError> {
+pub(crate) fn inputs_of(
+    plan: &Plan,
+    dataset: &Dataset,
+    shard: ShardId,
+) -> Result<Vec<InputTensor>, SourceError> {
     let range = plan.shards.get(shard.index()).ok_or_else(|| {
         let shards = plan.shards.len();
         SourceError::new(FailureClass::Internal, format!("{shard}: the plan has {shards} shards"))

@@ -3,7 +3,7 @@
 //! A node's sums are the set of shards whose accumulation was accepted; a slice can only be reduced from sums that tile
 //! all shards; a chunk only be solved from all means. Time is a number.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 use halfstep_coordinator::dispatch::{Action, Dispatch, Limits, Outcome};
 use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, Scheme};
