@@ -149,7 +149,7 @@ fn fail_coordinator(job: &Job, points: &str) -> Result<&'static str> {
 fn a_task_that_kills_three_nodes_is_given_up_and_the_rest_finishes() -> Result<()> {
     let mut cluster = Cluster::new()?;
     // Every node that begins to solve this layer dies of it.
-    let poisoned = Launch::failing("node.poison=return(/8/Gemm)");
+    let poisoned = Launch::failing("node.execute=return(abort:solve-9)");
     let job = Job::short();
     let mut submission = cluster.submit(&job)?;
     let mut dead = 0;
