@@ -1,51 +1,42 @@
-//! What the coordinator has acknowledged, as seen from outside: artefacts on its disk.
+//! What the coordinator has acknowledged: commits in its log, artefacts on its disk.
 //!
-//! A rounding is in the artefact folder before its commit is answered, so everything that was acknowledged is among the
-//! files found when the coordinator is dead. After a restart each of them must still be the same file: same inode, time
-//! and size. One that was lost and computed anew would be a new file, since artefacts appear by rename.
+//! It writes a line when a rounding is durable, before the node that brought it is answered. So a place (layer, chunk)
+//! that is committed again later, by this process or the next, was acknowledged and lost.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use crate::damage::files_below;
 
-/// Name of the folders that hold artefacts.
+/// Name of the folder that holds artefacts.
 const FOLDER: &str = "artefacts";
+/// What the line says.
+const COMMITTED: &str = "rounding committed ";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    changed_ns: i128,
-    size: u64,
-}
-
-/// Artefacts on disk at some moment.
-#[derive(Clone, Debug, Default)]
-pub struct Acknowledged(BTreeMap<PathBuf, Stamp>);
+/// Commits of roundings over the whole life of a job: hashes by layer and chunk, in order of time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Acknowledged(BTreeMap<(u32, u32), Vec<String>>);
 
 impl Acknowledged {
-    /// Artefacts below a coordinator's state folder.
-    ///
-    /// # Errors
-    /// If it cannot be read.
-    pub fn of(state_dir: &Path) -> Result<Self> {
-        let mut found = BTreeMap::new();
-        for path in files_below(state_dir)? {
-            if path.components().any(|part| part.as_os_str() == FOLDER) && !is_temporary(&path) {
-                // A file may go between listing and looking; then nothing acknowledged it.
-                if let Some(stamp) = stamp(&path) {
-                    found.insert(path, stamp);
-                }
+    /// Adds what one process of a coordinator has logged, to be called in the order of their lives.
+    pub fn add(&mut self, log: &str) {
+        for (_, fields) in log.lines().filter_map(|line| line.split_once(COMMITTED)) {
+            let field = |name: &str| {
+                let mut words = fields.split_whitespace();
+                words.find_map(|word| word.strip_prefix(name)?.strip_prefix('=').map(str::to_string))
+            };
+            let number = |name: &str| field(name).and_then(|text| text.parse().ok());
+            // The last line of a killed process may be cut off.
+            if let (Some(layer), Some(chunk), Some(hash)) = (number("layer"), number("chunk"), field("hash"))
+            {
+                self.0.entry((layer, chunk)).or_default().push(hash);
             }
         }
-        Ok(Self(found))
     }
 
-    /// How many there are.
+    /// Roundings that were committed.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -55,33 +46,23 @@ impl Acknowledged {
         self.0.is_empty()
     }
 
-    /// The files themselves.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.0.keys().map(PathBuf::as_path)
-    }
-
-    /// Adds what was seen later.
-    pub fn extend(&mut self, later: Self) {
-        self.0.extend(later.0);
-    }
-
-    /// Those of `self` that are not the same file any more in `later`.
-    pub fn lost(&self, later: &Self) -> Vec<PathBuf> {
-        let same = |path: &Path, stamp: &Stamp| later.0.get(path) == Some(stamp);
-        self.0.iter().filter(|(path, stamp)| !same(path, stamp)).map(|(path, _)| path.clone()).collect()
+    /// Places that were committed more than once, one sentence each.
+    pub fn lost(&self) -> Vec<String> {
+        let again = self.0.iter().filter(|(_, hashes)| hashes.len() > 1);
+        again
+            .map(|((layer, chunk), hashes)| format!("layer {layer}, chunk {chunk}: committed {hashes:?}"))
+            .collect()
     }
 }
 
-/// Not under its final name yet.
-fn is_temporary(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.starts_with('.') || name.contains("tmp") || name.contains("part")
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let data = fs::metadata(path).ok()?;
-    let changed_ns = i128::from(data.mtime()) * 1_000_000_000 + i128::from(data.mtime_nsec());
-    Some(Stamp { inode: data.ino(), changed_ns, size: data.size() })
+/// Artefacts in a coordinator's state folder.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn artefacts(state_dir: &Path) -> Result<Vec<PathBuf>> {
+    let named =
+        |path: &PathBuf| path.file_name().is_some_and(|name| !name.to_string_lossy().starts_with('.'));
+    Ok(files_below(&state_dir.join(FOLDER))?.into_iter().filter(named).collect())
 }
 
 #[cfg(test)]
@@ -89,19 +70,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_was_written_again_counts_as_lost() {
-        let state = tempfile::TempDir::new().unwrap();
-        let folder = state.path().join("jobs/1/artefacts");
-        fs::create_dir_all(&folder).unwrap();
-        let write = |name: &str| fs::write(folder.join(name), "bytes").unwrap();
-        ["kept", "again", "gone"].into_iter().for_each(write);
-        fs::write(state.path().join("other"), "").unwrap();
-        let before = Acknowledged::of(state.path()).unwrap();
-        assert_eq!(before.len(), 3);
-        fs::remove_file(folder.join("gone")).unwrap();
-        write("new");
-        fs::rename(folder.join("new"), folder.join("again")).unwrap();
-        let lost = before.lost(&Acknowledged::of(state.path()).unwrap());
-        assert_eq!(lost, [folder.join("again"), folder.join("gone")]);
+    fn a_place_that_is_committed_twice_is_lost_and_a_line_cut_off_is_nothing() {
+        let mut acknowledged = Acknowledged::default();
+        acknowledged.add("INFO x: rounding committed layer=3 chunk=0 node=1 hash=aa\nINFO x: job over\n");
+        acknowledged
+            .add("INFO x: rounding committed layer=3 chunk=1 node=1 hash=aa\nrounding committed layer=3");
+        assert_eq!((acknowledged.len(), acknowledged.lost().len()), (2, 0));
+        acknowledged.add("INFO x: rounding committed layer=3 chunk=1 node=2 hash=bb");
+        assert_eq!(acknowledged.lost(), [r#"layer 3, chunk 1: committed ["aa", "bb"]"#]);
     }
 }

@@ -16,8 +16,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::acknowledged::Acknowledged;
 use crate::binary::binary;
 use crate::capacity::Permit;
+use crate::damage::files_below;
 use crate::job::Job;
 use crate::logs::Logs;
 use crate::outputs::Outputs;
@@ -422,6 +424,22 @@ impl Cluster {
         self.finish(submission, limit)
     }
 
+    /// Every rounding that any process of the coordinator has said to be durable.
+    ///
+    /// # Errors
+    /// If its logs cannot be read.
+    pub fn acknowledged(&self) -> Result<Acknowledged> {
+        let mut acknowledged = Acknowledged::default();
+        // Names begin with the number of the process.
+        for path in files_below(self.folder())?
+            .iter()
+            .filter(|path| path.to_string_lossy().ends_with("-coordinator.err"))
+        {
+            acknowledged.add(&String::from_utf8_lossy(&fs::read(path)?));
+        }
+        Ok(acknowledged)
+    }
+
     /// Compares a folder of results with those of an undisturbed run.
     ///
     /// # Errors
@@ -530,6 +548,7 @@ impl Cluster {
         command.env("HALFSTEP_LEASE_MS", millis(self.settings.lease));
         command.env("HALFSTEP_NO_NODES_MS", millis(self.settings.no_nodes));
         command.env("HALFSTEP_HUNG_MS", millis(self.settings.hung));
+        command.env("HALFSTEP_LOG", "info");
         command.envs(launch.env.iter().map(|(name, value)| (name, value)));
         Ok(command)
     }

@@ -1,17 +1,14 @@
 //! Runs a job while a schedule of faults is carried out, and judges what came out.
 //!
 //! A run is good if the client ends with exit code 0 in bounded time, every output file has the bytes of an undisturbed
-//! run, no process ended by itself, and every artefact that was on the coordinator's disk when it was killed is still
-//! the same file at the end. Not here: which faults (`schedule`), tests of single promises.
+//! run, no process ended by itself, and no rounding that the coordinator said to be durable was committed again. Not here: which faults (`schedule`), tests of single promises.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::acknowledged::Acknowledged;
 use crate::capacity::Permit;
 use crate::cluster::{Cluster, Launch, Settings, Submission, letter};
 use crate::job::Job;
@@ -35,8 +32,8 @@ pub enum Verdict {
     Identical,
     /// Other bytes: which files.
     Differs(Vec<String>),
-    /// Acknowledged artefacts that were computed again or are gone.
-    Lost(Vec<PathBuf>),
+    /// Roundings that were acknowledged and computed again.
+    Lost(Vec<String>),
     /// The client did not end.
     Hung(String),
     /// Anything else.
@@ -52,7 +49,7 @@ pub struct Run {
     pub verdict: Verdict,
     /// Faults carried out, by kind.
     pub faults: BTreeMap<&'static str, usize>,
-    /// Artefacts that had been acknowledged when a coordinator was killed.
+    /// Roundings that had been acknowledged when a coordinator was killed last.
     pub acknowledged: usize,
     /// Wall time.
     pub took: Duration,
@@ -73,11 +70,11 @@ pub fn run_seed(seed: u64, settings: &Settings) -> Run {
     let start = Instant::now();
     let schedule = Schedule::draw(seed, settings);
     let mut faults = BTreeMap::new();
-    let mut acknowledged = Acknowledged::default();
+    let mut acknowledged = 0;
     let result = Killer::start(&schedule, settings, permit)
         .and_then(|killer| killer.run(&schedule, &mut faults, &mut acknowledged));
     let verdict = result.unwrap_or_else(|error| Verdict::Failed(format!("seed {seed}: {error:#}")));
-    Run { seed, verdict, faults, acknowledged: acknowledged.len(), took: start.elapsed() }
+    Run { seed, verdict, faults, acknowledged, took: start.elapsed() }
 }
 
 fn job_of(schedule: &Schedule) -> Job {
@@ -123,7 +120,7 @@ impl Killer {
         mut self,
         schedule: &Schedule,
         counts: &mut BTreeMap<&'static str, usize>,
-        acknowledged: &mut Acknowledged,
+        acknowledged: &mut usize,
     ) -> Result<Verdict> {
         let start = Instant::now();
         let mut faults: VecDeque<(Instant, Fault)> =
@@ -142,7 +139,7 @@ impl Killer {
                 self.follow_up(at)?;
             }
         }
-        self.judge(acknowledged)
+        self.judge()
     }
 
     fn next_time(&self, faults: &VecDeque<(Instant, Fault)>) -> Option<Instant> {
@@ -173,7 +170,7 @@ impl Killer {
         Ok(())
     }
 
-    fn commit(&mut self, fault: Fault, acknowledged: &mut Acknowledged) -> Result<()> {
+    fn commit(&mut self, fault: Fault, acknowledged: &mut usize) -> Result<()> {
         match fault {
             Fault::KillNode { victim, away } => match self.pick(victim) {
                 Some(name) => {
@@ -219,10 +216,10 @@ impl Killer {
         Ok(())
     }
 
-    fn kill_coordinator(&mut self, away: Duration, acknowledged: &mut Acknowledged) -> Result<()> {
+    fn kill_coordinator(&mut self, away: Duration, acknowledged: &mut usize) -> Result<()> {
         if self.cluster.has_coordinator()? {
             self.cluster.kill_coordinator()?;
-            acknowledged.extend(Acknowledged::of(&self.cluster.state_dir())?);
+            *acknowledged = self.cluster.acknowledged()?.len();
             self.later(away, Then::StartCoordinator);
         }
         Ok(())
@@ -272,7 +269,7 @@ impl Killer {
         }
     }
 
-    fn judge(mut self, acknowledged: &Acknowledged) -> Result<Verdict> {
+    fn judge(mut self) -> Result<Verdict> {
         let client = self.client.take().context("no client is left")?;
         let end = match self.cluster.end(client, HANG) {
             Ok(end) => end,
@@ -283,7 +280,7 @@ impl Killer {
         if !differences.is_empty() {
             return Ok(Verdict::Differs(differences));
         }
-        let lost = acknowledged.lost(&Acknowledged::of(&self.cluster.state_dir())?);
+        let lost = self.cluster.acknowledged()?.lost();
         if !lost.is_empty() {
             return Ok(Verdict::Lost(lost));
         }

@@ -24,7 +24,7 @@ mod small_disk;
 mod table;
 mod wait;
 
-pub use acknowledged::Acknowledged;
+pub use acknowledged::{Acknowledged, artefacts};
 pub use bench::{Bench, NetworkFault};
 pub use binary::{binary, example, install, is_root};
 pub use capacity::Permit;

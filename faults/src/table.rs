@@ -45,10 +45,7 @@ fn what(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Identical => "identical".into(),
         Verdict::Differs(files) => format!("differs\n{}", files.join("\n")),
-        Verdict::Lost(paths) => {
-            let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-            format!("acknowledged and lost\n{}", names.join("\n"))
-        }
+        Verdict::Lost(places) => format!("acknowledged and lost\n{}", places.join("\n")),
         Verdict::Hung(error) | Verdict::Failed(error) => error.clone(),
     }
 }
@@ -68,12 +65,12 @@ mod tests {
             acknowledged: 3,
             took: Duration::from_secs(2),
         };
-        let runs = [run(1, Verdict::Identical), run(77, Verdict::Lost(vec!["artefacts/x".into()]))];
+        let runs = [run(1, Verdict::Identical), run(77, Verdict::Lost(vec!["layer 1".into()]))];
         let text = summary(&runs);
         let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let (head, row) = (lines.next().unwrap(), lines.next().unwrap());
         let cell = |name| row[head.iter().position(|head| *head == name).unwrap()];
         assert_eq!(["runs", "node", "acknowledged", "lost", "hung"].map(cell), ["2", "4", "6", "1", "0"]);
-        assert!(text.contains("seed 77: acknowledged and lost\nartefacts/x"), "{text}");
+        assert!(text.contains("seed 77: acknowledged and lost\nlayer 1"), "{text}");
     }
 }

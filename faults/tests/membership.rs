@@ -82,7 +82,7 @@ fn a_zombies_results_are_refused_and_counted() -> Result<()> {
 fn nodes_1_4_2_in_mid_run_give_the_same_bytes_and_a_new_one_works_at_once() -> Result<()> {
     let mut cluster = Cluster::new()?;
     cluster.start_node("a")?;
-    let job = Job::long().with(&["--iterations", "6000"]);
+    let job = Job::longer();
     job.golden()?;
     let mut submission = cluster.submit(&job)?;
     submission.process.wait_line(SOLVED, LIMIT)?;
@@ -141,7 +141,7 @@ fn a_coordinator_told_to_stop_exits_within_five_seconds_and_goes_on_when_started
 fn a_killed_coordinator_resumes_by_itself_within_five_seconds() -> Result<()> {
     let mut cluster = Cluster::new()?;
     cluster.start_nodes(2)?;
-    let job = Job::long().with(&["--iterations", "6000"]);
+    let job = Job::longer();
     job.golden()?;
     let mut submission = cluster.submit(&job)?;
     submission.process.wait_line(SOLVED, LIMIT)?;

@@ -64,7 +64,7 @@ impl Network {
 /// Breaks the link of node `a` in mid-run for this many leases, heals it, and wants the same bytes.
 fn check(fault: NetworkFault, leases: f64) -> Result<()> {
     let Some(mut network) = Network::up(Duration::from_secs(1))? else { return Ok(()) };
-    let mut submission = network.submit(&Job::long().with(&["--iterations", "3000"]))?;
+    let mut submission = network.submit(&Job::longer())?;
     submission.process.wait_line(SOLVED, LIMIT)?;
     network.bench.apply("a", fault)?;
     let healed = Instant::now() + network.cluster.settings.lease.mul_f64(leases);
