@@ -31,6 +31,11 @@ impl Job {
         Self::of(&["--samples", "128", "--shard-size", "16", "--iterations", "20"])
     }
 
+    /// About a second of work in 16 shards.
+    pub fn medium() -> Self {
+        Self::of(&["--samples", "256", "--shard-size", "16", "--iterations", "600"])
+    }
+
     /// About two seconds of work in 16 shards: there is a middle in which something can happen.
     pub fn long() -> Self {
         Self::of(&["--samples", "256", "--shard-size", "16", "--iterations", "2000"])

@@ -22,6 +22,8 @@ use crate::wait::now_or_by;
 const HANG: Duration = Duration::from_secs(90);
 /// A drained node ends within 5 s; the rest is for a machine that is busy.
 const DRAIN: Duration = Duration::from_secs(15);
+/// Exit of a process that SIGTERM ended.
+const TERMINATED: i32 = 143;
 /// More nodes than this would only fight for two cores.
 const NODES_MAX: usize = 5;
 
@@ -78,7 +80,7 @@ pub fn run_seed(seed: u64, settings: &Settings) -> Run {
 }
 
 fn job_of(schedule: &Schedule) -> Job {
-    let job = Job::long();
+    let job = Job::medium();
     match schedule.job % 4 {
         0 => job.with(&["--partition", "layers:3"]),
         1 => job.with(&["--propagation", "independent"]),
@@ -286,7 +288,13 @@ impl Killer {
         }
         for mut node in std::mem::take(&mut self.draining) {
             let code = node.wait(DRAIN)?;
-            ensure!(code == 0, "drained node: expected exit 0, got {code}\n{}", self.cluster.logs.tails());
+            // A signal may come before a new process listens for any.
+            let unready = code == TERMINATED && !node.stderr().contains("Serving on");
+            ensure!(
+                code == 0 || unready,
+                "drained node: expected exit 0, got {code}\n{}",
+                self.cluster.logs.tails()
+            );
         }
         Ok(Verdict::Identical)
     }

@@ -9,7 +9,7 @@ use crate::damage::files_below;
 
 /// File and constant of a table.
 const FILE: &str = "failpoints.rs";
-const TABLE: &str = "const FAILPOINTS: &[&str] = &[";
+const TABLE: &str = "const FAILPOINTS: &[&str] =";
 
 /// Every failpoint in the tables below a folder of the repository, in the order in which they stand there.
 ///

@@ -64,7 +64,7 @@ fn a_zombies_results_are_refused_and_counted() -> Result<()> {
     let mut cluster = Cluster::new()?;
     // Long tasks: what it has in hand when it freezes is in hand when it wakes.
     cluster.start_nodes(2)?;
-    let mut submission = cluster.submit(&Job::long())?;
+    let mut submission = cluster.submit(&Job::longer())?;
     submission.process.wait_line(SOLVED, LIMIT)?;
     for _ in 0..3 {
         cluster.node("a")?.freeze()?;
@@ -75,6 +75,11 @@ fn a_zombies_results_are_refused_and_counted() -> Result<()> {
         cluster.wait_attached("a", 1)?;
     }
     cluster.finish(submission, LIMIT)?;
+    let log = cluster.coordinator()?.stderr();
+    let (refused, fenced) =
+        (log.matches("an outcome does not count").count(), log.matches("fenced=true").count());
+    eprintln!("P8: {refused} outcomes refused, {fenced} registrations fenced");
+    ensure!(refused + fenced > 0, "{log}");
     Ok(())
 }
 

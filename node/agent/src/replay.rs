@@ -13,7 +13,9 @@ use crate::job::{Job, lock};
 use crate::{failure, transit};
 use halfstep_exec::{CarryKey, Session, Stream, Unfolder, peak, sampled_positions};
 use halfstep_model::{Layer, Segment, Tensor};
-use halfstep_work::{Done, Failure, Held, Holding, LayerId, PeakRecord, RangeId, SegmentId, ShardId, Wanted};
+use halfstep_work::{
+    Done, Failure, FailureClass, Held, Holding, LayerId, PeakRecord, RangeId, SegmentId, ShardId, Wanted,
+};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
@@ -98,8 +100,12 @@ impl Job {
         self.check_shard(lane.1)?;
         let mover = self.lanes.mover(lane);
         let _moving = lock(&mover);
-        self.bring(attempt, lane, boundary)?;
-        then()
+        let done = self.bring(attempt, lane, boundary).and_then(|()| then());
+        if done.as_ref().is_err_and(|failure| failure.class == FailureClass::Damaged) {
+            // What is here cannot be read: the next attempt begins with a copy elsewhere, or the input.
+            self.settle_at(lane, None);
+        }
+        done
     }
 
     fn bring(&self, attempt: &Attempt<'_>, lane: LaneShard, target: usize) -> Result<(), Failure> {
