@@ -13,6 +13,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 const VISITS: [usize; 3] = [1, 2, 5];
 const COORDINATOR: &str = "coordinator/src";
 const NODE: &str = "node";
+/// Inputs that lie on the coordinator's machine are used in place: there is nothing to link.
+const NOT_HERE: [&str; 1] = ["input.link"];
 
 /// `action` at the `visit`th time.
 fn at(point: &str, visit: usize, action: &str) -> String {
@@ -36,8 +38,11 @@ fn check_all(folder: &str, crash: impl Fn(&str) -> Result<bool> + Sync) -> Resul
         Ok((point, crashes))
     });
     let crashes = crashes.into_iter().collect::<Result<Vec<_>>>()?;
-    let never: Vec<&String> =
-        crashes.iter().filter(|(_, crashes)| *crashes == 0).map(|(point, _)| point).collect();
+    let never: Vec<&String> = crashes
+        .iter()
+        .filter(|(point, crashes)| *crashes == 0 && !NOT_HERE.contains(&point.as_str()))
+        .map(|(point, _)| point)
+        .collect();
     ensure!(never.is_empty(), "never met: {never:?}");
     Ok(())
 }
