@@ -42,7 +42,7 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Check the files of a finished run against their manifest
     Verify(VerifyArgs),
-    /// Run the coordinator of a fleet: it plans jobs, leases work to nodes and writes the results
+    /// Run the coordinator of a fleet: it plans jobs, leases work and writes results
     #[command(after_help = Exit::table(), after_long_help = Exit::table())]
     Coordinator(CoordinatorArgs),
     /// Work for a coordinator: leave it running on every machine that should help

@@ -55,6 +55,11 @@ impl Cluster {
         Line::new(&self.transport.connector(COORDINATOR, Role::Coordinator))
     }
 
+    /// Returns when there is no room for what has to be kept. A fleet waits for space; a person at a terminal is told.
+    pub(crate) fn refused_by_disk(&self) -> impl Future<Output = String> + Send + 'static {
+        self.coordinator.refused_by_disk()
+    }
+
     /// Stops both; what was acknowledged is on disk.
     pub(crate) async fn stop(self) {
         self.drain.begin("the process ends");

@@ -43,7 +43,7 @@ impl Exit {
             Self::SomeKept => "finished, but some layers were kept as they are or at nearest rounding",
             Self::SomeFailed => "finished, but some layers failed",
             Self::BadInput => "a file cannot be used: model, data, manifest, or a place to write to",
-            Self::Interrupted => "interrupted; nothing partial was left, start it again",
+            Self::Interrupted => "interrupted; no results were written, the same command goes on from there",
             Self::BadConfiguration => "a setting or job file cannot be used",
         }
     }

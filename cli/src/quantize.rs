@@ -50,7 +50,11 @@ pub(crate) fn quantize(
             fetch_into(&line, id, &job.output, job.force).await?;
             Ok(end)
         };
-        let ran: Result<_, CliError> = work.await;
+        let full = cluster.refused_by_disk();
+        let ran: Result<_, CliError> = tokio::select! {
+            ran = work => ran,
+            what = full => Err(CliError::bad_input(what)),
+        };
         cluster.stop().await;
         ran
     });

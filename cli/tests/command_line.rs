@@ -37,11 +37,20 @@ fn help_says_what_there_is_and_what_exit_codes_mean() {
     Usage: halfstep <COMMAND>
 
     Commands:
-      quantize  Round the weights of an ONNX network and write the results
-      plan      Show what `quantize` would do: stages, bytes, estimated time; spends one sample's run
-      inspect   List the layers of a network and what would be rounded
-      eval      Measure networks on data: top-1, agreement with the original, signal-to-noise ratio
-      verify    Check the files of a finished run against their manifest
+      quantize     Round the weights of an ONNX network and write the results
+      plan         Show what `quantize` would do: stages, bytes, estimated time; spends one sample's run
+      inspect      List the layers of a network and what would be rounded
+      eval         Measure networks on data: top-1, agreement with the original, signal-to-noise ratio
+      verify       Check the files of a finished run against their manifest
+      coordinator  Run the coordinator of a fleet: it plans jobs, leases work and writes results
+      node         Work for a coordinator: leave it running on every machine that should help
+      submit       Give a coordinator a network to quantize
+      status       Show the jobs of a coordinator
+      watch        Follow a job until it is over
+      cancel       Stop a job
+      fetch        Fetch the results of a finished job
+      nodes        Show the nodes of a coordinator
+      certs        Make a certificate authority and certificates for a fleet of your own
 
     Options:
       -h, --help
@@ -57,7 +66,7 @@ fn help_says_what_there_is_and_what_exit_codes_mean() {
        3  finished, but some layers were kept as they are or at nearest rounding
        4  finished, but some layers failed
       65  a file cannot be used: model, data, manifest, or a place to write to
-      75  interrupted; nothing partial was left, start it again
+      75  interrupted; no results were written, the same command goes on from there
       78  a setting or job file cannot be used
     ");
 }

@@ -282,26 +282,39 @@ fn every_encodings_version_asked_for_is_written() {
     assert_eq!(manifest["outputs"].as_array().unwrap().len(), 5);
 }
 
+/// A run that is cut short leaves what it has in a hidden folder beside the output, and nothing else.
 #[cfg(unix)]
 #[test]
-fn ctrl_c_leaves_nothing_and_says_so() {
+fn an_interrupted_or_killed_run_leaves_no_results_and_goes_on_with_the_same_command() {
     let root = TempDir::new().unwrap();
     let (place, spill) = (root.path().join("place"), root.path().join("spill"));
     std::fs::create_dir(&place).unwrap();
     std::fs::create_dir(&spill).unwrap();
-    let mut command = quantize(&place.join("out"), &["--iterations", "20000", "--samples", "64", "--json"]);
-    command.args(["--memory-budget", "0", "--spill-dir"]).arg(&spill);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // In the middle: one layer is solved, nine are not.
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    lines.by_ref().find(|line| line.as_ref().unwrap().contains("layer-solved")).unwrap().unwrap();
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    let rest: Vec<String> = lines.map(Result::unwrap).collect();
-    assert!(!rest.iter().any(|line| line.contains("\"writing\"")), "{rest:?}");
-    let output = child.wait_with_output().unwrap();
-    assert!(refused(&output, INTERRUPTED).contains("interrupted"));
-    assert_eq!(names(&place), [""; 0]);
-    assert_eq!(names(&spill), [""; 0]);
+    let command = |place: &Path| {
+        let mut command = quantize(&place.join("out"), &["--iterations", "2000", "--samples", "64", "--json"]);
+        command.args(["--memory-budget", "0", "--spill-dir"]).arg(&spill);
+        command
+    };
+    for (signal, code) in [("-INT", Some(INTERRUPTED)), ("-KILL", None)] {
+        let mut child = command(&place).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // In the middle: some layers are solved, others are not.
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        lines.by_ref().find(|line| line.as_ref().unwrap().contains("layer-solved")).unwrap().unwrap();
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        let rest: Vec<String> = lines.map(Result::unwrap).collect();
+        assert!(!rest.iter().any(|line| line.contains("\"writing\"")), "{rest:?}");
+        let output = child.wait_with_output().unwrap();
+        if let Some(code) = code {
+            assert!(refused(&output, code).contains("the same command goes on"));
+            assert_eq!(names(&spill), [""; 0]);
+        }
+        assert_eq!(names(&place), [".out.halfstep"]);
+    }
+    succeed(command(&place));
+    assert_eq!(names(&place), ["out"]);
+    let undisturbed = root.path().join("undisturbed");
+    succeed(command(&undisturbed));
+    assert!(bytes_of(&place.join("out")) == bytes_of(&undisturbed.join("out")));
 }
 
 /// A small file system of its own, gone when dropped.

@@ -601,3 +601,19 @@ fn the_same_calls_give_the_same_actions() {
     };
     assert_eq!(run(), run());
 }
+
+#[test]
+fn after_a_restart_nobody_gets_the_work_of_a_node_that_is_about_to_come_back() {
+    let shape = Shape::new(1, 4);
+    let mut dispatch = Dispatch::new(shape.plan(), limits(), vec![], BTreeMap::new());
+    dispatch.hold_until(1_000);
+    dispatch.join(NodeId(0), &description("first", 2), "n:0", Inventory::default(), 100);
+    let granted = |dispatch: &mut Dispatch| {
+        let grants = dispatch.actions().into_iter().filter(|action| matches!(action, Action::Grant { .. }));
+        grants.count()
+    };
+    dispatch.tick(999);
+    assert_eq!(granted(&mut dispatch), 0);
+    dispatch.tick(1_000);
+    assert_eq!(granted(&mut dispatch), 2);
+}

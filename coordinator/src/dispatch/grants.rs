@@ -24,6 +24,10 @@ impl Dispatch {
     /// One task per node and round, first what belongs to it, then what waits for others.
     pub(super) fn fill(&mut self, now_ms: u64, touched: &[NodeId]) {
         touched.iter().for_each(|node| self.recount_slots(*node));
+        if now_ms < self.held_until_ms {
+            self.look_again = true;
+            return;
+        }
         loop {
             let all = std::mem::take(&mut self.look_again);
             let nodes: Vec<NodeId> = match all {

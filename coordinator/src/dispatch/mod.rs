@@ -56,6 +56,7 @@ pub struct Dispatch {
     durations: BTreeMap<(SegmentId, TaskPhase), Vec<u64>>,
     layer_seconds: BTreeMap<LayerId, f64>,
     alone_since_ms: Option<u64>,
+    held_until_ms: u64,
     said_waiting: bool,
     actions: Vec<Action>,
     /// Whether nodes that found nothing to do should look again.
@@ -87,6 +88,7 @@ impl Dispatch {
             durations: BTreeMap::new(),
             layer_seconds: BTreeMap::new(),
             alone_since_ms: None,
+            held_until_ms: 0,
             said_waiting: false,
             actions: Vec::new(),
             look_again: false,
@@ -95,6 +97,12 @@ impl Dispatch {
         };
         dispatch.follow(changes, 0);
         dispatch
+    }
+
+    /// Gives nothing out before this time. After a restart nodes come back one by one: what the later ones hold should
+    /// not have been given to the first.
+    pub fn hold_until(&mut self, ms: u64) {
+        self.held_until_ms = ms;
     }
 
     /// A node takes part from now on, or says again what it has after its connection was broken.

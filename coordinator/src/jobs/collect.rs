@@ -8,7 +8,7 @@ use crate::dataset::DataFiles;
 use crate::manifest::FileRecord;
 use crate::store::{FileRole, InputFile};
 use crate::{CoordinatorError, JobConfig};
-use halfstep_model::external_files;
+use halfstep_model::{Model, external_files};
 use halfstep_work::JobId;
 use std::path::{Path, PathBuf};
 
@@ -28,6 +28,8 @@ pub struct Collected {
 /// # Errors
 /// `Model`, `Dataset` or `Storage` for files that cannot be read, `BadInput` for names that cannot travel.
 pub fn collect(config: &JobConfig) -> Result<Collected, CoordinatorError> {
+    // What is wrong with a model is said best by whoever reads it.
+    Model::read(&config.model)?;
     let mut files = model_files(&config.model)?;
     let data = DataFiles::list(&config.calibration, config.dataset.samples)?;
     for file in &data.files {

@@ -7,6 +7,7 @@ use super::fleet::FleetService;
 use super::options::CoordinatorOptions;
 use super::request::{EngineLine, Request};
 use super::shelf::Shelf;
+use super::trouble::Trouble;
 use crate::CoordinatorError;
 use crate::artefacts::Artefacts;
 use crate::jobs::JobFolder;
@@ -35,6 +36,7 @@ pub struct Coordinator {
     engine: JoinHandle<()>,
     servers: JoinSet<()>,
     stop: watch::Sender<bool>,
+    trouble: Trouble,
     store: Weak<()>,
     epoch: u64,
     resuming: Vec<JobId>,
@@ -64,15 +66,16 @@ impl Coordinator {
         let (epoch, held) = (store.epoch(), store.alive());
         let artefacts = Arc::new(Artefacts::open(&state.join("artefacts"))?);
         let shelf = Shelf::default();
+        let trouble = Trouble::default();
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let line = EngineLine::new(sender);
-        let engine = Engine::new(store, Arc::clone(&artefacts), shelf.clone(), options.timing, line.clone())?;
+        let engine = Engine::new(store, Arc::clone(&artefacts), shelf.clone(), options.timing, line.clone(), trouble.clone())?;
         let resuming = engine.unfinished();
         let (reporter, answers) = tonic_health::server::health_reporter();
         let fleet =
             FleetService { engine: line.clone(), artefacts: Arc::clone(&artefacts), shelf: shelf.clone() };
         let client = ClientService { engine: line.clone(), artefacts: Arc::clone(&artefacts) };
-        let data = DataService::new(line.clone(), artefacts, shelf, &state);
+        let data = DataService::new(line.clone(), artefacts, shelf, &state, trouble.clone());
         reporter.set_serving::<FleetServer<FleetService>>().await;
         reporter.set_serving::<ClientServer<ClientService>>().await;
         reporter.set_serving::<ArtefactsServer<DataService>>().await;
@@ -90,12 +93,29 @@ impl Coordinator {
             servers.spawn(answer(Services::new().with(answers.clone()), listener, stop.subscribe()));
         }
         let engine = tokio::spawn(engine.run(requests));
-        Ok(Self { store: held, line, engine, servers, stop, epoch, resuming })
+        Ok(Self { store: held, line, engine, servers, stop, trouble, epoch, resuming })
     }
 
     /// Its incarnation.
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Returns when the disk has refused something, with what it said. The job waits for space meanwhile.
+    pub fn refused_by_disk(&self) -> impl Future<Output = String> + Send + 'static {
+        let mut trouble = self.trouble.watch();
+        async move {
+            loop {
+                let seen = trouble.borrow_and_update().clone();
+                if let Some(what) = seen {
+                    return what;
+                }
+                if trouble.changed().await.is_err() {
+                    // It has stopped: nothing will be refused any more.
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
     }
 
     /// Jobs that were not over when it started, in the order in which it takes them up.

@@ -4,6 +4,7 @@
 
 use super::request::{EngineLine, Request as Ask};
 use super::shelf::Shelf;
+use super::trouble::Trouble;
 use crate::artefacts::{ArtefactError, Artefacts};
 use crate::jobs::JobFolder;
 use crate::source::ROUNDING_BYTES_MAX;
@@ -34,10 +35,17 @@ pub(super) struct DataService {
     pub(super) traffic: Traffic,
     making: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
+    trouble: Trouble,
 }
 
 impl DataService {
-    pub(super) fn new(engine: EngineLine, artefacts: Arc<Artefacts>, shelf: Shelf, state: &Path) -> Self {
+    pub(super) fn new(
+        engine: EngineLine,
+        artefacts: Arc<Artefacts>,
+        shelf: Shelf,
+        state: &Path,
+        trouble: Trouble,
+    ) -> Self {
         Self {
             engine,
             artefacts,
@@ -46,6 +54,7 @@ impl DataService {
             traffic: Traffic::default(),
             making: Arc::new(Semaphore::new(MAKING_MAX)),
             uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
+            trouble,
         }
     }
 
@@ -130,6 +139,21 @@ impl Service for DataService {
     }
 
     async fn upload(
+        &self,
+        request: Request<Streaming<UploadRequest>>,
+    ) -> Result<Response<UploadReply>, Status> {
+        let kept = self.keep(request).await;
+        if let Err(status) = &kept
+            && status.code() == tonic::Code::ResourceExhausted
+        {
+            self.trouble.tell(&status.message());
+        }
+        kept
+    }
+}
+
+impl DataService {
+    async fn keep(
         &self,
         request: Request<Streaming<UploadRequest>>,
     ) -> Result<Response<UploadReply>, Status> {

@@ -16,6 +16,7 @@ mod log;
 mod options;
 mod request;
 mod shelf;
+mod trouble;
 
 pub use coordinator::Coordinator;
 pub use options::{CoordinatorOptions, Timing};

@@ -16,6 +16,8 @@ pub(super) struct Active {
     pub(super) step: Step,
     /// Somebody asked to stop it while a thread worked for it.
     pub(super) cancelled: bool,
+    /// An earlier incarnation was at it: nodes may come back with work of it.
+    pub(super) taken_over: bool,
     /// Why it cannot go on, found outside the dispatch.
     pub(super) broken: Option<Failure>,
     pub(super) began: Instant,
@@ -47,6 +49,7 @@ impl Active {
             id,
             step: Step::Preparing,
             cancelled: false,
+            taken_over: false,
             broken: None,
             began: Instant::now(),
             tally: Tally::default(),

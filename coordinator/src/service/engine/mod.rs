@@ -14,6 +14,7 @@ mod work;
 use super::log::JobLog;
 use super::options::Timing;
 use super::request::{EngineLine, Request};
+use super::trouble::Trouble;
 use super::shelf::Shelf;
 use crate::CoordinatorError;
 use crate::artefacts::Artefacts;
@@ -45,6 +46,7 @@ pub(super) struct Engine {
     artefacts: Arc<Artefacts>,
     shelf: Shelf,
     timing: Timing,
+    trouble: Trouble,
     started: Instant,
     line: EngineLine,
     jobs: BTreeMap<JobId, Known>,
@@ -70,6 +72,7 @@ impl Engine {
         shelf: Shelf,
         timing: Timing,
         line: EngineLine,
+        trouble: Trouble,
     ) -> Result<Self, StoreError> {
         let records = store.jobs()?;
         let next_order = records.iter().map(|record| record.order + 1).max().unwrap_or(0);
@@ -86,6 +89,7 @@ impl Engine {
             artefacts,
             shelf,
             timing,
+            trouble,
             started: Instant::now(),
             line,
             next_order,
@@ -200,7 +204,7 @@ impl Engine {
         }
         let store = Arc::clone(&self.store);
         match tokio::task::spawn_blocking(move || store.commit(&changes)).await {
-            Ok(written) => Ok(written?),
+            Ok(written) => Ok(written.inspect_err(|error| self.trouble.tell(error))?),
             Err(e) => Err(CoordinatorError::ReadBack { subject: "state".into(), what: e.to_string() }),
         }
     }

@@ -77,6 +77,7 @@ impl Engine {
         }
         let Some(id) = self.unfinished().first().copied() else { return };
         let Some(known) = self.jobs.get(&id) else { return };
+        let taken_over = known.record.stage == JobStage::Running;
         let record = JobRecord { stage: JobStage::Running, ..known.record.clone() };
         if let Err(error) = self.write(vec![Change::Job(record.clone())]).await {
             tracing::error!(%error, "the next job cannot begin, trying again");
@@ -85,7 +86,7 @@ impl Engine {
         if let Some(known) = self.jobs.get_mut(&id) {
             known.record = record.clone();
         }
-        self.active = Some(Active::new(id));
+        self.active = Some(Active { taken_over, ..Active::new(id) });
         let (store, artefacts, line) =
             (Arc::clone(&self.store), Arc::clone(&self.artefacts), self.line.clone());
         tokio::task::spawn_blocking(move || {
@@ -108,6 +109,7 @@ impl Engine {
     ) {
         let Some(active) = self.active.as_mut().filter(|active| active.id == id) else { return };
         active.tally.prepare = seconds;
+        let taken_over = active.taken_over;
         if active.cancelled {
             return self.end(id, JobStage::Cancelled, None).await;
         }
@@ -127,8 +129,11 @@ impl Engine {
         };
         let roundings = resumed.outcome.roundings.values().cloned().collect();
         let limits = self.limits();
-        let dispatch =
+        let mut dispatch =
             Dispatch::new(Arc::clone(&job.plan), limits, roundings, resumed.outcome.given_up.clone());
+        if taken_over {
+            dispatch.hold_until(self.now_ms() + limits.heartbeat_ms);
+        }
         let running = Running { job: Arc::new(job), dispatch, durable, held: VecDeque::new() };
         self.recall(&running, &resumed.outcome);
         let (plan, source) = (Arc::clone(&running.job.plan), Arc::clone(&running.job.source));
