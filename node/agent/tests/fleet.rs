@@ -185,6 +185,33 @@ fn only_accepted_products_are_in_the_sums_and_a_fence_forgets_them() {
     assert_eq!(node.serve(&wanted(shards)).unwrap_err().class, FailureClass::PeerLost);
 }
 
+/// Products that were made before a stage's sums were dropped must not bring back what had been in them.
+#[test]
+fn a_verdict_after_sums_were_dropped_counts_its_own_shard_only() {
+    let sums_of_shard_one = |dropped: bool| {
+        let mut fleet = Fleet::new(setup(small_model(), &Settings::default()), 1, 0);
+        fleet.capture(SegmentId(0));
+        let peaks = fleet.agreed(SegmentId(0));
+        let (_, node) = fleet.nodes().remove(0);
+        let accumulate = |lease, shard| {
+            let task = Task::Accumulate { segment: SegmentId(0), shard: ShardId(shard), peaks: peaks.clone() };
+            node.execute(&grant(0, lease, task), &halfstep_work::Unwatched).unwrap();
+        };
+        if dropped {
+            accumulate(1, 0);
+            accumulate(2, 1);
+            node.settle(LeaseId(1), Verdict::Accepted);
+            node.drop_sums(SegmentId(0));
+        } else {
+            accumulate(2, 1);
+        }
+        node.settle(LeaseId(2), Verdict::Accepted);
+        let (layer, slice) = (halfstep_work::LayerId(0), halfstep_work::SliceId(0));
+        node.serve(&Wanted::SumsSlice { layer, slice, shards: vec![ShardId(1)] }).unwrap()
+    };
+    assert!(sums_of_shard_one(true) == sums_of_shard_one(false));
+}
+
 /// The coordinator may tell another node of a verdict before this node hears of it.
 #[test]
 fn sums_that_wait_for_a_verdict_only_are_waited_for() {
