@@ -291,7 +291,8 @@ fn an_interrupted_or_killed_run_leaves_no_results_and_goes_on_with_the_same_comm
     std::fs::create_dir(&place).unwrap();
     std::fs::create_dir(&spill).unwrap();
     let command = |place: &Path| {
-        let mut command = quantize(&place.join("out"), &["--iterations", "2000", "--samples", "64", "--json"]);
+        let mut command =
+            quantize(&place.join("out"), &["--iterations", "2000", "--samples", "64", "--json"]);
         command.args(["--memory-budget", "0", "--spill-dir"]).arg(&spill);
         command
     };

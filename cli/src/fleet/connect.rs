@@ -1,5 +1,7 @@
 //! A line to a coordinator: transport by the security options, clients of its services, errors in the user's words.
 
+use std::net::ToSocketAddrs;
+
 use halfstep_proto::wire::client_client::ClientClient;
 use halfstep_proto::{Connector, Security, Tls, TlsFiles, Transport, TransportError, explain};
 use halfstep_proto::{Role, data::DataClient, data::Traffic};
@@ -33,6 +35,7 @@ impl Line {
     /// Bad configuration for security options that cannot be used.
     pub(crate) fn open(arguments: &ConnectArgs) -> Result<Self, CliError> {
         let transport = transport(&arguments.security, Role::Client)?;
+        arguments.check()?;
         Ok(Self::new(&transport.connector(&arguments.coordinator, Role::Coordinator)))
     }
 
@@ -69,6 +72,26 @@ pub(crate) fn transport(security: &SecurityArgs, role: Role) -> Result<Transport
         (None, false) => Err(CliError::configuration("no certificates given").hint(
             "add `--certs DIR` (`halfstep certs` makes them), or `--insecure` for plain text on one machine",
         )),
+    }
+}
+
+impl ConnectArgs {
+    /// Plain text to another machine is refused at once, not tried again and again.
+    ///
+    /// # Errors
+    /// Bad configuration. A name that means nothing now may do so later.
+    pub(crate) fn check(&self) -> Result<(), CliError> {
+        let Ok(mut found) = self.coordinator.to_socket_addrs() else { return Ok(()) };
+        let far = found.find(|address| !address.ip().to_canonical().is_loopback());
+        match far.filter(|_| self.security.insecure) {
+            Some(far) => Err(CliError::configuration(format!(
+                "coordinator `{}`: is {}, not a loopback address, expected one with --insecure",
+                self.coordinator,
+                far.ip()
+            ))
+            .hint("between machines use `--certs DIR`; `halfstep certs` makes certificates")),
+            None => Ok(()),
+        }
     }
 }
 

@@ -26,6 +26,7 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
     let shutdown = Shutdown::listen(Again::Ignored)?;
     let security = &arguments.connect.security;
     let transport = transport(security, Role::Node)?;
+    arguments.connect.check()?;
     let listen = match arguments.listen {
         Some(address) => address.to_string(),
         None if security.insecure => "127.0.0.1:0".into(),

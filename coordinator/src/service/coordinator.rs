@@ -69,7 +69,14 @@ impl Coordinator {
         let trouble = Trouble::default();
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let line = EngineLine::new(sender);
-        let engine = Engine::new(store, Arc::clone(&artefacts), shelf.clone(), options.timing, line.clone(), trouble.clone())?;
+        let engine = Engine::new(
+            store,
+            Arc::clone(&artefacts),
+            shelf.clone(),
+            options.timing,
+            line.clone(),
+            trouble.clone(),
+        )?;
         let resuming = engine.unfinished();
         let (reporter, answers) = tonic_health::server::health_reporter();
         let fleet =

@@ -194,7 +194,8 @@ fn a_verdict_after_sums_were_dropped_counts_its_own_shard_only() {
         let peaks = fleet.agreed(SegmentId(0));
         let (_, node) = fleet.nodes().remove(0);
         let accumulate = |lease, shard| {
-            let task = Task::Accumulate { segment: SegmentId(0), shard: ShardId(shard), peaks: peaks.clone() };
+            let task =
+                Task::Accumulate { segment: SegmentId(0), shard: ShardId(shard), peaks: peaks.clone() };
             node.execute(&grant(0, lease, task), &halfstep_work::Unwatched).unwrap();
         };
         if dropped {

@@ -27,6 +27,9 @@ const KEEP_BYTES: usize = 64 << 20;
 const COORDINATOR_AWAY: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(250);
 
+/// Time for the first sign of an answer from the coordinator.
+const COORDINATOR_ANSWER: Duration = Duration::from_secs(5);
+
 /// Lines to every data plane, for all jobs of a daemon.
 pub(super) struct Lines {
     transport: Transport,
@@ -39,7 +42,10 @@ pub(super) struct Lines {
 impl Lines {
     pub(super) fn new(transport: Transport, coordinator: &str, traffic: Traffic, runtime: Handle) -> Self {
         let connector = transport.connector(coordinator, Role::Coordinator);
-        let coordinator = DataClient::new(&connector, traffic.clone());
+        // Nobody else has what it has: asked again and again, and soon, since an answer that was under way when the
+        // coordinator died never comes.
+        let patience = Patience { attempts: 24, header: COORDINATOR_ANSWER, ..Patience::default() };
+        let coordinator = DataClient::new(&connector, traffic.clone()).with_patience(patience);
         Self { transport, coordinator, nodes: Mutex::default(), traffic, runtime }
     }
 
