@@ -46,7 +46,7 @@ struct Pending {
     products: Vec<(Use, Option<Products>)>,
 }
 
-/// One use's products, and the sums they belong to.
+/// One use's products, and empty sums to begin with.
 type Products = (Arc<LayerStatistics>, ShardProducts);
 
 impl Sums {
@@ -130,7 +130,7 @@ impl Job {
         let segment = self.program.segment(id.index())?;
         let lane = (self.plan.range_of(id), shard);
         let products = self.at(attempt, lane, id.index() + 1, || {
-            segment.taps.iter().map(|tap| self.products(attempt, id, lane, tap, peaks)).collect()
+            segment.taps.iter().map(|tap| self.products(attempt, lane, tap, peaks)).collect()
         })?;
         let pending = Pending { segment: id, shard, products };
         lock(&self.sums).pending.insert(attempt.grant.lease.id, pending);
@@ -139,7 +139,6 @@ impl Job {
     fn products(
         &self,
         attempt: &Attempt<'_>,
-        id: SegmentId,
         lane: LaneShard,
         tap: &Tap,
         peaks: &[PeakRecord],
@@ -149,7 +148,7 @@ impl Job {
         let one = (layer, tap.use_index as u32);
         let agreed = peaks.iter().find(|p| (p.layer, p.use_index) == one);
         let agreed = agreed.ok_or_else(|| failure::internal(format!("{layer}: no peaks were agreed")))?;
-        let Some(statistics) = self.statistics_of(id, one, agreed)? else { return Ok((one, None)) };
+        let Some(statistics) = self.begun_statistics(one, agreed)? else { return Ok((one, None)) };
         let fp = self.tensor(lane, Stream::FullPrecision, &tap.tensor)?;
         let differs = self.program.differs(&self.plan, layer);
         let q = differs.then(|| self.tensor(lane, Stream::Quantized, &tap.tensor)).transpose()?;
@@ -158,26 +157,19 @@ impl Job {
         Ok((one, Some((statistics, products.map_err(failure::exec)?))))
     }
 
-    /// The sums of one use, empty if there are none yet; nothing if they would not be finite: then the layer fails
-    /// alone when it is reduced.
-    fn statistics_of(
+    /// Empty sums of one use, to be begun with if there are none when the verdict comes: those of now may be dropped until
+    /// then, and what was in them must not come back. Nothing if they would not be finite: then the layer fails alone
+    /// when it is reduced.
+    fn begun_statistics(
         &self,
-        stage: SegmentId,
         one: Use,
         agreed: &PeakRecord,
     ) -> Result<Option<Arc<LayerStatistics>>, Failure> {
-        let mut sums = lock(&self.sums);
-        let uses = &mut sums.stages.entry(stage).or_default().uses;
-        if let Some(known) = uses.get(&one) {
-            return Ok(known.clone());
+        match self.empty_statistics(one.0, agreed) {
+            Ok(made) => Ok(Some(Arc::new(made))),
+            Err(ExecError::NonFinite { .. }) => Ok(None),
+            Err(error) => Err(failure::exec(error)),
         }
-        let made = match self.empty_statistics(one.0, agreed) {
-            Ok(made) => Some(Arc::new(made)),
-            Err(ExecError::NonFinite { .. }) => None,
-            Err(error) => return Err(failure::exec(error)),
-        };
-        uses.insert(one, made.clone());
-        Ok(made)
     }
 
     fn empty_statistics(&self, layer: LayerId, agreed: &PeakRecord) -> Result<LayerStatistics, ExecError> {
