@@ -60,9 +60,8 @@ impl Sums {
             return;
         }
         for (one, products) in pending.products {
-            // The statistics that the products were made for may have been dropped since, with shards in them.
-            let empty = || products.as_ref().map(|(statistics, _)| Arc::new(statistics.emptied()));
-            let kept = stage.uses.entry(one).or_insert_with(empty);
+            let empty = products.as_ref().map(|(statistics, _)| Arc::clone(statistics));
+            let kept = stage.uses.entry(one).or_insert(empty);
             if let (Some(kept), Some((_, products))) = (kept, products) {
                 kept.merge(products);
             }

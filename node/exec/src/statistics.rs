@@ -155,19 +155,6 @@ impl LayerStatistics {
         Ok(Self { cols, groups, layer_key, sampling, positions, exponents, sums: Mutex::default() })
     }
 
-    /// The same statistics without any shard.
-    pub fn emptied(&self) -> Self {
-        Self {
-            cols: self.cols,
-            groups: self.groups,
-            layer_key: self.layer_key,
-            sampling: self.sampling,
-            positions: self.positions,
-            exponents: self.exponents,
-            sums: Mutex::default(),
-        }
-    }
-
     /// Adds one shard. `q` is `None` when both streams are the same. A shard that is already in is left out.
     ///
     /// # Errors
