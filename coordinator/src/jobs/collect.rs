@@ -4,7 +4,7 @@
 
 use super::names::travelling;
 use super::{JobSpec, job_id};
-use crate::dataset::DataFiles;
+use crate::dataset::{DataFiles, Dataset};
 use crate::manifest::FileRecord;
 use crate::store::{FileRole, InputFile};
 use crate::{CoordinatorError, JobConfig};
@@ -32,6 +32,9 @@ pub fn collect(config: &JobConfig) -> Result<Collected, CoordinatorError> {
     Model::read(&config.model)?;
     let mut files = model_files(&config.model)?;
     let data = DataFiles::list(&config.calibration, config.dataset.samples)?;
+    if data.files.is_empty() {
+        Dataset::open(&config.calibration, &config.dataset)?;
+    }
     for file in &data.files {
         files.push(input(FileRole::Calibration, &data.root, file)?);
     }
