@@ -1,4 +1,4 @@
-//! ONNX models: read, list layers, cut stages, rewrite, write.
+//! Models: read, list layers, cut stages, rewrite, write. ONNX graphs here, language models in [`decoder`].
 //!
 //! A [`Model`] is a checked `ModelProto` whose weights stay views of the mapped files. Everything else here is a
 //! function of it: [`normalize`], [`fold_batch_norms`], [`list_layers`], [`cut`], [`extract`], [`qdq`].
@@ -7,6 +7,7 @@
 mod activation;
 mod batch_norm;
 mod cut;
+pub mod decoder;
 mod error;
 mod extract;
 mod geometry;

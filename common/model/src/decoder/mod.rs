@@ -1,0 +1,11 @@
+//! Decoder-only language models: what their configuration describes, as operators over named tensors.
+//!
+//! A [`Decoder`] is small and says everything that execution needs but the weights; it travels to nodes as JSON.
+//! Not here: reading weights (`checkpoint`), computing (`exec`).
+
+mod graph;
+
+pub use graph::{
+    Attend, Decoder, DecoderError, Embed, Gating, LENGTHS, LOGITS, Linear, Node as DecoderNode, Norm,
+    NormKind, Op, Positions, Rotary, Rotation, Route, Select, TOKENS,
+};
