@@ -86,8 +86,8 @@ fn run_on(threads: usize, config: &JobConfig, memory_budget: usize) -> Ran {
     let options = NodeOptions { threads, memory_budget, spill_dir: spill.path().into() };
     let node = LocalNode::new(Box::new(engine), options);
     let (prepared, dataset) = prepare(config).unwrap();
-    let outcome = drive::drive(&prepared, dataset, &node);
-    let assembled = assemble(&prepared, &outcome).unwrap();
+    let committed = drive::drive(&prepared, dataset, &node);
+    let assembled = assemble(&prepared, &committed.outcome, &committed).unwrap();
     let counts = counts.lock().unwrap().clone();
     Ran { assembled, counts, carry: node.carry_use(), prepared }
 }

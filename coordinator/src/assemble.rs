@@ -4,7 +4,7 @@ use crate::report::{LayerOutcome, LayerReport, OutcomeKind, Report};
 use crate::{CoordinatorError, Prepared};
 use halfstep_model::Layer;
 use halfstep_quant::Encodings;
-use halfstep_work::{ChunkId, ChunkReport, Failure, LayerId, LayerPlan, Plan, Rounding};
+use halfstep_work::{ChunkId, ChunkReport, Failure, LayerId, LayerPlan, Plan, Receipt, Rounding};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -30,27 +30,54 @@ pub struct Assembled {
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// Every solved chunk.
-    pub roundings: BTreeMap<(LayerId, ChunkId), Arc<Rounding>>,
+    pub receipts: BTreeMap<(LayerId, ChunkId), Receipt>,
     /// Layers that keep their weights, and why.
     pub given_up: BTreeMap<LayerId, Failure>,
 }
 
 impl Outcome {
     /// The chunks of a layer in order, if all are there.
-    pub fn layer(&self, plan: &Plan, layer: LayerId) -> Option<Vec<Arc<Rounding>>> {
-        plan.chunk_ids(layer).map(|chunk| self.roundings.get(&(layer, chunk)).cloned()).collect()
+    pub fn layer(&self, plan: &Plan, layer: LayerId) -> Option<Vec<Receipt>> {
+        plan.chunk_ids(layer).map(|chunk| self.receipts.get(&(layer, chunk)).copied()).collect()
     }
+}
+
+/// Where the integers behind the receipts are.
+pub trait Roundings {
+    /// One committed chunk.
+    ///
+    /// # Errors
+    /// If it is not there or not what was committed.
+    fn rounding(&self, layer: LayerId, chunk: ChunkId) -> Result<Arc<Rounding>, CoordinatorError>;
 }
 
 /// Puts chunks together and checks their coverage.
 ///
 /// # Errors
 /// `ReadBack` naming the layer if chunks are missing, overlap or leave their grid.
-pub fn assemble(prepared: &Prepared, outcome: &Outcome) -> Result<Assembled, CoordinatorError> {
-    let plan = &prepared.plan;
+pub fn assemble(
+    prepared: &Prepared,
+    outcome: &Outcome,
+    roundings: &dyn Roundings,
+) -> Result<Assembled, CoordinatorError> {
+    let report = summarise(prepared, outcome)?;
     let mut layers = Vec::new();
+    for (entry, layer) in prepared.plan.layers.iter().zip(&prepared.layers) {
+        if let Some((encodings, q)) = integers(entry, outcome, roundings)? {
+            layers.push(AssembledLayer { layer: layer.clone(), encodings, q });
+        }
+    }
+    Ok(Assembled { layers, report })
+}
+
+/// What became of every layer, from the receipts alone.
+///
+/// # Errors
+/// `ReadBack` naming the layer if chunks are missing.
+pub fn summarise(prepared: &Prepared, outcome: &Outcome) -> Result<Report, CoordinatorError> {
+    let plan = &prepared.plan;
     let mut outcomes = Vec::new();
-    for (entry, layer) in plan.layers.iter().zip(&prepared.layers) {
+    for entry in &plan.layers {
         if let Some(failure) = outcome.given_up.get(&entry.id) {
             outcomes.push(without_numbers(
                 &entry.name,
@@ -59,12 +86,10 @@ pub fn assemble(prepared: &Prepared, outcome: &Outcome) -> Result<Assembled, Coo
             ));
             continue;
         }
-        let roundings = outcome
+        let receipts = outcome
             .layer(plan, entry.id)
             .ok_or_else(|| broken(entry, "not all chunks were committed".into()))?;
-        let (encodings, q) = join(entry, &roundings)?;
-        outcomes.push(solved(entry, &roundings));
-        layers.push(AssembledLayer { layer: layer.clone(), encodings, q });
+        outcomes.push(solved(entry, &receipts));
     }
     for kept in &plan.kept {
         outcomes.push(without_numbers(
@@ -73,7 +98,31 @@ pub fn assemble(prepared: &Prepared, outcome: &Outcome) -> Result<Assembled, Coo
             OutcomeKind::Kept { reason: kept.reason.clone() },
         ));
     }
-    Ok(Assembled { layers, report: report(plan, outcomes, prepared.notes.clone()) })
+    Ok(report(plan, outcomes, prepared.notes.clone()))
+}
+
+/// Grid and `[rows, cols]` integers of one layer, checked against its receipts; none if it was given up.
+///
+/// # Errors
+/// `ReadBack` naming the layer if a chunk is not what was committed or leaves its grid.
+pub fn integers(
+    entry: &LayerPlan,
+    outcome: &Outcome,
+    roundings: &dyn Roundings,
+) -> Result<Option<(Encodings, Vec<i32>)>, CoordinatorError> {
+    if outcome.given_up.contains_key(&entry.id) {
+        return Ok(None);
+    }
+    let chunks = (0..entry.chunks.len() as u32).map(ChunkId);
+    let read = chunks.map(|chunk| {
+        let rounding = roundings.rounding(entry.id, chunk)?;
+        match outcome.receipts.get(&(entry.id, chunk)) {
+            Some(receipt) if *receipt == Receipt::of(&rounding) => Ok(rounding),
+            _ => Err(broken(entry, format!("{chunk} is not what was committed"))),
+        }
+    });
+    let roundings: Vec<Arc<Rounding>> = read.collect::<Result<_, _>>()?;
+    join(entry, &roundings).map(Some)
 }
 
 fn broken(entry: &LayerPlan, what: String) -> CoordinatorError {
@@ -106,9 +155,9 @@ fn without_numbers(name: &str, op_type: &str, kind: OutcomeKind) -> LayerOutcome
     LayerOutcome { name: name.into(), op_type: op_type.into(), kind, solved: None }
 }
 
-fn solved(entry: &LayerPlan, roundings: &[Arc<Rounding>]) -> LayerOutcome {
+fn solved(entry: &LayerPlan, receipts: &[Receipt]) -> LayerOutcome {
     let mut sum = ChunkReport::default();
-    roundings.iter().for_each(|r| sum.add(&r.report));
+    receipts.iter().for_each(|r| sum.add(&r.report));
     let numbers = LayerReport {
         grid: entry.grid,
         rows: entry.rows,

@@ -26,7 +26,7 @@ mod staging;
 pub mod store;
 
 pub use artefacts::{ArtefactError, ArtefactWriter, Artefacts};
-pub use assemble::{Assembled, AssembledLayer, Outcome, assemble};
+pub use assemble::{Assembled, AssembledLayer, Outcome, Roundings, assemble, integers, summarise};
 pub use config::{EncodingsVersion, JobConfig, Rule};
 pub use error::{CoordinatorError, ErrorKind};
 pub use export::{Input, export};

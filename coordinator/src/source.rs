@@ -6,6 +6,7 @@
 
 use crate::artefacts::{ArtefactError, Artefacts};
 use crate::dataset::{DType, Dataset, SampleSlice};
+use crate::{CoordinatorError, Roundings};
 use bytes::Bytes;
 use halfstep_model::{Data, Model, Tensor, skeleton};
 use halfstep_proto::{BlobHash, BlobName, rounding, tensors};
@@ -168,6 +169,15 @@ impl JobSource {
             SourceError::new(class, error)
         })?;
         Ok(Blob { bytes, hash: hash.into() })
+    }
+}
+
+impl Roundings for JobSource {
+    fn rounding(&self, layer: LayerId, chunk: ChunkId) -> Result<Arc<Rounding>, CoordinatorError> {
+        let wrong = |what: String| CoordinatorError::ReadBack { subject: format!("{layer} {chunk}"), what };
+        let blob = Self::rounding(self, layer, chunk).map_err(|e| wrong(e.to_string()))?;
+        let blob = blob.ok_or_else(|| wrong("the layer was given up".into()))?;
+        read_rounding(&self.plan, &blob.bytes).map(Arc::new).map_err(wrong)
     }
 }
 

@@ -8,7 +8,7 @@ use fleet::{Fleet, Shape, description, done, limits, rounding};
 use halfstep_coordinator::dispatch::{Action, Counts, Dispatch, News, Outcome};
 use halfstep_work::{
     ChunkId, Cost, Done, Failure, FailureClass, Held, Inventory, LayerId, LeaseId, NodeId, Objective,
-    Propagation, SegmentId, ShardId, Task, TaskPhase, Verdict,
+    Propagation, Receipt, SegmentId, ShardId, Task, TaskPhase, Verdict,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -330,7 +330,7 @@ fn check_class(class: FailureClass, expected: usize) {
             assert_eq!(fleet.given_up[&LayerId(0)].class, class);
             fleet.run();
             assert_eq!(fleet.dispatch.outcome(), Outcome::Finished, "the rest goes on");
-            assert!(fleet.dispatch.state().roundings(LayerId(1)).is_some());
+            assert!(fleet.dispatch.state().receipts(LayerId(1)).is_some());
         } else {
             let failure = failed_with(&fleet);
             assert_eq!(failure.class, class);
@@ -523,11 +523,9 @@ fn a_restarted_coordinator_takes_up_what_its_nodes_still_have() {
 #[test]
 fn a_resumed_job_begins_at_the_first_stage_that_misses_anything() {
     let shape = Shape { ranges: vec![2, 1], ..Shape::new(3, 2) };
-    let committed = vec![
-        rounding(LayerId(0), ChunkId(0)),
-        rounding(LayerId(0), ChunkId(1)),
-        rounding(LayerId(1), ChunkId(1)),
-    ];
+    let chunks = [(0, 0), (0, 1), (1, 1)];
+    let committed =
+        chunks.map(|(layer, chunk)| Receipt::of(&rounding(LayerId(layer), ChunkId(chunk)))).to_vec();
     let given_up = BTreeMap::from([(LayerId(2), Failure::new(FailureClass::NonFinite, "x"))]);
     let mut dispatch = Dispatch::new(shape.plan(), limits(), committed, given_up);
     dispatch.join(NodeId(0), &description("n", 16), "n:1", Inventory::default(), 0);

@@ -209,7 +209,7 @@ fn check_end(fleet: &Fleet) {
         }
         Outcome::Finished => {
             for layer in &fleet.plan.layers {
-                let solved = fleet.dispatch.state().roundings(layer.id).is_some();
+                let solved = fleet.dispatch.state().receipts(layer.id).is_some();
                 assert!(
                     solved != fleet.dispatch.state().failed_layers().contains_key(&layer.id),
                     "{}",

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use halfstep_agent::LocalNode;
 use halfstep_coordinator::dataset::Dataset;
 use halfstep_coordinator::dispatch::{Action, Dispatch, Limits, News, Outcome as Ended};
-use halfstep_coordinator::{Outcome, PlanSource, Prepared};
+use halfstep_coordinator::{CoordinatorError, Outcome, PlanSource, Prepared, Roundings};
 use halfstep_work::{
     ChunkId, Cost, Done, Failure, FailureClass, Grant, Holding, InputTensor, Inventory, LayerId, Node,
-    NodeId, Plan, Rounding, ShardId, Source, SourceError, Unwatched, Wanted,
+    NodeId, Plan, Receipt, Rounding, ShardId, Source, SourceError, Unwatched, Wanted,
 };
 
 const NODE: NodeId = NodeId(0);
@@ -26,7 +26,7 @@ const LIMITS: Limits = Limits {
 
 struct Here {
     planned: PlanSource,
-    committed: Mutex<Outcome>,
+    committed: Mutex<Committed>,
 }
 
 impl Source for Here {
@@ -44,7 +44,7 @@ impl Source for Here {
 
     fn rounding(&self, layer: LayerId, chunk: ChunkId) -> Result<Option<Arc<Rounding>>, SourceError> {
         let committed = self.committed.lock().unwrap();
-        if committed.given_up.contains_key(&layer) {
+        if committed.outcome.given_up.contains_key(&layer) {
             return Ok(None);
         }
         let found = committed.roundings.get(&(layer, chunk)).cloned();
@@ -58,8 +58,21 @@ impl Source for Here {
     }
 }
 
+/// What is committed, integers included.
+#[derive(Default)]
+pub struct Committed {
+    pub outcome: Outcome,
+    roundings: BTreeMap<(LayerId, ChunkId), Arc<Rounding>>,
+}
+
+impl Roundings for Committed {
+    fn rounding(&self, layer: LayerId, chunk: ChunkId) -> Result<Arc<Rounding>, CoordinatorError> {
+        Ok(Arc::clone(&self.roundings[&(layer, chunk)]))
+    }
+}
+
 /// Runs the whole plan; as many tasks at once as the node has slots.
-pub fn drive(prepared: &Prepared, dataset: Dataset, node: &LocalNode) -> Outcome {
+pub fn drive(prepared: &Prepared, dataset: Dataset, node: &LocalNode) -> Committed {
     let plan: Arc<Plan> = Arc::new(prepared.plan.clone());
     let planned = PlanSource::new(Arc::clone(&plan), prepared.model.clone(), dataset);
     let here = Arc::new(Here { planned, committed: Mutex::default() });
@@ -90,7 +103,7 @@ fn follow(dispatch: &mut Dispatch, here: &Here, node: &LocalNode) -> Vec<Grant> 
             Action::Grant { grant, .. } => grants.push(grant),
             Action::DropSums { segment, .. } => node.drop_sums(segment),
             Action::News(News::Failed { layer, failure }) => {
-                here.committed.lock().unwrap().given_up.insert(layer, failure);
+                here.committed.lock().unwrap().outcome.given_up.insert(layer, failure);
             }
             Action::Revoke { .. } | Action::News(_) => {}
         }
@@ -111,7 +124,9 @@ fn settle(
         Ok((done, cost)) => {
             if let Done::Solved(rounding) = &done {
                 let key = (rounding.layer, rounding.chunk);
-                here.committed.lock().unwrap().roundings.insert(key, Arc::clone(rounding));
+                let mut committed = here.committed.lock().unwrap();
+                committed.outcome.receipts.insert(key, Receipt::of(rounding));
+                committed.roundings.insert(key, Arc::clone(rounding));
             }
             let verdict = dispatch.complete(NODE, lease.id, lease.attempt, done, cost, 0);
             node.settle(lease.id, verdict);

@@ -22,5 +22,6 @@ pub use state::{
     Progress, TaskId, TaskState, TaskTable,
 };
 pub use task::{
-    ChunkReport, Cost, Done, Failure, FailureClass, PeakRecord, Rounding, Task, TaskPhase, agree_peaks,
+    ChunkReport, Cost, Done, Failure, FailureClass, PeakRecord, Receipt, Rounding, Task, TaskPhase,
+    agree_peaks,
 };

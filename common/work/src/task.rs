@@ -146,6 +146,49 @@ pub struct Rounding {
     pub report: ChunkReport,
 }
 
+/// What a coordinator remembers of a committed rounding: the integers are in its artefact.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Receipt {
+    /// The layer.
+    pub layer: LayerId,
+    /// The rows.
+    pub chunk: ChunkId,
+    /// BLAKE3 of every bit of it: equal for equal results only.
+    pub digest: [u8; 32],
+    /// What was achieved.
+    pub report: ChunkReport,
+}
+
+impl Receipt {
+    /// That of a rounding.
+    pub fn of(rounding: &Rounding) -> Self {
+        let Rounding { layer, chunk, encodings, q, report } = rounding;
+        let mut hasher = blake3::Hasher::new();
+        let mut words = |values: &[u64]| {
+            values.iter().for_each(|value| {
+                hasher.update(&value.to_le_bytes());
+            });
+        };
+        let grid = format!("{}/{}/{}", encodings.bits, encodings.scheme, encodings.granularity);
+        words(&[u64::from(layer.0), u64::from(chunk.0), grid.len() as u64]);
+        words(&[encodings.rows as u64, encodings.cols as u64, encodings.scale.len() as u64, q.len() as u64]);
+        words(&[report.objective_nearest, report.objective, report.signal].map(f64::to_bits));
+        words(&[report.rounded_away, report.guarded_rows, report.dead_inputs, report.zero_rows]);
+        hasher.update(grid.as_bytes());
+        encodings.scale.iter().for_each(|scale| {
+            hasher.update(&scale.to_le_bytes());
+        });
+        for integers in [&encodings.zero_point, q] {
+            for part in integers.chunks(1024) {
+                let mut bytes = [0; 4096];
+                bytes.as_chunks_mut::<4>().0.iter_mut().zip(part).for_each(|(to, v)| *to = v.to_le_bytes());
+                hasher.update(&bytes[..part.len() * 4]);
+            }
+        }
+        Self { layer: *layer, chunk: *chunk, digest: *hasher.finalize().as_bytes(), report: *report }
+    }
+}
+
 /// Quality of one solved chunk on the calibration statistics; sums over rows, so chunks add up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ChunkReport {

@@ -116,8 +116,8 @@ impl Dispatch {
 
     fn layer_solved(&mut self, layer: LayerId) {
         let seconds = self.layer_seconds.remove(&layer).unwrap_or(0.0);
-        let roundings = self.state.roundings(layer).unwrap_or_default();
-        self.actions.push(Action::News(News::Solved { layer, roundings, seconds }));
+        let receipts = self.state.receipts(layer).unwrap_or_default();
+        self.actions.push(Action::News(News::Solved { layer, receipts, seconds }));
     }
 
     fn layer_failed(&mut self, layer: LayerId) {

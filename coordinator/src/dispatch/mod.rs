@@ -15,7 +15,7 @@ pub use types::{Action, Counts, JoinReply, Limits, News, Outcome};
 use crate::scheduler::Scheduler;
 use halfstep_work::{
     Change, Cost, Done, Event, Failure, FailureClass, Inventory, JobState, LayerId, LeaseId, NodeDescription,
-    NodeId, Plan, Rounding, SegmentId, TaskId, TaskPhase, Verdict,
+    NodeId, Plan, Receipt, SegmentId, TaskId, TaskPhase, Verdict,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -70,7 +70,7 @@ impl Dispatch {
     pub fn new(
         plan: Arc<Plan>,
         limits: Limits,
-        committed: Vec<Arc<Rounding>>,
+        committed: Vec<Receipt>,
         given_up: BTreeMap<LayerId, Failure>,
     ) -> Self {
         let (state, changes) = JobState::resume(plan, committed, given_up);

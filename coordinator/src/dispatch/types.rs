@@ -1,7 +1,6 @@
 //! What goes into and comes out of `Dispatch`.
 
-use halfstep_work::{Failure, Grant, LayerId, LeaseId, NodeId, Progress, Rounding, SegmentId, TaskPhase};
-use std::sync::Arc;
+use halfstep_work::{Failure, Grant, LayerId, LeaseId, NodeId, Progress, Receipt, SegmentId, TaskPhase};
 
 /// Times and switches; milliseconds of the caller's monotonic clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +75,7 @@ pub enum News {
         /// Which.
         layer: LayerId,
         /// Its chunks in order.
-        roundings: Vec<Arc<Rounding>>,
+        receipts: Vec<Receipt>,
         /// Seconds of slots, all its chunks solved by this coordinator together.
         seconds: f64,
     },

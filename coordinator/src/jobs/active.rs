@@ -13,7 +13,7 @@ use crate::store::{Change, JobRecord, ResultFile, Store};
 use crate::{
     Assembled, CoordinatorError, JobConfig, JobSource, Outcome, OutcomeKind, Prepared, assemble, prepare,
 };
-use halfstep_work::{JobId, Plan};
+use halfstep_work::{JobId, Plan, Receipt};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,7 +41,7 @@ pub struct ActiveJob {
 /// Work that was durable when the job was taken up.
 #[derive(Default)]
 pub struct Resumed {
-    /// Verified roundings and layers given up.
+    /// Receipts of verified roundings, and layers given up.
     pub outcome: Outcome,
     /// Forgets what is damaged or missing; to be committed before the chunks are solved again.
     pub lost: Vec<Change>,
@@ -120,7 +120,7 @@ impl ActiveJob {
             match read {
                 Some(rounding) => {
                     self.source.commit(layer, chunk, hash);
-                    resumed.outcome.roundings.insert((layer, chunk), Arc::new(rounding));
+                    resumed.outcome.receipts.insert((layer, chunk), Receipt::of(&rounding));
                 }
                 None => resumed.lost.push(Change::ForgetRounding { job: self.id, layer, chunk }),
             }
@@ -140,7 +140,7 @@ impl ActiveJob {
         kind: &(String, String),
         timing: &serde_json::Value,
     ) -> Result<Finished, CoordinatorError> {
-        let mut assembled = assemble(&self.prepared, outcome)?;
+        let mut assembled = assemble(&self.prepared, outcome, self.source.as_ref())?;
         export(&self.config, &self.prepared, &mut assembled, kind, &self.inputs, timing)?;
         visit("job.finish").map_err(|e| CoordinatorError::storage(self.folder.results(), "finish", e))?;
         let results = list_results(&self.folder.results())?;

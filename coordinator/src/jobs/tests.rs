@@ -242,7 +242,7 @@ fn a_job_resumes_from_its_verified_roundings_and_finishes_with_the_same_bytes() 
     fs::write(place(&changes[0]), &kept[..kept.len() - 1]).unwrap();
     fs::remove_file(place(&changes[1])).unwrap();
     let resumed = job.resume(&store, &bench.artefacts).unwrap();
-    assert_eq!(resumed.outcome.roundings.len(), changes.len() - 2);
+    assert_eq!(resumed.outcome.receipts.len(), changes.len() - 2);
     let lost: Vec<_> = resumed.lost.iter().map(|c| matches!(c, Change::ForgetRounding { .. })).collect();
     assert_eq!(lost, [true, true]);
     bench.artefacts.put(&kept).unwrap();

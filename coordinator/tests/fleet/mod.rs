@@ -10,7 +10,7 @@ use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, Scheme};
 use halfstep_work::{
     ChunkId, ChunkReport, Cost, Done, Failure, FailureClass, Grant, Held, Holding, Inventory, LayerId,
     LayerPlan, Lease, LeaseId, NodeDescription, NodeId, Objective, PeakRecord, Plan, Propagation, RangeId,
-    Rounding, SegmentId, ShardId, SliceId, SolverSettings, StagePlan, StartPoint, Task, Verdict,
+    Receipt, Rounding, SegmentId, ShardId, SliceId, SolverSettings, StagePlan, StartPoint, Task, Verdict,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -473,7 +473,7 @@ impl Fleet {
     /// The coordinator dies and comes back with what the store has; nodes attach one after the other.
     pub fn restart(&mut self) {
         self.limits.first_lease_id += 1 << 32;
-        let committed = self.committed.values().cloned().collect();
+        let committed = self.committed.values().map(|rounding| Receipt::of(rounding)).collect();
         self.dispatch = Dispatch::new(Arc::clone(&self.plan), self.limits, committed, self.given_up.clone());
         for (_, sim) in std::mem::take(&mut self.nodes) {
             self.attach(sim);

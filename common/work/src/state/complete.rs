@@ -1,9 +1,8 @@
 //! Results: accepted under a current lease, compared or refused under any other.
 
-use super::lane::same_bits;
 use super::{Change, Group, JobState, LeaseRecord, TaskId, TaskState};
 use crate::{
-    ChunkId, Done, Failure, FailureClass, LayerId, LeaseId, NodeId, PeakRecord, Rounding, SegmentId, ShardId,
+    ChunkId, Done, Failure, FailureClass, LayerId, LeaseId, NodeId, PeakRecord, Receipt, SegmentId, ShardId,
     SliceId, Verdict, agree_peaks,
 };
 use std::sync::Arc;
@@ -22,8 +21,8 @@ impl JobState {
         }
         self.revoke_others(record.task, Some(lease), "another node was first");
         let peaks = if let Done::Captured { peaks } = &done { peaks.as_slice() } else { &[] };
-        let rounding = if let Done::Solved(rounding) = &done { Some(Arc::clone(rounding)) } else { None };
-        self.finish(record.task, Some(lease), record.node, peaks, rounding);
+        let receipt = if let Done::Solved(rounding) = &done { Some(Receipt::of(rounding)) } else { None };
+        self.finish(record.task, Some(lease), record.node, peaks, receipt);
         Verdict::Accepted
     }
 
@@ -34,7 +33,7 @@ impl JobState {
         lease: Option<LeaseId>,
         node: NodeId,
         peaks: &[PeakRecord],
-        rounding: Option<Arc<Rounding>>,
+        receipt: Option<Receipt>,
     ) {
         self.slots[task.0].state = TaskState::Done { lease, node: Some(node) };
         self.changes.push(Change::Finished { task, node });
@@ -44,7 +43,7 @@ impl JobState {
             Group::Capture(segment) => self.captured(segment, peaks),
             Group::Accumulate(segment) => self.summed(segment, ShardId(place), node),
             Group::Reduce(layer) => self.reduced(layer, SliceId(place), node),
-            Group::Solve(layer) => self.solved(layer, ChunkId(place), rounding),
+            Group::Solve(layer) => self.solved(layer, ChunkId(place), receipt),
         }
         if !matches!(group, Group::Forward(_)) {
             let segment = self.segment_of(group);
@@ -83,11 +82,11 @@ impl JobState {
         }
     }
 
-    fn solved(&mut self, layer: LayerId, chunk: ChunkId, rounding: Option<Arc<Rounding>>) {
+    fn solved(&mut self, layer: LayerId, chunk: ChunkId, receipt: Option<Receipt>) {
         let entry = &mut self.layers[layer.index()];
-        entry.roundings[chunk.index()] = rounding;
+        entry.receipts[chunk.index()] = receipt;
         entry.solved += 1;
-        if entry.solved == entry.roundings.len() {
+        if entry.solved == entry.receipts.len() {
             self.changes.push(Change::LayerSolved(layer));
         }
     }
@@ -102,7 +101,7 @@ impl JobState {
         }
         let Done::Solved(rounding) = done else { return Verdict::Stale };
         let Some(committed) = self.committed(rounding.layer, rounding.chunk) else { return Verdict::Stale };
-        if same_bits(&committed, rounding) {
+        if committed == Receipt::of(rounding) {
             return Verdict::Duplicate;
         }
         let task = self.table.id(Group::Solve(rounding.layer), rounding.chunk.0);
@@ -121,7 +120,7 @@ impl JobState {
     fn again(&mut self, record: LeaseRecord, done: &Done) -> Verdict {
         let Done::Solved(rounding) = done else { return Verdict::Accepted };
         match self.committed(rounding.layer, rounding.chunk) {
-            Some(committed) if same_bits(&committed, rounding) => Verdict::Accepted,
+            Some(committed) if committed == Receipt::of(rounding) => Verdict::Accepted,
             _ => {
                 self.differing(record.task);
                 Verdict::Stale
@@ -129,8 +128,8 @@ impl JobState {
         }
     }
 
-    fn committed(&self, layer: LayerId, chunk: ChunkId) -> Option<Arc<Rounding>> {
-        self.layers.get(layer.index())?.roundings.get(chunk.index())?.clone()
+    fn committed(&self, layer: LayerId, chunk: ChunkId) -> Option<Receipt> {
+        *self.layers.get(layer.index())?.receipts.get(chunk.index())?
     }
 
     fn differing(&mut self, task: TaskId) {

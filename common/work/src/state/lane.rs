@@ -11,7 +11,7 @@
 //! One stage of a lane is open at a time; with independent propagation the next one opens as soon as the sums of the
 //! one before are complete.
 
-use crate::{LayerId, PeakRecord, Rounding};
+use crate::{LayerId, PeakRecord, Receipt};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -83,38 +83,18 @@ pub(super) struct LayerState {
     /// Slices whose means somebody holds.
     pub(super) means: usize,
     pub(super) slices: usize,
-    pub(super) roundings: Vec<Option<Arc<Rounding>>>,
+    pub(super) receipts: Vec<Option<Receipt>>,
     pub(super) solved: usize,
     pub(super) given_up: bool,
 }
 
 impl LayerState {
     pub(super) fn is_over(&self) -> bool {
-        self.given_up || self.solved == self.roundings.len()
+        self.given_up || self.solved == self.receipts.len()
     }
 
     /// `samples`: solving needs the sums' sample rows besides the means.
     pub(super) fn needs_sums(&self, samples: bool) -> bool {
         !self.is_over() && (samples || self.means < self.slices)
     }
-}
-
-/// Whether two results of one task are the same, bit by bit.
-pub(super) fn same_bits(a: &Rounding, b: &Rounding) -> bool {
-    let scales = |r: &Rounding| r.encodings.scale.iter().map(|s| s.to_bits()).collect::<Vec<_>>();
-    let report = |r: &Rounding| {
-        let r = &r.report;
-        let sums = [r.objective_nearest, r.objective, r.signal].map(f64::to_bits);
-        (sums, r.rounded_away, r.guarded_rows, r.dead_inputs, r.zero_rows)
-    };
-    let grid = |r: &Rounding| {
-        let e = &r.encodings;
-        (e.bits, e.scheme, e.granularity, e.rows, e.cols)
-    };
-    (a.layer, a.chunk) == (b.layer, b.chunk)
-        && a.q == b.q
-        && scales(a) == scales(b)
-        && a.encodings.zero_point == b.encodings.zero_point
-        && grid(a) == grid(b)
-        && report(a) == report(b)
 }

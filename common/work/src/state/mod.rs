@@ -34,7 +34,7 @@ pub use tasks::{Group, TaskId, TaskTable};
 pub use view::{Counters, Progress};
 
 use crate::{
-    Failure, LayerId, LeaseId, NodeId, PeakRecord, Plan, Rounding, SegmentId, ShardId, SliceId, Verdict,
+    Failure, LayerId, LeaseId, NodeId, PeakRecord, Plan, Receipt, SegmentId, ShardId, SliceId, Verdict,
 };
 use lane::{Lane, LayerState, Stage};
 use slot::Slot;
@@ -90,12 +90,12 @@ impl JobState {
     /// that misses anything. Roundings that the plan does not have are ignored.
     pub fn resume(
         plan: Arc<Plan>,
-        committed: Vec<Arc<Rounding>>,
+        committed: Vec<Receipt>,
         given_up: BTreeMap<LayerId, Failure>,
     ) -> (Self, Vec<Change>) {
         let mut state = Self::empty(plan);
-        for rounding in committed {
-            state.restore(rounding);
+        for receipt in committed {
+            state.restore(receipt);
         }
         for (layer, failure) in given_up {
             if let Some(entry) = state.layers.get_mut(layer.index()) {
@@ -115,7 +115,7 @@ impl JobState {
         let layers = plan.layers.iter().map(|layer| LayerState {
             means: 0,
             slices: layer.slices.len(),
-            roundings: vec![None; layer.chunks.len()],
+            receipts: vec![None; layer.chunks.len()],
             solved: 0,
             given_up: false,
         });
@@ -142,11 +142,11 @@ impl JobState {
         }
     }
 
-    fn restore(&mut self, rounding: Arc<Rounding>) {
-        let (layer, chunk) = (rounding.layer, rounding.chunk);
+    fn restore(&mut self, receipt: Receipt) {
+        let (layer, chunk) = (receipt.layer, receipt.chunk);
         let Some(entry) = self.layers.get_mut(layer.index()) else { return };
-        let Some(place) = entry.roundings.get_mut(chunk.index()) else { return };
-        if place.replace(rounding).is_none() {
+        let Some(place) = entry.receipts.get_mut(chunk.index()) else { return };
+        if place.replace(receipt).is_none() {
             entry.solved += 1;
         }
         let task = self.table.id(Group::Solve(layer), chunk.0);

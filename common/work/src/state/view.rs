@@ -2,7 +2,7 @@
 
 use super::{Group, JobState, Lease, TaskId, TaskState};
 use crate::{
-    Failure, LayerId, LeaseId, NodeId, Plan, RangeId, Rounding, SegmentId, ShardId, SliceId, TaskPhase,
+    Failure, LayerId, LeaseId, NodeId, Plan, RangeId, Receipt, SegmentId, ShardId, SliceId, TaskPhase,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -59,9 +59,9 @@ impl JobState {
         &self.failed_layers
     }
 
-    /// Committed roundings of a layer, once all its chunks are there.
-    pub fn roundings(&self, layer: LayerId) -> Option<Vec<Arc<Rounding>>> {
-        self.layers.get(layer.index())?.roundings.iter().cloned().collect()
+    /// Receipts of a layer's committed roundings in order, once all its chunks are there.
+    pub fn receipts(&self, layer: LayerId) -> Option<Vec<Receipt>> {
+        self.layers.get(layer.index())?.receipts.iter().copied().collect()
     }
 
     /// What was counted.
@@ -196,7 +196,7 @@ impl JobState {
             Group::Capture(_) => (stage.captured, shards),
             Group::Accumulate(_) => (stage.summed, shards),
             Group::Reduce(_) => layers.fold((0, 0), |sum, l| (sum.0 + l.means, sum.1 + l.slices)),
-            Group::Solve(_) => layers.fold((0, 0), |sum, l| (sum.0 + l.solved, sum.1 + l.roundings.len())),
+            Group::Solve(_) => layers.fold((0, 0), |sum, l| (sum.0 + l.solved, sum.1 + l.receipts.len())),
         };
         Progress { stage: segment.index(), stages: self.stages.len(), phase: group.phase(), done, total }
     }

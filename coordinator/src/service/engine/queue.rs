@@ -127,10 +127,10 @@ impl Engine {
                 return self.end_failed(id, CoordinatorError::from(error).into_failure(), None).await;
             }
         };
-        let roundings = resumed.outcome.roundings.values().cloned().collect();
+        let receipts = resumed.outcome.receipts.values().copied().collect();
         let limits = self.limits();
         let mut dispatch =
-            Dispatch::new(Arc::clone(&job.plan), limits, roundings, resumed.outcome.given_up.clone());
+            Dispatch::new(Arc::clone(&job.plan), limits, receipts, resumed.outcome.given_up.clone());
         if taken_over {
             dispatch.hold_until(self.now_ms() + limits.heartbeat_ms);
         }

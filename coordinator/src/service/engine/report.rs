@@ -6,8 +6,7 @@ use crate::dispatch::News;
 use crate::store::{JobRecord, JobStage};
 use halfstep_proto::JobEvent;
 use halfstep_proto::events::finite;
-use halfstep_work::{ChunkReport, LayerId, Plan, Rounding, TaskPhase};
-use std::sync::Arc;
+use halfstep_work::{ChunkReport, LayerId, Plan, Receipt, TaskPhase};
 
 /// Exit code of an interrupted job.
 const CANCELLED: u8 = 75;
@@ -33,7 +32,7 @@ pub(super) fn news_event(plan: &Plan, news: News, decided: usize) -> JobEvent {
             done: progress.done,
             total: progress.total,
         },
-        News::Solved { layer, roundings, seconds } => layer_solved(plan, layer, &roundings, seconds, decided),
+        News::Solved { layer, receipts, seconds } => layer_solved(plan, layer, &receipts, seconds, decided),
         News::Failed { layer, failure } => {
             JobEvent::LayerFailed { name: plan.layer(layer).name.clone(), cause: failure.message }
         }
@@ -47,13 +46,13 @@ pub(super) fn news_event(plan: &Plan, news: News, decided: usize) -> JobEvent {
 pub(super) fn layer_solved(
     plan: &Plan,
     layer: LayerId,
-    roundings: &[Arc<Rounding>],
+    receipts: &[Receipt],
     seconds: f64,
     index: usize,
 ) -> JobEvent {
     let entry = plan.layer(layer);
     let mut sum = ChunkReport::default();
-    roundings.iter().for_each(|rounding| sum.add(&rounding.report));
+    receipts.iter().for_each(|receipt| sum.add(&receipt.report));
     let sqnr_db = 10.0 * (sum.signal / sum.objective).log10();
     JobEvent::LayerSolved {
         name: entry.name.clone(),

@@ -199,9 +199,9 @@ impl Engine {
                 (Some(failure), _) => {
                     JobEvent::LayerFailed { name: entry.name.clone(), cause: failure.message.clone() }
                 }
-                (None, Some(roundings)) => {
+                (None, Some(receipts)) => {
                     let decided = self.active.as_ref().map_or(0, |active| active.tally.decided.len());
-                    layer_solved(plan, entry.id, &roundings, 0.0, decided + 1)
+                    layer_solved(plan, entry.id, &receipts, 0.0, decided + 1)
                 }
                 (None, None) => continue,
             };
@@ -220,8 +220,8 @@ impl Engine {
         let mut outcome =
             crate::Outcome { given_up: state.failed_layers().clone(), ..crate::Outcome::default() };
         for layer in &plan.layers {
-            for rounding in state.roundings(layer.id).unwrap_or_default() {
-                outcome.roundings.insert((rounding.layer, rounding.chunk), rounding);
+            for receipt in state.receipts(layer.id).unwrap_or_default() {
+                outcome.receipts.insert((receipt.layer, receipt.chunk), receipt);
             }
         }
         let id = active.id;

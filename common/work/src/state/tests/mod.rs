@@ -122,12 +122,13 @@ fn an_inventory_with_impossible_claims_is_survived() {
 
 #[test]
 fn roundings_that_are_not_in_the_plan_are_ignored_on_resuming() {
-    let committed = vec![rounding(9, 0), rounding(0, 9), rounding(0, 0), rounding(0, 0)];
+    let receipt = |layer, chunk| Receipt::of(&rounding(layer, chunk));
+    let committed = vec![receipt(9, 0), receipt(0, 9), receipt(0, 0), receipt(0, 0)];
     let (state, _) = JobState::resume(plan(1, 1, 1), committed, [].into());
     assert_eq!(state.progress(Group::Solve(LayerId(0))).done, 1);
     let (state, _) =
-        JobState::resume(plan(1, 1, 1), (0..3).map(|chunk| rounding(0, chunk)).collect(), [].into());
-    assert!(state.is_finished() && state.roundings(LayerId(0)).is_some());
+        JobState::resume(plan(1, 1, 1), (0..3).map(|chunk| receipt(0, chunk)).collect(), [].into());
+    assert!(state.is_finished() && state.receipts(LayerId(0)).is_some());
 }
 
 #[test]
