@@ -39,7 +39,7 @@ pub mod onnx {
 
 pub use activation::*;
 pub use batch_norm::*;
-pub use cut::{Cut, Segment, Tap, cut};
+pub use cut::{Cut, Flow, Segment, Step, Tap, cut};
 pub use error::ModelError;
 pub use extract::{extract, skeleton};
 pub use geometry::*;

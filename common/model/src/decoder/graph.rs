@@ -4,6 +4,8 @@
 //! the lengths, and `lengths` `[n]` says where each ends. Every operator but [`Attend`] works on single rows.
 //! Not here: which families exist and what their configurations mean (`families`).
 
+mod layers;
+
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
