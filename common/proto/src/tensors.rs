@@ -95,6 +95,8 @@ fn dtype(kind: ScalarKind) -> Dtype {
     match kind {
         ScalarKind::F32 => Dtype::F32,
         ScalarKind::F64 => Dtype::F64,
+        ScalarKind::F16 => Dtype::F16,
+        ScalarKind::Bf16 => Dtype::BF16,
         ScalarKind::I64 => Dtype::I64,
         ScalarKind::I32 => Dtype::I32,
         ScalarKind::I8 => Dtype::I8,
@@ -107,6 +109,8 @@ fn scalar(dtype: Dtype) -> Option<ScalarKind> {
     Some(match dtype {
         Dtype::F32 => ScalarKind::F32,
         Dtype::F64 => ScalarKind::F64,
+        Dtype::F16 => ScalarKind::F16,
+        Dtype::BF16 => ScalarKind::Bf16,
         Dtype::I64 => ScalarKind::I64,
         Dtype::I32 => ScalarKind::I32,
         Dtype::I8 => ScalarKind::I8,
@@ -141,9 +145,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const KINDS: [ScalarKind; 7] = [
+    const KINDS: [ScalarKind; 9] = [
         ScalarKind::F32,
         ScalarKind::F64,
+        ScalarKind::F16,
+        ScalarKind::Bf16,
         ScalarKind::I64,
         ScalarKind::I32,
         ScalarKind::I8,

@@ -16,8 +16,10 @@ pub mod metrics;
 mod mse_search;
 pub mod packing;
 mod range;
+mod scale_type;
 
 pub use encodings::Encodings;
 pub use error::{ErrorKind, QuantError};
 pub use grid::{Granularity, GridSpec, RangeEstimator, Scheme};
 pub use range::{SCALE_MIN, estimate};
+pub use scale_type::ScaleType;

@@ -253,6 +253,10 @@ pub enum ScalarKind {
     F32,
     /// 64-bit float.
     F64,
+    /// 16-bit float, IEEE 754.
+    F16,
+    /// 16-bit float with the exponent of a 32-bit one.
+    Bf16,
     /// 64-bit integer.
     I64,
     /// 32-bit integer.
@@ -271,6 +275,7 @@ impl ScalarKind {
         match self {
             Self::F64 | Self::I64 => 8,
             Self::F32 | Self::I32 => 4,
+            Self::F16 | Self::Bf16 => 2,
             Self::I8 | Self::U8 | Self::Bool => 1,
         }
     }

@@ -1,5 +1,6 @@
 //! Tensors in transit to tensors an engine takes, and back. Lengths are checked: the bytes may come from a network.
 
+use half::{bf16, f16};
 use halfstep_model::{Data, Tensor};
 use halfstep_work::{Failure, FailureClass, InputTensor, ScalarKind};
 
@@ -33,6 +34,9 @@ pub(crate) fn tensor(input: &InputTensor) -> Result<Tensor, Failure> {
     let data = match input.kind {
         ScalarKind::F32 => Data::F32(each(bytes, f32::from_le_bytes)),
         ScalarKind::F64 => Data::F64(each(bytes, f64::from_le_bytes)),
+        // Half-precision weights are computed with as f32, which holds them exactly.
+        ScalarKind::F16 => Data::F32(each(bytes, |b| f16::from_le_bytes(b).to_f32())),
+        ScalarKind::Bf16 => Data::F32(each(bytes, |b| bf16::from_le_bytes(b).to_f32())),
         ScalarKind::I64 => Data::I64(each(bytes, i64::from_le_bytes)),
         ScalarKind::I32 => Data::I32(each(bytes, i32::from_le_bytes)),
         ScalarKind::I8 => Data::I8(each(bytes, i8::from_le_bytes)),

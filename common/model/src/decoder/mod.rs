@@ -4,8 +4,10 @@
 //! Not here: reading weights (`checkpoint`), computing (`exec`).
 
 mod graph;
+mod program;
 
 pub use graph::{
     Attend, Decoder, DecoderError, Embed, Gating, LENGTHS, LOGITS, Linear, Node as DecoderNode, Norm,
     NormKind, Op, Positions, Rotary, Rotation, Route, Select, TOKENS,
 };
+pub use program::{CarryPrecision, DecoderProgram};
