@@ -138,6 +138,14 @@ pub enum ModelError {
         /// What is wrong, expected and actual.
         problem: String,
     },
+    /// A part of a checkpoint that breaks its format or does not fit the rest.
+    #[error("{subject}: {problem}")]
+    Malformed {
+        /// The part: a header, a tensor, a file.
+        subject: String,
+        /// What is wrong, expected and actual.
+        problem: String,
+    },
     /// A request that does not fit the model: an index or a name out of its range.
     #[error("{subject}: {problem}")]
     Request {

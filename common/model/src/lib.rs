@@ -1,4 +1,4 @@
-//! Models: read, list layers, cut stages, rewrite, write. ONNX graphs here, language models in [`decoder`].
+//! Models: read, list layers, cut stages, rewrite, write. ONNX graphs here, language models in [`decoder`] and [`checkpoint`].
 //!
 //! A [`Model`] is a checked `ModelProto` whose weights stay views of the mapped files. Everything else here is a
 //! function of it: [`normalize`], [`fold_batch_norms`], [`list_layers`], [`cut`], [`extract`], [`qdq`].
@@ -6,6 +6,7 @@
 
 mod activation;
 mod batch_norm;
+pub mod checkpoint;
 mod cut;
 pub mod decoder;
 mod error;

@@ -35,7 +35,7 @@ pub(crate) fn decode(bytes: Bytes) -> Result<ModelProto, ModelError> {
 }
 
 /// Maps a whole regular file.
-fn map(path: &Path) -> Result<Bytes, ModelError> {
+pub(crate) fn map(path: &Path) -> Result<Bytes, ModelError> {
     let io = |action| move |source| ModelError::Io { path: path.to_owned(), action, source };
     let file = File::open(path).map_err(io("open"))?;
     let metadata = file.metadata().map_err(io("open"))?;
@@ -47,8 +47,8 @@ fn map(path: &Path) -> Result<Bytes, ModelError> {
         return Ok(Bytes::new());
     }
     #[expect(unsafe_code, reason = "memory mapping is what keeps weights out of memory")]
-    // SAFETY: the mapping is read-only and private to this process; `Model::read` documents that the files must
-    // not be changed while the model lives.
+    // SAFETY: the mapping is read-only and private to this process; `Model::read` and `Checkpoint::open` document
+    // that the files must not be changed while what was read lives.
     let mapping = unsafe { memmap2::Mmap::map(&file) }.map_err(io("map"))?;
     Ok(Bytes::from_owner(mapping))
 }

@@ -1,0 +1,13 @@
+//! Hugging Face checkpoints: a folder with `config.json` and weights in safetensors files.
+//!
+//! Weights stay views of the mapped files; what is read is checked before it is used. Not here: what the tensors mean
+//! ([`crate::decoder`]), writing checkpoints.
+
+mod floats;
+mod folder;
+mod header;
+mod reader;
+
+pub use folder::is_checkpoint;
+pub use header::{HEADER_BYTES_MAX, stored_type, stored_type_name};
+pub use reader::{Checkpoint, TensorInfo};

@@ -1,0 +1,210 @@
+//! A checkpoint that is open: its configuration and its tensors.
+//!
+//! Not here: the files' own formats (`folder`, `header`).
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use super::folder::{Folder, WeightFiles};
+use super::{floats, header};
+use crate::{Dtype, ModelError, Tensor, read};
+
+/// Faults that one message names.
+const NAMED: usize = 4;
+
+/// What the files say of one tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Element type as stored.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Bytes of its elements.
+    pub bytes: usize,
+}
+
+#[derive(Debug)]
+struct Located {
+    info: TensorInfo,
+    shard: usize,
+    range: Range<usize>,
+}
+
+/// A checkpoint's configuration and views of its tensors.
+///
+/// The weight files are mapped: they must not be changed while this lives.
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: Folder,
+    config: serde_json::Value,
+    config_text: Vec<u8>,
+    files: Vec<PathBuf>,
+    shards: Vec<Bytes>,
+    tensors: BTreeMap<String, Located>,
+}
+
+impl Checkpoint {
+    /// Opens a folder: `config.json` and `model.safetensors`, or `model.safetensors.index.json` with its files.
+    ///
+    /// Where there is an index it decides which tensors exist.
+    ///
+    /// # Errors
+    /// `Io`; `InFile` naming the file and, inside it, what breaks the format: nothing is believed that does not fit
+    /// the files' lengths.
+    pub fn open(folder: &Path) -> Result<Checkpoint, ModelError> {
+        let folder = Folder::open(folder)?;
+        let (config_text, config) = folder.config()?;
+        let weights = folder.weights()?;
+        let (mut shards, mut tensors) = (Vec::new(), BTreeMap::new());
+        for (shard, name) in weights.files.iter().enumerate() {
+            let path = folder.file(name)?;
+            let bytes = read::map(&path)?;
+            let in_file = |source| ModelError::InFile { path, source: Box::new(source) };
+            let entries = header::read(&bytes).map_err(in_file)?;
+            shards.push(bytes);
+            tensors.extend(entries.into_iter().filter_map(|entry| located(entry, shard, &weights)));
+        }
+        refuse_missing(&folder, &weights, &tensors)?;
+        let files = folder.used(&weights);
+        Ok(Checkpoint { folder, config, config_text, files, shards, tensors })
+    }
+
+    /// The folder, as it was named.
+    pub fn folder(&self) -> &Path {
+        &self.folder.path
+    }
+
+    /// What `config.json` says: an object.
+    pub fn config(&self) -> &serde_json::Value {
+        &self.config
+    }
+
+    /// `config.json` as it was read.
+    pub fn config_text(&self) -> &[u8] {
+        &self.config_text
+    }
+
+    /// The files that decide what this is: `config.json`, the index if it is used, the weight files.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// Names of the stored tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Type, shape and size of a stored tensor.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name).map(|located| &located.info)
+    }
+
+    /// The stored tensor: type, shape, and a view of its bytes (little-endian, row-major).
+    ///
+    /// # Errors
+    /// `InFile` if there is no such tensor.
+    pub fn stored(&self, name: &str) -> Result<(Dtype, Vec<usize>, Bytes), ModelError> {
+        let found =
+            self.tensors.get(name).ok_or_else(|| self.wrong(name, "expected, but not in the checkpoint"))?;
+        let bytes = self.shards[found.shard].slice(found.range.clone());
+        Ok((found.info.dtype, found.info.shape.clone(), bytes))
+    }
+
+    /// A float tensor as f32. Doubles are rounded to nearest.
+    ///
+    /// # Errors
+    /// `InFile` if there is no such tensor, it does not hold floats, or one of them is not finite (its index is named).
+    pub fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
+        let (dtype, shape, raw) = self.stored(name)?;
+        let values = floats::to_f32(dtype, &raw)
+            .ok_or_else(|| self.wrong(name, format!("holds {dtype}, expected a floating-point type")))?;
+        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+            let value = values[index];
+            return Err(self.wrong(name, format!("element {index} is {value}, expected a finite number")));
+        }
+        Tensor::f32(shape, values)
+    }
+
+    /// Checks that these tensors are there as floats of these shapes.
+    ///
+    /// # Errors
+    /// `InFile`, one sentence with the first few faults by name.
+    pub fn check(&self, expected: &[(&str, Vec<usize>)]) -> Result<(), ModelError> {
+        let faults: Vec<String> =
+            expected.iter().filter_map(|(name, shape)| fault(name, shape, self.info(name))).collect();
+        if faults.is_empty() {
+            return Ok(());
+        }
+        let mut problem = faults.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join("; ");
+        if faults.len() > NAMED {
+            problem.push_str(&format!("; and {} more", faults.len() - NAMED));
+        }
+        let source =
+            ModelError::Malformed { subject: "its tensors do not fit config.json".to_owned(), problem };
+        Err(ModelError::InFile { path: self.folder.path.clone(), source: Box::new(source) })
+    }
+
+    /// The floating-point type that most bytes are stored in; f32 if there are none.
+    pub fn dtype(&self) -> Dtype {
+        let bytes = |dtype: Dtype| -> u128 {
+            let of_type = self.tensors.values().filter(|located| located.info.dtype == dtype);
+            of_type.map(|located| located.info.bytes as u128).sum()
+        };
+        // The last of equals: f32 where there is nothing.
+        [Dtype::F64, Dtype::F16, Dtype::Bf16, Dtype::F32]
+            .into_iter()
+            .max_by_key(|dtype| bytes(*dtype))
+            .unwrap_or(Dtype::F32)
+    }
+
+    fn wrong(&self, tensor: &str, problem: impl Into<String>) -> ModelError {
+        let source = ModelError::Malformed { subject: format!("tensor `{tensor}`"), problem: problem.into() };
+        let shard = self.tensors.get(tensor).map(|located| located.shard);
+        // Weight files are the last of the list.
+        let first = self.files.len() - self.shards.len();
+        let path = shard.and_then(|shard| self.files.get(first + shard)).unwrap_or(&self.folder.path);
+        ModelError::InFile { path: path.clone(), source: Box::new(source) }
+    }
+}
+
+/// The entry if it counts: without an index all do, else those that it places in this file.
+fn located(entry: header::Entry, shard: usize, weights: &WeightFiles) -> Option<(String, Located)> {
+    if let Some(index) = &weights.index {
+        index.get(&entry.name).filter(|place| **place == shard)?;
+    }
+    let info = TensorInfo { dtype: entry.dtype, shape: entry.shape, bytes: entry.range.len() };
+    Some((entry.name, Located { info, shard, range: entry.range }))
+}
+
+/// Every tensor of the index must be where it says.
+fn refuse_missing(
+    folder: &Folder,
+    weights: &WeightFiles,
+    tensors: &BTreeMap<String, Located>,
+) -> Result<(), ModelError> {
+    let Some(index) = &weights.index else { return Ok(()) };
+    match index.iter().find(|(name, _)| !tensors.contains_key(*name)) {
+        Some((name, place)) => {
+            let problem = format!("expected, but not in `{}` where the index has it", weights.files[*place]);
+            let source = ModelError::Malformed { subject: format!("tensor `{name}`"), problem };
+            Err(ModelError::InFile { path: folder.path.clone(), source: Box::new(source) })
+        }
+        None => Ok(()),
+    }
+}
+
+fn fault(name: &str, shape: &[usize], found: Option<&TensorInfo>) -> Option<String> {
+    match found {
+        None => Some(format!("`{name}` is missing")),
+        Some(info) if info.shape != shape => {
+            Some(format!("`{name}` has shape {:?}, expected {shape:?}", info.shape))
+        }
+        Some(info) if !info.dtype.is_float() => {
+            Some(format!("`{name}` holds {}, expected a floating-point type", info.dtype))
+        }
+        Some(_) => None,
+    }
+}
