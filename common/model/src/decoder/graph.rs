@@ -4,8 +4,6 @@
 //! the lengths, and `lengths` `[n]` says where each ends. Every operator but [`Attend`] works on single rows.
 //! Not here: which families exist and what their configurations mean (`families`).
 
-mod layers;
-
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -279,6 +277,23 @@ impl Op {
             Self::Linear(linear) => {
                 let bias = linear.bias.iter().map(|bias| (bias.as_str(), vec![linear.rows]));
                 [(linear.weight.as_str(), linear.weight_shape())].into_iter().chain(bias).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Op {
+    /// Names of the constants it reads, to be changed.
+    pub(super) fn constant_names(&mut self) -> Vec<&mut String> {
+        match self {
+            Self::Embed(embed) => {
+                let positions = embed.positions.as_mut().map(|positions| &mut positions.weight);
+                [Some(&mut embed.weight), positions].into_iter().flatten().collect()
+            }
+            Self::Norm(norm) => [Some(&mut norm.weight), norm.bias.as_mut()].into_iter().flatten().collect(),
+            Self::Linear(linear) => {
+                [Some(&mut linear.weight), linear.bias.as_mut()].into_iter().flatten().collect()
             }
             _ => Vec::new(),
         }

@@ -2,7 +2,7 @@
 //!
 //! Not here: the algorithm of the cut ([`crate::cut`]), how layers are found in ONNX graphs ([`crate::list_layers`]).
 
-use super::{Decoder, Linear, Node as DecoderNode, Op};
+use super::{Decoder, DecoderNode, Linear, Op};
 use crate::{Activation, Flow, Layer, LayerUse, Step, Unfold, Unsupported, WeightLayout};
 use std::collections::BTreeSet;
 
