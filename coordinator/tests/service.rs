@@ -161,6 +161,12 @@ async fn jobs_run_one_after_the_other_and_a_queued_one_can_be_cancelled() {
     let expected = [(first, JobState::Finished), (second, JobState::Cancelled), (third, JobState::Finished)];
     assert_eq!(found, expected.map(|(job, state)| (job_to_wire(job), state)));
     coordinator.stop().await;
+    let coordinator = bench.start().await;
+    let status = bench.status(first).await;
+    let counts = [status.stages_done, status.stages, status.layers_done, status.layers];
+    assert_eq!(counts, [10; 4], "a finished job shows its totals, after a restart too");
+    assert_eq!(bench.status(second).await.layers, 0, "it was never planned");
+    coordinator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -329,6 +335,8 @@ async fn a_node_keeps_its_registration_over_a_short_break_and_is_fenced_after_a_
     let node = FakeNode::attach_again(&bench, named("a"), Some((first.node, first.epoch)));
     let third = welcome(&bench, &node).await;
     assert!(third.fenced && third.node != first.node, "{third:?}");
+    let counted = bench.client().nodes(nodes).await.unwrap().into_inner();
+    assert_eq!((counted.fenced_nodes, counted.fenced_results), (1, 0));
     drop(node);
     let node = FakeNode::attach_again(&bench, named("a"), Some((first.node, first.epoch + 7)));
     let other = welcome(&bench, &node).await;
@@ -367,6 +375,9 @@ async fn outcomes_of_another_incarnation_or_unknown_leases_are_stale() {
     let unknown = wire::CommitRequest { job: vec![9; 16], ..commit(told.epoch, 1) };
     let reply = fleet.commit(unknown).await.unwrap().into_inner();
     assert_eq!(Verdict::try_from(reply).unwrap(), Verdict::Stale);
+    let nodes = wire::NodesRequest { hello: Some(hello()) };
+    assert_eq!(bench.client().nodes(nodes).await.unwrap().into_inner().fenced_results, 3);
+    assert_eq!(bench.status(job).await.fenced_results, 2, "those of other jobs are not this job's");
     coordinator.stop().await;
 }
 

@@ -482,6 +482,16 @@ impl Cluster {
             .with_context(|| format!("nodes --json: exit {}: {}", answer.exit, answer.stderr))
     }
 
+    /// What `status --json` says: one object a job.
+    ///
+    /// # Errors
+    /// If it says nothing of the kind.
+    pub fn jobs(&mut self) -> Result<Vec<Value>> {
+        let answer = self.ask(&["status", "--json"])?;
+        objects(&answer.stdout)
+            .with_context(|| format!("status --json: exit {}: {}", answer.exit, answer.stderr))
+    }
+
     /// What `nodes --json` says of one node, by name.
     ///
     /// # Errors

@@ -78,8 +78,13 @@ fn a_zombies_results_are_refused_and_counted() -> Result<()> {
     let log = cluster.coordinator()?.stderr();
     let (refused, fenced) =
         (log.matches("an outcome does not count").count(), log.matches("fenced=true").count());
-    eprintln!("P8: {refused} outcomes refused, {fenced} registrations fenced");
+    let job = cluster.jobs()?.pop().unwrap_or_default();
+    let count = |key: &str| job[key].as_u64().unwrap_or(0);
+    eprintln!("P8: {refused} outcomes refused, {fenced} registrations fenced; counted: {job}");
     ensure!(refused + fenced > 0, "{log}");
+    ensure!(count("fenced_nodes") + count("fenced_results") > 0, "{job}");
+    ensure!(count("fenced_nodes") == fenced as u64, "{job}\n{log}");
+    ensure!(count("layers") > 0 && count("layers") == count("layers_done"), "{job}");
     Ok(())
 }
 

@@ -84,12 +84,12 @@ pub(crate) fn fetch(arguments: FetchArgs) -> Result<Exit, CliError> {
 /// # Errors
 /// If the coordinator cannot be asked.
 pub(crate) fn nodes(arguments: NodesArgs) -> Result<Exit, CliError> {
-    let nodes = ask(&arguments.connect, async |line: &Line| {
+    let reply = ask(&arguments.connect, async |line: &Line| {
         let reply = line.jobs.clone().nodes(wire::NodesRequest { hello: Some(hello()) }).await;
-        Ok(reply.map_err(|status| line.refused(&status))?.into_inner().nodes)
+        Ok(reply.map_err(|status| line.refused(&status))?.into_inner())
     })?;
-    let rows: Vec<serde_json::Value> = nodes.iter().map(node_json).collect();
-    show(arguments.json, &rows, |_| nodes_table(&nodes))
+    let rows: Vec<serde_json::Value> = reply.nodes.iter().map(node_json).collect();
+    show(arguments.json, &rows, |_| nodes_table(&reply) + &fenced_line(&reply))
 }
 
 fn ask<T>(
@@ -131,11 +131,13 @@ fn job_json(job: &JobStatus) -> serde_json::Value {
         "nodes": job.nodes,
         "exit": job.exit,
         "submitted_unix_ms": job.submitted_unix_ms,
+        "fenced_nodes": job.fenced_nodes,
+        "fenced_results": job.fenced_results,
     })
 }
 
 fn jobs_table(jobs: &[JobStatus]) -> String {
-    let mut table = Table::new(&["<job", "<state", "stages", "layers", "nodes", "<model", "<"]);
+    let mut table = Table::new(&["<job", "<state", "stages", "layers", "nodes", "fenced", "<model", "<"]);
     for job in jobs {
         table.row([
             hex(&job.job),
@@ -143,6 +145,7 @@ fn jobs_table(jobs: &[JobStatus]) -> String {
             format!("{}/{}", job.stages_done, job.stages),
             format!("{}/{}", job.layers_done, job.layers),
             job.nodes.to_string(),
+            (job.fenced_nodes + job.fenced_results).to_string(),
             job.model.clone(),
             job.detail.clone(),
         ]);
@@ -168,7 +171,8 @@ fn node_json(node: &wire::NodeStatus) -> serde_json::Value {
     })
 }
 
-fn nodes_table(nodes: &[wire::NodeStatus]) -> String {
+fn nodes_table(reply: &wire::NodesReply) -> String {
+    let nodes = &reply.nodes;
     let mut table = Table::new(&[
         "node", "<name", "<state", "slots", "leases", "tasks", "held", "sent", "fetched", "<device",
     ]);
@@ -188,4 +192,14 @@ fn nodes_table(nodes: &[wire::NodeStatus]) -> String {
         ]);
     }
     if nodes.is_empty() { "no nodes\n".into() } else { table.to_string() }
+}
+
+/// What became of nodes that had been given up; nothing if there were none.
+fn fenced_line(reply: &wire::NodesReply) -> String {
+    match (reply.fenced_nodes, reply.fenced_results) {
+        (0, 0) => String::new(),
+        (nodes, results) => format!(
+            "{nodes} nodes fenced, {results} of their results refused since the coordinator started\n"
+        ),
+    }
 }

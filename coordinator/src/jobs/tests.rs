@@ -87,6 +87,7 @@ fn record(collected: &Collected) -> JobRecord {
         files: collected.files.clone(),
         stage: JobStage::Running,
         computed_by: None,
+        counts: Default::default(),
     }
 }
 

@@ -113,8 +113,7 @@ impl Client for ClientService {
         request: Request<wire::NodesRequest>,
     ) -> Result<Response<wire::NodesReply>, Status> {
         check_hello(&request.into_inner().hello, "the client")?;
-        let nodes = self.engine.ask(|reply| Ask::Nodes { reply }).await?;
-        Ok(Response::new(wire::NodesReply { nodes }))
+        Ok(Response::new(self.engine.ask(|reply| Ask::Nodes { reply }).await?))
     }
 }
 

@@ -90,7 +90,7 @@ pub(super) enum Request {
     Watch { job: JobId, reply: Reply<Subscription> },
     Cancel { job: JobId, reply: Reply<wire::JobStatus> },
     Results { job: JobId, reply: Reply<Vec<ResultFile>> },
-    Nodes { reply: Reply<Vec<wire::NodeStatus>> },
+    Nodes { reply: Reply<wire::NodesReply> },
     Prepared { job: JobId, result: Box<Result<(ActiveJob, Resumed), CoordinatorError>>, seconds: f64 },
     Exported { job: JobId, result: Box<Result<Finished, CoordinatorError>> },
     Stop { reply: oneshot::Sender<()> },

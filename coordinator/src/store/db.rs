@@ -4,7 +4,7 @@
 
 use super::lock::FolderLock;
 use super::record::{Kind, RecordError, decode, encode};
-use super::stored::{StoredFailure, StoredJob};
+use super::stored::{StoredCounts, StoredFailure, StoredJob};
 use super::{JobRecord, StoreError};
 use crate::failpoints::visit;
 use halfstep_work::{ChunkId, Failure, JobId, LayerId};
@@ -25,6 +25,7 @@ const META: Table = TableDefinition::new("meta");
 const JOBS: Table = TableDefinition::new("jobs");
 const ROUNDINGS: Table = TableDefinition::new("roundings");
 const GIVEN_UP: Table = TableDefinition::new("given-up");
+const COUNTS: Table = TableDefinition::new("counts");
 const EPOCH: &[u8] = b"epoch";
 /// Job, layer, chunk.
 const KEY_BYTES_MAX: usize = 16 + 4 + 4;
@@ -151,7 +152,7 @@ impl Store {
             let record = encode(Kind::Epoch, &epoch).map_err(|e| self.bad_record("incarnation", e))?;
             table.insert(EPOCH, record.as_slice()).map_err(|e| self.broken(e))?;
             // Tables exist from the start, so that reading never finds one missing.
-            for name in [JOBS, ROUNDINGS, GIVEN_UP] {
+            for name in [JOBS, ROUNDINGS, GIVEN_UP, COUNTS] {
                 transaction.open_table(name).map_err(|e| self.broken(e))?;
             }
         }
@@ -183,9 +184,15 @@ impl Store {
     /// `Database`, or `Record` naming the job.
     pub fn jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
         let mut jobs = Vec::new();
+        let mut counts = BTreeMap::new();
+        self.scan(COUNTS, &[], |key, record| {
+            counts.insert(job_id(key)?, decode::<StoredCounts>(Kind::Counts, record)?.into());
+            Ok(())
+        })?;
         self.scan(JOBS, &[], |key, record| {
             let id = job_id(key)?;
-            jobs.push(decode::<StoredJob>(Kind::Job, record)?.into_record(id)?);
+            let job = decode::<StoredJob>(Kind::Job, record)?.into_record(id)?;
+            jobs.push(JobRecord { counts: counts.get(&id).copied().unwrap_or_default(), ..job });
             Ok(())
         })?;
         jobs.sort_by_key(|job: &JobRecord| (job.order, job.id));
@@ -223,7 +230,9 @@ impl Store {
         match change {
             Change::Job(job) => {
                 let record = encode(Kind::Job, &StoredJob::from(job)).map_err(fail)?;
-                self.insert(transaction, JOBS, &job.id.0, &record)
+                self.insert(transaction, JOBS, &job.id.0, &record)?;
+                let record = encode(Kind::Counts, &StoredCounts::from(job.counts)).map_err(fail)?;
+                self.insert(transaction, COUNTS, &job.id.0, &record)
             }
             Change::Rounding { job, layer, chunk, hash } => {
                 let record = encode(Kind::Rounding, hash.as_bytes()).map_err(fail)?;
@@ -238,7 +247,7 @@ impl Store {
                 let record = encode(Kind::GivenUp, &StoredFailure::from(failure)).map_err(fail)?;
                 self.insert(transaction, GIVEN_UP, &layer_key(*job, *layer), &record)
             }
-            Change::ForgetJob(job) => [JOBS, ROUNDINGS, GIVEN_UP]
+            Change::ForgetJob(job) => [JOBS, ROUNDINGS, GIVEN_UP, COUNTS]
                 .into_iter()
                 .try_for_each(|table| self.forget(transaction, table, *job)),
         }

@@ -15,4 +15,4 @@ mod tests;
 pub use db::{Change, Committed, Store};
 pub use error::StoreError;
 pub use record::RecordError;
-pub use stored::{FileRole, InputFile, JobRecord, JobStage, ResultFile};
+pub use stored::{FileRole, InputFile, JobCounts, JobRecord, JobStage, ResultFile};

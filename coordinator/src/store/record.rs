@@ -21,6 +21,8 @@ pub(super) enum Kind {
     GivenUp,
     /// The incarnation counter.
     Epoch,
+    /// How far a job came.
+    Counts,
 }
 
 impl Kind {
@@ -30,6 +32,7 @@ impl Kind {
             Self::Rounding => *b"HSRR",
             Self::GivenUp => *b"HSRG",
             Self::Epoch => *b"HSRE",
+            Self::Counts => *b"HSRC",
         }
     }
 

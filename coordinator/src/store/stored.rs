@@ -93,6 +93,19 @@ impl JobStage {
     }
 }
 
+/// How far a job came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JobCounts {
+    /// Stages of its plan; 0 if it was never planned.
+    pub stages: u64,
+    /// Those whose layers are all over.
+    pub stages_done: u64,
+    /// Layers of its plan.
+    pub layers: u64,
+    /// Those that are solved or given up.
+    pub layers_done: u64,
+}
+
 /// A job as it was submitted and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobRecord {
@@ -110,6 +123,8 @@ pub struct JobRecord {
     pub stage: JobStage,
     /// Device kind and ONNX engine of every node that worked on it, fixed by the first: others compute other bits.
     pub computed_by: Option<(String, String)>,
+    /// How far it came when it ended; zeros before.
+    pub counts: JobCounts,
 }
 
 #[derive(SchemaWrite, SchemaRead)]
@@ -245,8 +260,31 @@ impl From<&JobRecord> for StoredJob {
     }
 }
 
+/// A record of its own: jobs written before there were counts have none.
+#[derive(SchemaWrite, SchemaRead)]
+pub(super) struct StoredCounts {
+    stages: u64,
+    stages_done: u64,
+    layers: u64,
+    layers_done: u64,
+}
+
+impl From<JobCounts> for StoredCounts {
+    fn from(counts: JobCounts) -> Self {
+        let JobCounts { stages, stages_done, layers, layers_done } = counts;
+        Self { stages, stages_done, layers, layers_done }
+    }
+}
+
+impl From<StoredCounts> for JobCounts {
+    fn from(stored: StoredCounts) -> Self {
+        let StoredCounts { stages, stages_done, layers, layers_done } = stored;
+        Self { stages, stages_done, layers, layers_done }
+    }
+}
+
 impl StoredJob {
-    /// The id is the key under which the record lies.
+    /// The id is the key under which the record lies; counts lie elsewhere.
     pub(super) fn into_record(self, id: JobId) -> Result<JobRecord, RecordError> {
         let results = self.results.into_iter().map(|file| ResultFile {
             name: file.name,
@@ -273,6 +311,7 @@ impl StoredJob {
             files: files?,
             stage,
             computed_by: self.computed_by,
+            counts: JobCounts::default(),
         })
     }
 }

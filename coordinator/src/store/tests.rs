@@ -23,6 +23,7 @@ fn job(id: u8, order: u64, stage: JobStage) -> JobRecord {
         files: vec![file],
         stage,
         computed_by: Some(("device".into(), "engine".into())),
+        counts: JobCounts { stages: order, stages_done: 1, layers: 3, layers_done: 2 },
     }
 }
 

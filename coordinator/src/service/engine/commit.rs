@@ -92,6 +92,18 @@ impl Engine {
     }
 
     fn apply(&mut self, outcome: Outcome) -> Verdict {
+        let (job, node, lease, result) = (outcome.job, outcome.node, outcome.lease, outcome.outcome.is_ok());
+        let verdict = self.judge(outcome);
+        if verdict != Verdict::Accepted {
+            tracing::warn!(%node, %lease, ?verdict, "an outcome does not count");
+        }
+        if verdict == Verdict::Stale && result {
+            self.count_fenced(Some(job), |fenced| fenced.results += 1);
+        }
+        verdict
+    }
+
+    fn judge(&mut self, outcome: Outcome) -> Verdict {
         let now = self.now_ms();
         if !self.is_of_now(&outcome) {
             return Verdict::Stale;
@@ -128,8 +140,6 @@ impl Engine {
             if let Some(seat) = self.seats.get_mut(&outcome.node) {
                 seat.tasks_done += 1;
             }
-        } else {
-            tracing::warn!(node = %outcome.node, lease = %outcome.lease, ?verdict, "an outcome does not count");
         }
         verdict
     }

@@ -66,6 +66,9 @@ impl Engine {
             return;
         }
         let fenced = known.is_none() && new.previous.is_some_and(|(_, epoch)| epoch == self.store.epoch());
+        if fenced {
+            self.count_fenced(self.active.as_ref().map(|active| active.id), |fenced| fenced.nodes += 1);
+        }
         let node = known.map_or(NodeId(self.next_node), |(node, _)| node);
         if known.is_none() {
             self.next_node += 1;
@@ -283,7 +286,7 @@ impl Engine {
         self.seats.clear();
     }
 
-    pub(super) fn nodes(&self) -> Vec<wire::NodeStatus> {
+    pub(super) fn nodes(&self) -> wire::NodesReply {
         let leases = |node: NodeId| {
             let dispatch = self.active.as_ref().and_then(Active::dispatch);
             dispatch.map_or(0, |dispatch| dispatch.state().leases_of(node).count() as u64)
@@ -304,6 +307,10 @@ impl Engine {
             bytes_fetched: seat.pulse.bytes_fetched,
             tasks_done: seat.tasks_done,
         };
-        self.seats.iter().map(status).collect()
+        wire::NodesReply {
+            nodes: self.seats.iter().map(status).collect(),
+            fenced_nodes: self.fenced.nodes,
+            fenced_results: self.fenced.results,
+        }
     }
 }

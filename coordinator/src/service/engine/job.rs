@@ -4,6 +4,7 @@ use super::work::Tally;
 use crate::Outcome;
 use crate::dispatch::{Action, Dispatch};
 use crate::jobs::ActiveJob;
+use crate::store::JobCounts;
 use halfstep_proto::{job_to_wire, wire};
 use halfstep_work::{ChunkId, Failure, JobId, LayerId, Plan};
 use std::collections::{BTreeMap, VecDeque};
@@ -94,6 +95,20 @@ impl Active {
             Step::Preparing => None,
             Step::Running(running) => Some(&running.job.plan),
             Step::Exporting { job, .. } => Some(&job.plan),
+        }
+    }
+
+    /// How far it is; zeros until it is planned.
+    pub(super) fn counts(&self) -> JobCounts {
+        let Some(plan) = self.plan() else { return JobCounts::default() };
+        let decided = &self.tally.decided;
+        let over =
+            |stage: &&halfstep_work::StagePlan| stage.solve.iter().all(|layer| decided.contains(layer));
+        JobCounts {
+            stages: plan.stages.len() as u64,
+            stages_done: plan.stages.iter().filter(over).count() as u64,
+            layers: plan.layers.len() as u64,
+            layers_done: decided.len() as u64,
         }
     }
 

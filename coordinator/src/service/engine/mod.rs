@@ -39,6 +39,16 @@ const BATCH_MAX: usize = 256;
 struct Known {
     record: JobRecord,
     log: JobLog,
+    fenced: Fenced,
+}
+
+/// Zombies: what came from nodes that had been given up. Counted by this incarnation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Fenced {
+    /// Nodes that came back and had to begin anew.
+    pub(super) nodes: u64,
+    /// Results under leases that held nothing any more.
+    pub(super) results: u64,
 }
 
 pub(super) struct Engine {
@@ -56,6 +66,8 @@ pub(super) struct Engine {
     next_node: u32,
     next_line: u64,
     next_lease_block: u64,
+    /// Of all jobs, and while there was none.
+    fenced: Fenced,
     /// What must be on disk before anything else is sent; not empty only while the disk refuses.
     unwritten: Vec<Change>,
     stopped: bool,
@@ -81,7 +93,7 @@ impl Engine {
             if let Some(event) = report::over(&record, None) {
                 log.push(event);
             }
-            (record.id, Known { record, log })
+            (record.id, Known { record, log, fenced: Fenced::default() })
         });
         Ok(Self {
             jobs: jobs.collect(),
@@ -98,6 +110,7 @@ impl Engine {
             next_node: 1,
             next_line: 1,
             next_lease_block: 0,
+            fenced: Fenced::default(),
             unwritten: Vec::new(),
             stopped: false,
         })
@@ -134,6 +147,14 @@ impl Engine {
                     self.tick().await;
                 }
             }
+        }
+    }
+
+    /// Counts a zombie, for its job too if that is known.
+    fn count_fenced(&mut self, job: Option<JobId>, count: impl Fn(&mut Fenced)) {
+        count(&mut self.fenced);
+        if let Some(known) = job.and_then(|job| self.jobs.get_mut(&job)) {
+            count(&mut known.fenced);
         }
     }
 

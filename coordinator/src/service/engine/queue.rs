@@ -2,14 +2,14 @@
 
 use super::job::{Active, Running, Step};
 use super::report::{exit_of, over};
-use super::{Engine, Known};
+use super::{Engine, Fenced, Known};
 use crate::CoordinatorError;
 use crate::dispatch::{Dispatch, Limits};
 use crate::jobs::{ActiveJob, Finished, JobFolder, JobSpec, Resumed};
 use crate::service::log::{JobLog, Subscription};
 use crate::service::request::{NewJob, Request};
 use crate::service::shelf::Current;
-use crate::store::{Change, JobRecord, JobStage, ResultFile};
+use crate::store::{Change, JobCounts, JobRecord, JobStage, ResultFile};
 use halfstep_proto::{JobEvent, job_to_wire, wire};
 use halfstep_work::{ChunkId, Failure, JobId, LayerId, NodeId};
 use std::collections::{BTreeMap, VecDeque};
@@ -49,6 +49,7 @@ impl Engine {
             files: new.files,
             stage: JobStage::Queued,
             computed_by,
+            counts: JobCounts::default(),
         };
         let written = self.write(vec![Change::Job(record.clone())]).await;
         written.map_err(|e| Status::unavailable(e.to_string()))?;
@@ -59,7 +60,10 @@ impl Engine {
                 known.record = record;
                 known.log.restart();
             }
-            None => drop(self.jobs.insert(new.id, Known { record, log: JobLog::default() })),
+            None => {
+                let known = Known { record, log: JobLog::default(), fenced: Fenced::default() };
+                self.jobs.insert(new.id, known);
+            }
         }
         self.begin_next().await;
         Ok(false)
@@ -208,6 +212,9 @@ impl Engine {
     /// The active job is over.
     pub(super) async fn end(&mut self, id: JobId, stage: JobStage, finished: Option<&Finished>) {
         let seconds = self.active.as_ref().map_or(0.0, Active::seconds);
+        if let (Some(active), Some(known)) = (self.active.as_ref(), self.jobs.get_mut(&id)) {
+            known.record.counts = active.counts();
+        }
         self.close_job(id);
         self.active = None;
         self.shelf.set(None);
@@ -279,23 +286,22 @@ impl Engine {
 
     fn status_of(&self, record: &JobRecord) -> wire::JobStatus {
         let active = self.active.as_ref().filter(|active| active.id == record.id);
-        let plan = active.and_then(Active::plan);
-        let decided = active.map(|active| &active.tally.decided);
-        let over = |stage: &halfstep_work::StagePlan| {
-            decided.is_some_and(|decided| stage.solve.iter().all(|layer| decided.contains(layer)))
-        };
+        let counts = active.map_or(record.counts, Active::counts);
+        let fenced = self.jobs.get(&record.id).map(|known| known.fenced).unwrap_or_default();
         wire::JobStatus {
             job: job_to_wire(record.id),
             state: state_of(&record.stage).into(),
             detail: self.detail(record, active),
             model: JobSpec::from_json(&record.spec).map(|spec| spec.model).unwrap_or_default(),
-            stages: plan.map_or(0, |plan| plan.stages.len() as u64),
-            stages_done: plan.map_or(0, |plan| plan.stages.iter().filter(|stage| over(stage)).count() as u64),
-            layers: plan.map_or(0, |plan| plan.layers.len() as u64),
-            layers_done: decided.map_or(0, |decided| decided.len() as u64),
+            stages: counts.stages,
+            stages_done: counts.stages_done,
+            layers: counts.layers,
+            layers_done: counts.layers_done,
             nodes: if active.is_some() { self.seats.len() as u64 } else { 0 },
             exit: exit_of(&record.stage).into(),
             submitted_unix_ms: record.submitted_unix_ms,
+            fenced_nodes: fenced.nodes,
+            fenced_results: fenced.results,
         }
     }
 
