@@ -78,6 +78,41 @@ pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     exp2::<FUSED>(x * LOG2_E)
 }
 
+/// `e^x`, `x` limited to [-87, 87]. Relative error at most 2.5e-7: `x` is split into a multiple of ln 2 and a rest whose
+/// rounding does not grow with `x`.
+#[inline(always)]
+pub(crate) fn exp_split<const FUSED: bool>(x: f32) -> f32 {
+    // ln 2 in two parts; the first has few enough bits for its multiples up to 126 to be exact.
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let x = limit(x, -87.0, 87.0);
+    let shifted = fma::<FUSED>(x, LOG2_E, ROUND);
+    let whole = shifted.to_bits().wrapping_sub(ROUND.to_bits());
+    let multiple = shifted - ROUND;
+    let part = fma::<FUSED>(multiple, -LN_2_LOW, fma::<FUSED>(multiple, -LN_2_HIGH, x));
+    let mut p = 1.987_569_1e-4;
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = fma::<FUSED>(p, part, coefficient);
+    }
+    p = fma::<FUSED>(p, part * part, part) + 1.0;
+    f32::from_bits(p.to_bits().wrapping_add(whole << 23))
+}
+
+/// `tanh(x)`. Relative error at most 1e-6; a NaN stays one.
+///
+/// A polynomial near 0 (Cephes `tanhf`), elsewhere by the exponential.
+#[inline(always)]
+pub(crate) fn tanh<const FUSED: bool>(x: f32) -> f32 {
+    let square = x * x;
+    let mut p = -5.704_988_6e-3;
+    for coefficient in [2.063_908_9e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1] {
+        p = fma::<FUSED>(p, square, coefficient);
+    }
+    let near = fma::<FUSED>(p * square, x, x);
+    let far = 1.0 - 2.0 / (exp_split::<FUSED>(2.0 * x.abs()) + 1.0);
+    if x.abs() >= 0.625 { far.copysign(x) } else { near }
+}
+
 /// `1 / (1 + e^-x)`. Absolute error at most 2e-7.
 #[inline(always)]
 pub(crate) fn sigmoid<const FUSED: bool>(x: f32) -> f32 {
@@ -107,6 +142,25 @@ mod tests {
             }
         };
         both(check, exp2::<true>, exp2::<false>);
+    }
+
+    #[test]
+    fn exp_split_and_tanh_are_within_their_stated_errors() {
+        for x in grid(-87.0, 87.0, 400_000) {
+            let want = f64::from(x).exp();
+            for got in [exp_split::<true>(x), exp_split::<false>(x)] {
+                let error = (f64::from(got) / want - 1.0).abs();
+                assert!(error <= 2.5e-7, "exp({x}): relative error {error:e}");
+            }
+        }
+        for x in grid(-12.0, 12.0, 400_000).filter(|x| *x != 0.0) {
+            let want = f64::from(x).tanh();
+            for got in [tanh::<true>(x), tanh::<false>(x)] {
+                let error = (f64::from(got) / want - 1.0).abs();
+                assert!(error <= 1e-6, "tanh({x}): relative error {error:e}");
+            }
+        }
+        assert!(tanh::<true>(f32::NAN).is_nan() && tanh::<true>(f32::INFINITY) == 1.0);
     }
 
     #[test]

@@ -3,18 +3,29 @@
 //! Callers parallelise over fixed chunks (row chunks, shards); no function here starts a thread, so results do
 //! not depend on thread count. Not here: the [`crate::Device`] interface itself.
 
+pub mod attention;
+pub mod experts;
+pub mod gate;
 pub mod gram;
 pub mod isa;
 mod lanes;
+mod level;
 pub(crate) mod math;
+pub mod norm;
 pub mod product;
 pub mod refine;
+pub mod rotary;
 pub mod step;
 
+pub use attention::{Attention, AttentionScratch, attend, softcap};
+pub use experts::{chosen, combine, gather, route};
+pub use gate::{Rows, gate};
 pub use gram::{cross_gram, gram_lower, mirror_lower};
 pub use isa::{Isa, isa};
+pub use norm::{layer_norm, rms_norm};
 pub use product::{matmul, matmul_nt, matmul_tn};
 pub use refine::{REFINE_BLOCK, refine_block};
+pub use rotary::RotaryTable;
 pub use step::{
     Gradient, StepArgs, adaround_step, harden, inverse_rectified_sigmoid, rectified_sigmoid, rounding_loss,
     soften,
