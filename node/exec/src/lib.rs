@@ -6,6 +6,7 @@
 
 mod carry;
 mod counting;
+mod decoder;
 mod engine;
 mod error;
 mod fixed_gram;
@@ -19,6 +20,7 @@ mod unfold;
 
 pub use carry::{CarryKey, CarryStore, CarryUse, Stream};
 pub use counting::{CountingEngine, NodeCounts};
+pub use decoder::DecoderSession;
 pub use engine::{Engine, Session};
 pub use error::ExecError;
 pub use fixed_gram::{FixedGram, Part, exponent};

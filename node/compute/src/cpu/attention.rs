@@ -244,18 +244,18 @@ fn exponentials<const FUSED: bool>(x: &mut [f32]) -> f32 {
 #[inline(always)]
 fn largest(x: &[f32]) -> (f32, bool) {
     let mut most = [f32::MIN; LANES];
-    // `x - x` is 0, or NaN if `x` is not finite.
+    // `x * 0` is 0, or NaN if `x` is not finite.
     let mut spoilt = [0.0; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {
         for ((most, spoilt), x) in most.iter_mut().zip(&mut spoilt).zip(chunk) {
             *most = if *x > *most { *x } else { *most };
-            *spoilt += *x - *x;
+            *spoilt += *x * 0.0;
         }
     }
     for ((most, spoilt), x) in most.iter_mut().zip(&mut spoilt).zip(rest) {
         *most = if *x > *most { *x } else { *most };
-        *spoilt += *x - *x;
+        *spoilt += *x * 0.0;
     }
     (most.iter().fold(f32::MIN, |a, b| a.max(*b)), spoilt.iter().sum::<f32>() == 0.0)
 }
@@ -316,7 +316,8 @@ mod tests {
         let weights: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
         let sum: f64 = weights.iter().sum();
         let value = |i: usize| {
-            let weighted = weights.iter().enumerate().map(|(s, w)| w * f64::from(v[(first + s) * kv + at + i]));
+            let weighted =
+                weights.iter().enumerate().map(|(s, w)| w * f64::from(v[(first + s) * kv + at + i]));
             weighted.sum::<f64>() / sum
         };
         (0..dim).map(value).collect()
@@ -383,8 +384,7 @@ mod tests {
 
     #[test]
     fn weights_are_those_of_the_softmax_at_every_level() {
-        let block =
-            Block { start: 40, positions: 5, group: 2, first_key: 11, keys: 34, window: 30 };
+        let block = Block { start: 40, positions: 5, group: 2, first_key: 11, keys: 34, window: 30 };
         let cells = uniform(4, block.rows() * block.keys);
         for level in available() {
             for cap in [0.0, 0.7] {

@@ -28,11 +28,7 @@ impl<'a> Rows<'a> {
 /// # Panics
 /// If an operand does not hold `rows` rows of `width`.
 pub fn gate(f: Activation, gate: Rows<'_>, up: Rows<'_>, width: usize, out: &mut [f32]) {
-    assert!(
-        width > 0 && out.len().is_multiple_of(width),
-        "gate: {} outputs in rows of {width}",
-        out.len()
-    );
+    assert!(width > 0 && out.len().is_multiple_of(width), "gate: {} outputs in rows of {width}", out.len());
     for (row, out) in out.chunks_exact_mut(width).enumerate() {
         out.copy_from_slice(gate.row(row, width));
         f.apply(out);

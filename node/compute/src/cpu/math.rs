@@ -105,7 +105,7 @@ pub(crate) fn exp_split<const FUSED: bool>(x: f32) -> f32 {
 pub(crate) fn tanh<const FUSED: bool>(x: f32) -> f32 {
     let square = x * x;
     let mut p = -5.704_988_6e-3;
-    for coefficient in [2.063_908_9e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1] {
+    for coefficient in [2.063_909e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1] {
         p = fma::<FUSED>(p, square, coefficient);
     }
     let near = fma::<FUSED>(p * square, x, x);

@@ -1,0 +1,183 @@
+//! A segment of a decoder as a session: which operators a run needs, in which order, and when a tensor is dropped.
+//!
+//! Not here: the operators (`operators`), their weights (`step`).
+
+use super::check::Batch;
+use super::kinds::{Kind, kinds, refuse};
+use super::operators::Run;
+use super::scratch::Scratch;
+use super::step::{Loader, Step};
+use crate::engine::Session;
+use crate::error::ExecError;
+use halfstep_model::Tensor;
+use halfstep_model::decoder::{Decoder, Rotary};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+/// Name of this engine in messages.
+pub(super) const NAME: &str = "decoder";
+
+/// Some of a decoder's nodes with their weights, ready to run.
+///
+/// Tensors: `input_ids` `[n, T]` i64 with -1 behind the end of a shorter sequence, `lengths` `[n]` i64, all others
+/// f32 `[P, width]`, `P` the sum of the lengths (the rows of an expert: fewer). A tensor given as an input is not
+/// computed: a node all of whose outputs are given, or whose outputs nobody needs, does not run. A run is computed by
+/// the calling thread in a fixed order.
+#[derive(Debug)]
+pub struct DecoderSession {
+    pub(super) steps: Vec<Step>,
+    pub(super) slots: Vec<Slot>,
+    /// Slots by name.
+    names: HashMap<String, usize>,
+    pub(super) rotations: Vec<Rotary>,
+    pub(super) vocabulary: usize,
+    bytes: usize,
+    /// Memory of runs that are over.
+    idle: Mutex<Vec<Scratch>>,
+}
+
+/// A tensor of the segment.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) name: String,
+    pub(super) kind: Kind,
+}
+
+impl DecoderSession {
+    /// Makes the `nodes` of `decoder` (ascending) ready to run. `constants` gives f32 weights by name, each asked for
+    /// once.
+    ///
+    /// # Errors
+    /// `Load`, naming a node whose inputs do not fit its operator, or nodes that are not ascending or not there;
+    /// `Tensor` for a weight of another shape or type than its operator says; whatever `constants` says.
+    pub fn load(
+        decoder: &Decoder,
+        nodes: &[usize],
+        constants: &mut dyn FnMut(&str) -> Result<Tensor, ExecError>,
+    ) -> Result<Self, ExecError> {
+        check_order(decoder, nodes)?;
+        let kinds = kinds(decoder)?;
+        let mut slots = Slots { kinds: &kinds, names: HashMap::new(), slots: Vec::new() };
+        let mut loader = Loader { decoder, constants, held: HashMap::new(), rotations: Vec::new() };
+        let mut steps = Vec::with_capacity(nodes.len());
+        for node in nodes.iter().filter_map(|index| decoder.nodes.get(*index)) {
+            let mut of =
+                |names: &[String]| names.iter().map(|name| slots.of(name)).collect::<Option<Vec<_>>>();
+            let (Some(reads), Some(writes)) = (of(&node.inputs), of(&node.outputs)) else {
+                return Err(refuse(node, "a tensor of unknown kind".into()));
+            };
+            steps.push(Step { name: node.name.clone(), op: loader.ready(node)?, reads, writes });
+        }
+        let bytes = loader.held.values().map(|weights| size_of_val(weights.as_slice())).sum();
+        let (names, slots) = (slots.names, slots.slots);
+        let (rotations, vocabulary) = (loader.rotations, decoder.vocabulary);
+        Ok(Self { steps, slots, names, rotations, vocabulary, bytes, idle: Mutex::default() })
+    }
+
+    /// Memory of its weights.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn slot(&self, name: &str) -> Result<usize, ExecError> {
+        self.names.get(name).copied().ok_or_else(|| ExecError::Missing { name: name.to_owned() })
+    }
+
+    /// The steps that `outputs` need where `given` tensors are there already, and how often each tensor is still
+    /// wanted.
+    fn plan(&self, given: impl Fn(usize) -> bool, outputs: &[usize]) -> Result<Plan, ExecError> {
+        let mut wanted = vec![0usize; self.slots.len()];
+        outputs.iter().for_each(|slot| wanted[*slot] += 1);
+        let mut steps = Vec::new();
+        let mut written = vec![false; self.slots.len()];
+        for (index, step) in self.steps.iter().enumerate().rev() {
+            if step.writes.iter().any(|slot| wanted[*slot] > 0 && !given(*slot)) {
+                steps.push(index);
+                step.reads.iter().for_each(|slot| wanted[*slot] += 1);
+                step.writes.iter().for_each(|slot| written[*slot] = true);
+            }
+        }
+        steps.reverse();
+        match (0..self.slots.len()).find(|slot| wanted[*slot] > 0 && !written[*slot] && !given(*slot)) {
+            Some(slot) => Err(ExecError::Missing { name: self.slots[slot].name.clone() }),
+            None => Ok(Plan { steps, wanted }),
+        }
+    }
+}
+
+/// What a run does.
+struct Plan {
+    /// Indices of steps, ascending.
+    steps: Vec<usize>,
+    /// Per slot: readers and places among the outputs.
+    wanted: Vec<usize>,
+}
+
+impl Session for DecoderSession {
+    fn run(&self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>, ExecError> {
+        let mut batch = Batch::default();
+        let mut given = vec![None; self.slots.len()];
+        for (name, tensor) in inputs {
+            let slot = self.slot(name)?;
+            batch.admit(name, self.slots[slot].kind, tensor, self.vocabulary)?;
+            given[slot] = Some(*tensor);
+        }
+        let outputs = outputs.iter().map(|name| self.slot(name)).collect::<Result<Vec<_>, _>>()?;
+        let plan = self.plan(|slot| given[slot].is_some(), &outputs)?;
+        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = idle().pop().unwrap_or_default();
+        scratch.begin(batch.tokens);
+        let mut run = Run::new(self, given, &mut scratch);
+        let result = execute(&mut run, plan, &outputs);
+        idle().push(scratch);
+        result
+    }
+}
+
+fn execute(run: &mut Run<'_>, plan: Plan, outputs: &[usize]) -> Result<Vec<Tensor>, ExecError> {
+    let Plan { steps, mut wanted } = plan;
+    for index in steps {
+        let step = run.execute(index)?;
+        for slot in &step.reads {
+            wanted[*slot] -= 1;
+        }
+        for slot in step.reads.iter().chain(&step.writes).filter(|slot| wanted[**slot] == 0) {
+            run.forget(*slot);
+        }
+    }
+    outputs
+        .iter()
+        .map(|slot| {
+            wanted[*slot] -= 1;
+            run.output(*slot, wanted[*slot] == 0)
+        })
+        .collect()
+}
+
+/// Numbers the tensors that a segment touches.
+struct Slots<'a> {
+    kinds: &'a HashMap<&'a str, Kind>,
+    names: HashMap<String, usize>,
+    slots: Vec<Slot>,
+}
+
+impl Slots<'_> {
+    fn of(&mut self, name: &str) -> Option<usize> {
+        if let Some(slot) = self.names.get(name) {
+            return Some(*slot);
+        }
+        let kind = *self.kinds.get(name)?;
+        self.slots.push(Slot { name: name.to_owned(), kind });
+        self.names.insert(name.to_owned(), self.slots.len() - 1);
+        Some(self.slots.len() - 1)
+    }
+}
+
+fn check_order(decoder: &Decoder, nodes: &[usize]) -> Result<(), ExecError> {
+    let ascending = nodes.windows(2).all(|pair| pair[0] < pair[1]);
+    if ascending && nodes.last().is_none_or(|last| *last < decoder.nodes.len()) {
+        return Ok(());
+    }
+    let reason = format!("nodes {nodes:?} of {}, expected ascending indices", decoder.nodes.len());
+    Err(ExecError::Load { engine: NAME.into(), node: String::new(), op_type: String::new(), reason })
+}
