@@ -1,16 +1,18 @@
-//! Folds batch normalisations into the Conv, ConvTranspose or Gemm before them, so that what is rounded is what is
-//! computed.
+//! Folds batch normalisations into the Conv, ConvTranspose, Gemm or MatMul before them, so that what is rounded is what
+//! is computed.
 //!
 //! Method: `g = gamma / sqrt(variance + epsilon)` (ONNX BatchNormalization, inference): `W[r, :] *= g[r]`,
 //! `bias[r] = g[r] * (bias[r] - mean[r]) + offset[r]`, in f64, rounded once. Find, describe, apply, check again.
-//! Not folded: where anything else reads the layer's output, its weight or a replaceable parameter.
+//! A MatMul has no bias: the normalisation, and an Add of a constant before it, become one Add.
+//! Not folded: after a MatMul that is not known to give a matrix (the channels of a normalisation are dimension 1), and
+//! where anything else reads the layer's output, its weight or a replaceable parameter.
 
 use serde::{Deserialize, Serialize};
 
-use crate::activation::{constant, float};
-use crate::layers::is_bias;
+use crate::activation::{OutputChannels, constant, float};
+use crate::layers::{following_bias, is_bias};
 use crate::node::{int, is_op, label};
-use crate::onnx::{AttributeProto, GraphProto, NodeProto};
+use crate::onnx::{AttributeProto, GraphProto, NodeProto, ValueInfoProto, type_proto};
 use crate::products::{Applied, Bias, Form, applied_weights};
 use crate::{Dtype, GraphIndex, Model, ModelError, Tensor};
 
@@ -45,6 +47,9 @@ pub fn fold_batch_norms(model: &mut Model) -> Result<Vec<Folded>, ModelError> {
 struct Rewrite {
     folded: Folded,
     conv: usize,
+    /// The Add of a MatMul's bias, and whether the layer is a MatMul.
+    add: Option<usize>,
+    is_matmul: bool,
     batch_norm: usize,
     weight: (String, Tensor),
     bias: (String, Tensor),
@@ -65,32 +70,91 @@ fn find(model: &Model) -> Result<Vec<Rewrite>, ModelError> {
 /// A layer and the batch normalisation that can be folded into it.
 struct Site<'a> {
     conv: usize,
+    /// The Add of a MatMul's bias.
+    add: Option<usize>,
     batch_norm: usize,
     weight: &'a str,
+    /// With the bias of `add`.
     form: Form,
 }
 
 fn site<'a>(graph: &'a GraphProto, index: &GraphIndex<'a>, conv: usize) -> Option<Site<'a>> {
     let node = &graph.node[conv];
     let mut applied = applied_weights(node, index);
-    let (Some(Applied { weight, form: Ok(form) }), true) = (applied.pop(), applied.is_empty()) else {
+    let (Some(Applied { weight, form: Ok(mut form) }), true) = (applied.pop(), applied.is_empty()) else {
         return None;
     };
-    let output = node.output.first()?;
+    let mut output = node.output.first()?;
+    let mut last = conv;
+    let is_matmul = is_op(node, "MatMul");
+    if is_matmul && let Some((add, bias)) = matrix_bias(graph, index, output, &form) {
+        form.bias = Bias::Input { name: bias, scale: 1.0 };
+        last = add;
+        output = graph.node[add].output.first()?;
+    }
     let [batch_norm] = *index.consumers(output) else { return None };
     let norm = &graph.node[batch_norm];
-    let usable = !is_op(node, "MatMul")
-        && !index.is_output(output)
+    let usable = !index.is_output(output)
         && index.consumers(weight) == [conv]
         && node.input.iter().filter(|name| *name == weight).count() == 1
         && is_own_f32(index, weight)
         && is_inference(norm)
         && norm.input.first() == Some(output)
-        // A Gemm's rows are the channels of its output only when they are its last dimension.
-        && (form.trailing == 0 || !is_op(node, "Gemm"))
+        // The rows of a product of matrices are the channels of its output only when they are its last dimension.
+        && (form.trailing == 0 || node.op_type().starts_with("Conv"))
         && has_constant_parameters(index, norm, form.rows)
-        && bias_is_constant(index, &form);
-    usable.then_some(Site { conv, batch_norm, weight, form })
+        && bias_is_constant(index, &form)
+        && (!is_matmul || is_matrix(graph, index, &form.input));
+    usable.then(|| Site { conv, add: (last != conv).then_some(last), batch_norm, weight, form })
+}
+
+/// The Add of a constant that alone reads a MatMul's output and leaves it a matrix: its index and the constant.
+fn matrix_bias(
+    graph: &GraphProto,
+    index: &GraphIndex<'_>,
+    output: &str,
+    form: &Form,
+) -> Option<(usize, String)> {
+    let [add] = *index.consumers(output) else { return None };
+    let channels = OutputChannels { rows: form.rows, trailing: form.trailing };
+    let (bias, _) = following_bias(graph, index, output, channels)?;
+    (index.initializer(&bias)?.dims.len() <= 2).then_some((add, bias))
+}
+
+/// Whether a tensor is known to have two dimensions: the graph says so, or the operators before it do.
+fn is_matrix(graph: &GraphProto, index: &GraphIndex<'_>, tensor: &str) -> bool {
+    let infos = || graph.input.iter().chain(&graph.value_info);
+    let mut name = tensor;
+    loop {
+        if infos().any(|info| info.name() == name && rank(info) == Some(2)) {
+            return true;
+        }
+        let Some(node) = index.producer(name).map(|i| &graph.node[i]) else { return false };
+        let rank_of = |i: usize| {
+            let stored = node.input.get(i).and_then(|name| index.initializer(name));
+            stored.map(|tensor| tensor.dims.len())
+        };
+        // What these do to a matrix gives a matrix.
+        let through = match node.op_type() {
+            _ if !is_op(node, node.op_type()) => None,
+            "Gemm" | "Flatten" => return true,
+            "Relu" | "LeakyRelu" | "Elu" | "Sigmoid" | "Tanh" | "Clip" | "Identity" | "Dropout"
+            | "BatchNormalization" => Some(0),
+            "MatMul" if rank_of(1) == Some(2) => Some(0),
+            "Add" | "Mul" if rank_of(1).is_some_and(|rank| rank <= 2) => Some(0),
+            "Add" | "Mul" if rank_of(0).is_some_and(|rank| rank <= 2) => Some(1),
+            _ => None,
+        };
+        let Some(next) = through.and_then(|i| node.input.get(i)) else { return false };
+        name = next;
+    }
+}
+
+fn rank(info: &ValueInfoProto) -> Option<usize> {
+    match info.r#type.as_ref()?.value.as_ref()? {
+        type_proto::Value::TensorType(tensor) => Some(tensor.shape.as_ref()?.dim.len()),
+        _ => None,
+    }
 }
 
 fn is_own_f32(index: &GraphIndex<'_>, name: &str) -> bool {
@@ -135,6 +199,8 @@ fn rewrite(graph: &GraphProto, index: &GraphIndex<'_>, site: &Site<'_>) -> Resul
     Ok(Rewrite {
         folded: Folded { conv: label(conv), batch_norm: label(norm) },
         conv: site.conv,
+        add: site.add,
+        is_matmul: is_op(conv, "MatMul"),
         batch_norm: site.batch_norm,
         weight: (site.weight.to_owned(), scaled(&old, site, &factor)?),
         bias: (bias_name(graph, index, site), Tensor::f32(vec![site.form.rows], new_bias)?),
@@ -186,7 +252,7 @@ fn scaled(old: &Tensor, site: &Site<'_>, factor: &[f64]) -> Result<Tensor, Model
 /// The layer's own bias keeps its name; otherwise a new one is made from the weight's.
 fn bias_name(graph: &GraphProto, index: &GraphIndex<'_>, site: &Site<'_>) -> String {
     if let Bias::Input { name, .. } = &site.form.bias
-        && index.consumers(name) == [site.conv]
+        && index.consumers(name) == [site.add.unwrap_or(site.conv)]
         && !index.is_output(name)
     {
         return name.clone();
@@ -213,15 +279,11 @@ pub(crate) fn unused_name(graph: &GraphProto, index: &GraphIndex<'_>, base: &str
 }
 
 fn apply(model: &mut Model, rewrites: Vec<Rewrite>) {
-    let gone: Vec<usize> = rewrites.iter().map(|r| r.batch_norm).collect();
+    let gone = |r: &Rewrite| if r.is_matmul { r.add } else { Some(r.batch_norm) };
+    let gone: Vec<usize> = rewrites.iter().filter_map(gone).collect();
     for rewrite in rewrites {
         let graph = model.graph_mut();
-        let output = graph.node[rewrite.batch_norm].output[0].clone();
-        let node = &mut graph.node[rewrite.conv];
-        let old = std::mem::replace(&mut node.output[0], output);
-        node.input.resize(2, String::new());
-        node.input.push(rewrite.bias.0.clone());
-        set_beta_to_one(node);
+        let old = if rewrite.is_matmul { become_add(graph, &rewrite) } else { take_over(graph, &rewrite) };
         graph.value_info.retain(|v| v.name() != old);
         model.set_tensor(&rewrite.weight.0, &rewrite.weight.1);
         model.set_tensor(&rewrite.bias.0, &rewrite.bias.1);
@@ -233,6 +295,28 @@ fn apply(model: &mut Model, rewrites: Vec<Rewrite>) {
         !gone.contains(&(position - 1))
     });
     drop_unused_initializers(graph);
+}
+
+/// The layer adds the new bias and takes the normalisation's place; gives the name of the tensor that is gone.
+fn take_over(graph: &mut GraphProto, rewrite: &Rewrite) -> String {
+    let output = graph.node[rewrite.batch_norm].output[0].clone();
+    let node = &mut graph.node[rewrite.conv];
+    node.input.resize(2, String::new());
+    node.input.push(rewrite.bias.0.clone());
+    set_beta_to_one(node);
+    std::mem::replace(&mut node.output[0], output)
+}
+
+/// The normalisation becomes the Add of the new bias; gives the name of the tensor that is gone, if one is.
+fn become_add(graph: &mut GraphProto, rewrite: &Rewrite) -> String {
+    let product = graph.node[rewrite.conv].output[0].clone();
+    let gone = rewrite.add.map(|add| graph.node[add].output[0].clone()).unwrap_or_default();
+    let node = &mut graph.node[rewrite.batch_norm];
+    node.op_type = Some("Add".to_owned());
+    node.input = vec![product, rewrite.bias.0.clone()];
+    node.attribute.clear();
+    node.output.truncate(1);
+    gone
 }
 
 /// The folded bias contains a Gemm's `beta` already.

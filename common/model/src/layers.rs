@@ -96,6 +96,8 @@ pub fn list_layers(model: &Model) -> Result<(Vec<Layer>, Vec<Unsupported>), Mode
     let mut seen: BTreeSet<String> = layers.iter().map(|l| l.weight.clone()).collect();
     refusals.retain(|(_, refusal)| seen.insert(refusal.weight.clone()));
     refusals.sort_by_key(|(node, _)| *node);
+    // An operator with several weights is kept once.
+    refusals.dedup_by(|(a, next), (b, kept)| a == b && next.name == kept.name);
     name_uniquely(graph, &mut layers);
     Ok((layers, refusals.into_iter().map(|(_, refusal)| refusal).collect()))
 }
@@ -274,7 +276,7 @@ pub(crate) fn is_bias(index: &GraphIndex<'_>, name: &str, channels: OutputChanne
 }
 
 /// The Add of a constant vector that alone reads `output`: its vector and its own output.
-fn following_bias(
+pub(crate) fn following_bias(
     graph: &GraphProto,
     index: &GraphIndex<'_>,
     output: &str,

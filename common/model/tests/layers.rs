@@ -73,6 +73,27 @@ fn folding_keeps_what_onnx_runtime_computes() {
     }
 }
 
+/// Also where the golden's own Add is in between: one Add of the bias stays.
+#[test]
+fn folding_into_a_matmul_keeps_what_onnx_runtime_computes() {
+    for case in cases(&["bn_matmul"]) {
+        let (mut model, golden) = load(&case);
+        assert_eq!(fold_batch_norms(&mut model).unwrap().len(), 1, "{case}");
+        let ops: Vec<&str> = model.graph().node.iter().map(|node| node.op_type()).collect();
+        assert_eq!((ops, model.graph().initializer.len()), (vec!["MatMul", "Add"], 2), "{case}");
+        let layer = only_layer(&model);
+        assert_eq!((layer.uses[0].output.as_str(), layer.bias.is_some()), ("y", true), "{case}");
+        assert_close(&evaluate(&model, &layer, &golden.inputs["x"]), &golden.outputs["y"], &case);
+        assert!(fold_batch_norms(&mut model).unwrap().is_empty(), "{case}: folding again changes nothing");
+    }
+}
+
+#[test]
+fn a_batch_norm_along_another_dimension_is_not_folded() {
+    let (mut model, _) = load("bn_along_a_sequence");
+    assert!(fold_batch_norms(&mut model).unwrap().is_empty());
+}
+
 #[test]
 fn a_shared_weight_is_not_folded_and_is_one_layer_with_two_uses() {
     let (mut model, _) = load("bn_shared_weight");

@@ -136,9 +136,15 @@ fn other_operators_with_weights_are_refused_and_arithmetic_constants_are_not_men
         .refused(&["operator Einsum is not supported"]);
     let gru = node("GRU", &["x", "w"], "y");
     build().with(gru, []).weight("w", &[1, 4, 2]).refused(&["recurrent", "GRU"]);
+    let lstm = build().node("LSTM", &["x", "w", "r"], "y");
+    lstm.weight("w", &[1, 8, 2]).weight("r", &[1, 8, 2]).refused(&["recurrent", "LSTM"]);
     let mut fused = node("FusedMatMul", &["x", "w"], "y");
     fused.domain = Some("com.microsoft".to_owned());
     build().with(fused, []).weight("w", &[4, 2]).refused(&["FusedMatMul", "com.microsoft"]);
+    let twice = build().node("LSTM", &["x", "w", "r"], "h").node("LSTM", &["h", "w", "s"], "y");
+    let (_, unsupported) =
+        ["w", "r", "s"].iter().fold(twice, |graph, name| graph.weight(name, &[1, 8, 2])).list();
+    assert_eq!(unsupported.iter().map(|u| &u.name).collect::<Vec<_>>(), ["LSTM_h", "LSTM_y"]);
     let (layers, unsupported) =
         build().node("Mul", &["x", "w"], "m").node("Add", &["m", "w"], "y").weight("w", &[4, 2]).list();
     assert_eq!((layers, unsupported), (vec![], vec![]));

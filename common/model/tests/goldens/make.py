@@ -150,10 +150,11 @@ def activations():
              {"x": 3 * rand(1, 2, 3, 4)}, opset=opset)
 
 
-def batch_norms():
-    def norm(channels):
-        return {"g": rand(channels), "o": rand(channels), "m": rand(channels), "v": rand(channels) ** 2 + np.float32(0.1)}
+def norm(channels):
+    return {"g": rand(channels), "o": rand(channels), "m": rand(channels), "v": rand(channels) ** 2 + np.float32(0.1)}
 
+
+def batch_norms():
     def bn(**attributes):
         return node("BatchNormalization", ["c", "g", "o", "m", "v"], ["y"], **attributes)
 
@@ -183,9 +184,21 @@ def networks():
          {"x": rand(2, 2, 3, 3)}, opset=21)
 
 
+def batch_norms_after_matmul():
+    """Made last, so that the random numbers above stay what they were."""
+    bn = node("BatchNormalization", ["c", "g", "o", "m", "v"], ["y"])
+    case("bn_matmul", [node("MatMul", ["x", "w"], ["c"]), bn], {"w": rand(5, 4), **norm(4)}, {"x": rand(3, 5)})
+    case("bn_matmul_add", [node("MatMul", ["x", "w"], ["p"]), node("Add", ["b", "p"], ["c"]), bn],
+         {"w": rand(5, 4), "b": rand(1, 4), **norm(4)}, {"x": rand(3, 5)})
+    # The channels of a batch normalisation are dimension 1, which here is not the MatMul's.
+    case("bn_along_a_sequence", [node("MatMul", ["x", "w"], ["c"]), bn],
+         {"w": rand(5, 4), **norm(4)}, {"x": rand(2, 4, 5)})
+
+
 if __name__ == "__main__":
     convolutions()
     products()
     activations()
     batch_norms()
     networks()
+    batch_norms_after_matmul()
