@@ -171,7 +171,7 @@ fn models_that_cannot_be_used_are_refused() {
                 .node("MatMul", &["a", "w"], "y")
                 .output("y")
                 .bytes(),
-            &["`c`", "data type 17"],
+            &["`c`", "FLOAT8E4M3FN"],
         ),
         ("negative dimension", one_matmul(claiming(&[-4, 3])).bytes(), &["`w`", "-4"]),
         (
@@ -193,6 +193,40 @@ fn models_that_cannot_be_used_are_refused() {
         assert_refused(case, &output, BAD_INPUT, parts);
         place.assert_nothing_left(case);
     }
+}
+
+/// The operator comes after a layer that could have been solved, and before one.
+#[test]
+fn an_operator_that_the_engine_lacks_is_known_before_any_work() {
+    let place = Place::new();
+    let mystery = Graph::default()
+        .input("x", &[None, Some(4)])
+        .weight("w1", &[4, 3])
+        .weight("w2", &[3, 2])
+        .node("MatMul", &["x", "w1"], "a")
+        .node("Mystery", &["a"], "b")
+        .in_domain("com.example")
+        .node("MatMul", &["b", "w2"], "y")
+        .output("y");
+    let model = place.file("m.onnx", &mystery.bytes());
+    let parts = ["cannot run the model", "com.example/Mystery", "`node_b`", "--onnxruntime"];
+    let quantized = place.quantize(&model, &place.path("good.npy"), &[]);
+    assert_refused("quantize", &quantized, BAD_INPUT, &parts);
+    let stderr = String::from_utf8_lossy(&quantized.stderr);
+    assert!(!stderr.contains("SOLVED"), "{stderr}");
+    place.assert_nothing_left("quantize");
+    let mut plan = halfstep();
+    plan.arg("plan").arg(&model).arg("--calibration").arg(place.path("good.npy"));
+    assert_refused("plan", &plan.output().unwrap(), BAD_INPUT, &parts);
+}
+
+#[test]
+fn what_runs_after_the_last_layer_need_not_be_known() {
+    let place = Place::new();
+    let graph = good().node("Mystery", &["y"], "z").in_domain("com.example").output("z");
+    let model = place.file("m.onnx", &graph.bytes());
+    let output = place.quantize(&model, &place.path("good.npy"), &["--iterations", "0"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

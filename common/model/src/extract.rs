@@ -8,6 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::onnx::{GraphProto, ModelProto, StringStringEntryProto, TensorProto};
+use crate::tensor::has_data;
 use crate::types::Types;
 use crate::validate::SKELETON_KEY;
 use crate::{Dtype, GraphIndex, Model, ModelError, Tensor, node};
@@ -146,9 +147,14 @@ pub fn skeleton(model: &Model) -> Bytes {
     Bytes::from(proto.encode_to_vec())
 }
 
-fn strip(proto: &mut TensorProto) {
+/// Whether a skeleton does not have the data of this initializer.
+pub(crate) fn is_stripped(proto: &TensorProto) -> bool {
     let float = Dtype::from_onnx(proto.data_type()).is_float();
-    if float && proto.encoded_len() > SKELETON_BYTES_MAX {
+    float && (proto.encoded_len() > SKELETON_BYTES_MAX || !has_data(proto))
+}
+
+fn strip(proto: &mut TensorProto) {
+    if is_stripped(proto) {
         *proto = TensorProto {
             name: proto.name.take(),
             dims: std::mem::take(&mut proto.dims),

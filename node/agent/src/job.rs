@@ -59,6 +59,7 @@ impl Job {
         carry: CarryStore,
     ) -> Result<Self, Failure> {
         let program = Program::new(&plan, source.as_ref())?;
+        program.check(engine.as_ref())?;
         Ok(Self {
             plan,
             source: RwLock::new(source),

@@ -76,6 +76,7 @@ pub fn probe(
     threads: usize,
 ) -> Result<ProbeReport, Failure> {
     let program = Program::new(plan, source)?;
+    program.check(engine)?;
     let rates = Rates::measure(&plan.solver, threads)?;
     let inputs = source.inputs(ShardId(0)).map_err(failure::source)?;
     let shard = inputs.first().and_then(|input| input.shape.first()).copied().unwrap_or(1);

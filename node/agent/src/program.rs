@@ -6,10 +6,12 @@
 
 use crate::{failure, transit};
 use bytes::Bytes;
-use halfstep_model::{Cut, Layer, Model, Segment, Tensor, cut, extract, list_layers};
+use halfstep_exec::Engine;
+use halfstep_model::{Cut, Layer, Model, Segment, Tensor, cut, extract, list_layers, outline};
 use halfstep_work::{Failure, LayerId, Plan, Propagation, RangeId, SegmentId, Source};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 pub(crate) struct Program {
     model: Model,
@@ -54,6 +56,24 @@ impl Program {
         tap_where_solved(plan, &mut cut)?;
         let parted = parted(plan, &cut);
         Ok(Self { model, layers, cut, parted })
+    }
+
+    /// Shows the engine everything it will have to run.
+    ///
+    /// # Errors
+    /// `BadInput`, naming an operator that the engine does not have and its node.
+    pub(crate) fn check(&self, engine: &dyn Engine) -> Result<(), Failure> {
+        let runs = |segment: &&Segment| !segment.outputs.is_empty();
+        let nodes: Vec<usize> =
+            self.cut.segments.iter().filter(runs).flat_map(|segment| &segment.nodes).copied().collect();
+        if nodes.is_empty() {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let outline = outline(&self.model, &nodes).map_err(failure::model)?;
+        engine.check(outline).map_err(failure::exec)?;
+        tracing::debug!(nodes = nodes.len(), elapsed_ms = begun.elapsed().as_millis(), "operators checked");
+        Ok(())
     }
 
     /// Whether a tensor has a value of its own in a range's quantized stream: known from the plan alone.

@@ -17,6 +17,14 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// `Load`, naming the operator and the node when the engine does not know it; `Model`.
     fn load(&self, model: Bytes) -> Result<Box<dyn Session>, ExecError>;
+
+    /// Whether the engine has every operator of an outline ([`halfstep_model::outline`]): known before hours of work.
+    ///
+    /// # Errors
+    /// As `load` of the nodes with their weights would.
+    fn check(&self, outline: Bytes) -> Result<(), ExecError> {
+        self.load(outline).map(drop)
+    }
 }
 
 /// A loaded model. Concurrent runs are allowed, each is computed by one thread in a fixed order: results do not

@@ -1,6 +1,7 @@
 //! What can go wrong while a model runs.
 //!
-//! Not here: which failures are retried (`agent` classifies, the scheduler decides), remedies (the command line's).
+//! Not here: which failures are retried (`agent` classifies, the scheduler decides), remedies (the command line's, but
+//! for the one that only an engine knows).
 
 use halfstep_model::{GeometryError, ModelError};
 use std::path::PathBuf;
@@ -14,8 +15,8 @@ pub enum ExecError {
     /// The geometry of a convolution.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
-    /// The engine refuses a segment: often an operator it does not know.
-    #[error("{engine} cannot load the segment: {}{reason}", subject(node, op_type))]
+    /// The engine refuses a model or a part of one: often an operator it does not know.
+    #[error("{engine} cannot run the model: {}{reason}", subject(node, op_type))]
     Load {
         /// Which engine.
         engine: String,

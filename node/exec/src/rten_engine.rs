@@ -51,7 +51,7 @@ impl Engine for RtenEngine {
         let nodes = NodeNames::of(&parsed);
         let mut options = ModelOptions::with_all_ops();
         options.enable_optimization(self.optimize).prepack_weights(true);
-        let bytes = repaired(&mut parsed, NAME)?.unwrap_or(model);
+        let bytes = repaired(&mut parsed)?.unwrap_or(model);
         let model = options.load(bytes.to_vec()).map_err(|error| load_error(&error, &nodes))?;
         Ok(Box::new(RtenSession { model, nodes, pools: Arc::clone(&self.pools) }))
     }
@@ -60,7 +60,13 @@ impl Engine for RtenEngine {
 fn load_error(error: &rten::LoadError, nodes: &NodeNames) -> ExecError {
     let node = error.node().unwrap_or_default().to_owned();
     let op_type = nodes.op_type(&node);
-    ExecError::Load { engine: NAME.into(), op_type, node, reason: error.to_string() }
+    refused(node, op_type, error)
+}
+
+/// rten has fewer operators than the other engine, which a reader of the message may not know of.
+pub(crate) fn refused(node: String, op_type: String, reason: impl std::fmt::Display) -> ExecError {
+    let reason = format!("{reason}; ONNX Runtime may run it: `--onnxruntime LIB`");
+    ExecError::Load { engine: NAME.into(), node, op_type, reason }
 }
 
 /// Idle one-thread pools; a run takes one and brings it back.

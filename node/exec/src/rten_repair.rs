@@ -7,6 +7,7 @@
 
 use crate::engine::node_name;
 use crate::error::ExecError;
+use crate::rten_engine::refused;
 use bytes::Bytes;
 use halfstep_model::onnx::{AttributeProto, attribute_proto::AttributeType};
 use halfstep_model::{Model, NodeProto, extract};
@@ -16,12 +17,12 @@ use std::collections::BTreeMap;
 ///
 /// # Errors
 /// `Load` for `SAME_LOWER` with a stride above 1.
-pub(crate) fn repaired(model: &mut Model, engine: &str) -> Result<Option<Bytes>, ExecError> {
+pub(crate) fn repaired(model: &mut Model) -> Result<Option<Bytes>, ExecError> {
     let mut changes = Vec::new();
     for (index, node) in model.graph().node.iter().enumerate() {
         let Some(kernel) = kernel(model, node) else { continue };
         let pads = match text(node, "auto_pad") {
-            b"SAME_LOWER" => Some(same_lower(node, &kernel).ok_or_else(|| refusal(node, engine))?),
+            b"SAME_LOWER" => Some(same_lower(node, &kernel).ok_or_else(|| refusal(node))?),
             _ => None,
         };
         let stated = ints(node, "kernel_shape").is_some();
@@ -82,13 +83,9 @@ fn same_lower(node: &NodeProto, kernel: &[i64]) -> Option<Vec<i64>> {
     Some(begins)
 }
 
-fn refusal(node: &NodeProto, engine: &str) -> ExecError {
-    ExecError::Load {
-        engine: engine.to_owned(),
-        node: node_name(node),
-        op_type: node.op_type().to_owned(),
-        reason: "auto_pad SAME_LOWER with a stride above 1 is not computed as ONNX defines it".to_owned(),
-    }
+fn refusal(node: &NodeProto) -> ExecError {
+    let reason = "auto_pad SAME_LOWER with a stride above 1 is not computed as ONNX defines it";
+    refused(node_name(node), node.op_type().to_owned(), reason)
 }
 
 fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> {

@@ -13,7 +13,9 @@ use halfstep_model::onnx::{
     AttributeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto,
     tensor_shape_proto, type_proto,
 };
-use halfstep_model::{Data, Dtype, GraphProto, Model, ModelProto, NodeProto, Tensor, extract};
+use halfstep_model::{
+    Data, Dtype, GraphProto, Model, ModelProto, NodeProto, Tensor, extract, outline, skeleton,
+};
 use std::collections::BTreeMap;
 
 fn info(name: &str, dtype: Dtype, rank: usize) -> ValueInfoProto {
@@ -148,6 +150,34 @@ fn an_unknown_operator_is_named_with_its_node() {
             .expect("no engine knows it");
         let message = error.to_string();
         assert!(message.contains("Frobnicate") && message.contains("stranger"), "{message}");
+    });
+}
+
+#[test]
+fn a_check_needs_no_weights_and_names_what_is_unknown() {
+    on_each(|engine| {
+        let graph = |last: &str| GraphProto {
+            name: Some("g".into()),
+            input: vec![info("x", Dtype::F32, 2)],
+            output: vec![info("y", Dtype::F32, 2)],
+            node: vec![node("product", "MatMul", &["x", "w"], "h"), node("last", last, &["h"], "y")],
+            initializer: vec![Tensor::f32(vec![64, 64], vec![0.0; 4096]).unwrap().to_proto("w")],
+            ..Default::default()
+        };
+        let check = |last: &str| {
+            let model = Model::from_proto(ModelProto {
+                ir_version: Some(8),
+                opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],
+                graph: Some(graph(last)),
+                ..Default::default()
+            })
+            .unwrap();
+            let bare = Model::from_bytes(skeleton(&model)).unwrap();
+            engine.check(outline(&bare, &[0, 1]).unwrap())
+        };
+        check("Relu").unwrap();
+        let message = check("Frobnicate").unwrap_err().to_string();
+        assert!(message.contains("Frobnicate") && message.contains("last"), "{message}");
     });
 }
 
