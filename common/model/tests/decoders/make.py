@@ -163,11 +163,10 @@ def old(config):
     return config
 
 
-def load(folder, config):
+def load(folder, cls, dtype):
     """Computes in f32 whatever the checkpoint's type, as we do; but the scale of Gemma's embedding is rounded to it."""
-    cls = getattr(transformers, config.architectures[0])
     model = cls.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager")
-    if config.dtype == torch.bfloat16:
+    if dtype == torch.bfloat16:
         scale = model.model.embed_tokens.embed_scale
         model.model.embed_tokens.embed_scale.data = scale.bfloat16().float()
     return model.eval()
@@ -180,7 +179,8 @@ def make(name, family, settings):
     config = getattr(transformers, CONFIGS.get(family, family + "Config"))(**settings)
     model = getattr(transformers, HEADS.get(family, family + "ForCausalLM"))(config)
     fill(model, generator)
-    model = model.to(torch.bfloat16 if name.endswith("bf16") else torch.float32)
+    dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
+    model = model.to(dtype)
     model.tie_weights()
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
@@ -188,13 +188,12 @@ def make(name, family, settings):
     if spelt_old:
         (folder / "old.json").write_text(json.dumps(spelt_old, indent=2) + "\n")
 
-    config = model.config
     tokens = torch.full((len(LENGTHS), max(LENGTHS)), -1, dtype=torch.int64)
     found, logits = {}, []
     for row, length in enumerate(LENGTHS):
         tokens[row, :length] = torch.randint(0, config.vocab_size, (length,), generator=generator)
         # A model of its own per sequence: stretched positions remember the longest sequence they have seen.
-        model = load(folder, config)
+        model = load(folder, type(model), dtype)
         taps = Taps(model)
         with torch.no_grad():
             logits.append(model(tokens[row : row + 1, :length]).logits[0])
