@@ -18,7 +18,7 @@ mod slice_wire;
 mod statistics;
 mod unfold;
 
-pub use carry::{CarryKey, CarryStore, CarryUse, Stream};
+pub use carry::{CarryKey, CarryStore, CarryUse, Stream, round_to_bf16};
 pub use counting::{CountingEngine, NodeCounts};
 pub use decoder::DecoderSession;
 pub use engine::{Engine, Session};

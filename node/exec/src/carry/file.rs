@@ -1,9 +1,11 @@
 //! Carry files: one tensor each, checksummed.
 //!
 //! Layout, little-endian: magic `HSCARRY\n`, version u32, element type (ONNX number) u32, rank u32, dimensions u64
-//! each, elements, BLAKE3 of all bytes before it. A file appears under its name complete or not at all.
+//! each, elements, BLAKE3 of all bytes before it. Tensors kept at half the bytes have the type bfloat16 and come back as
+//! f32. A file appears under its name complete or not at all.
 //! Not here: which tensors go to disk (`store`).
 
+use super::packed::{Kept, whole};
 use crate::error::ExecError;
 use halfstep_model::{Data, Dtype, Tensor};
 use std::fs::File;
@@ -15,10 +17,10 @@ const VERSION: u32 = 1;
 /// Elements converted at a time: a file passes through 64 KiB or less of extra memory.
 const CHUNK: usize = 8192;
 
-/// Writes a tensor to `path`, by way of a file beside it. On failure neither is left.
-pub(super) fn write(path: &Path, tensor: &Tensor) -> Result<(), ExecError> {
+/// Writes a tensor, as it is kept, to `path`, by way of a file beside it. On failure neither is left.
+pub(super) fn write(path: &Path, kept: &Kept) -> Result<(), ExecError> {
     let staged = path.with_extension("part");
-    let written = stage(&staged, tensor).and_then(|()| std::fs::rename(&staged, path));
+    let written = stage(&staged, kept).and_then(|()| std::fs::rename(&staged, path));
     written.map_err(|source| {
         // The first error is the one worth reporting; the file may not even exist.
         let _ = std::fs::remove_file(&staged);
@@ -26,23 +28,18 @@ pub(super) fn write(path: &Path, tensor: &Tensor) -> Result<(), ExecError> {
     })
 }
 
-fn stage(path: &Path, tensor: &Tensor) -> io::Result<()> {
+fn stage(path: &Path, kept: &Kept) -> io::Result<()> {
     let mut out = Hashing { inner: BufWriter::new(File::create(path)?), hasher: blake3::Hasher::new() };
     out.put(MAGIC)?;
     out.put(&VERSION.to_le_bytes())?;
-    out.put(&tensor.dtype().to_onnx().to_le_bytes())?;
-    out.put(&u32::try_from(tensor.shape.len()).map_err(io::Error::other)?.to_le_bytes())?;
-    for dim in &tensor.shape {
+    out.put(&kept.dtype().to_onnx().to_le_bytes())?;
+    out.put(&u32::try_from(kept.dims().len()).map_err(io::Error::other)?.to_le_bytes())?;
+    for dim in kept.dims() {
         out.put(&(*dim as u64).to_le_bytes())?;
     }
-    match &tensor.data {
-        Data::F32(v) => out.elements(v, |x| x.to_le_bytes()),
-        Data::F64(v) => out.elements(v, |x| x.to_le_bytes()),
-        Data::I64(v) => out.elements(v, |x| x.to_le_bytes()),
-        Data::I32(v) => out.elements(v, |x| x.to_le_bytes()),
-        Data::U8(v) => out.elements(v, |x| [x]),
-        Data::I8(v) => out.elements(v, |x| x.to_le_bytes()),
-        Data::Bool(v) => out.elements(v, |x| [u8::from(x)]),
+    match kept {
+        Kept::Whole(tensor) => out.all(&tensor.data),
+        Kept::Halves { values, .. } => out.elements(values, |x| x.to_le_bytes()),
     }?;
     let hash = out.hasher.finalize();
     out.inner.write_all(hash.as_bytes())?;
@@ -68,7 +65,7 @@ fn damaged(path: &Path, what: String) -> ExecError {
     ExecError::Damaged { path: path.to_path_buf(), what }
 }
 
-/// Type and dimensions of a spilled tensor, kept in memory.
+/// Type, as kept, and dimensions of a spilled tensor, kept in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Shape {
     dtype: Dtype,
@@ -77,8 +74,12 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    pub(super) fn of(tensor: &Tensor) -> Self {
-        Self { dtype: tensor.dtype(), dims: tensor.shape.clone(), elements: tensor.len() }
+    pub(super) fn of(kept: &Kept) -> Self {
+        let elements = match kept {
+            Kept::Whole(tensor) => tensor.len(),
+            Kept::Halves { values, .. } => values.len(),
+        };
+        Self { dtype: kept.dtype(), dims: kept.dims().to_vec(), elements }
     }
 }
 
@@ -119,6 +120,18 @@ impl<W: Write> Hashing<W> {
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hasher.update(bytes);
         self.inner.write_all(bytes)
+    }
+
+    fn all(&mut self, data: &Data) -> io::Result<()> {
+        match data {
+            Data::F32(v) => self.elements(v, |x| x.to_le_bytes()),
+            Data::F64(v) => self.elements(v, |x| x.to_le_bytes()),
+            Data::I64(v) => self.elements(v, |x| x.to_le_bytes()),
+            Data::I32(v) => self.elements(v, |x| x.to_le_bytes()),
+            Data::U8(v) => self.elements(v, |x| [x]),
+            Data::I8(v) => self.elements(v, |x| x.to_le_bytes()),
+            Data::Bool(v) => self.elements(v, |x| [u8::from(x)]),
+        }
     }
 
     fn elements<T: Copy, const N: usize>(
@@ -175,6 +188,7 @@ impl<R: Read> Hashing<R> {
         let count = expected.elements;
         Ok(match expected.dtype {
             Dtype::F32 => Data::F32(self.values(count, f32::from_le_bytes)?),
+            Dtype::Bf16 => Data::F32(self.values(count, |half| whole(u16::from_le_bytes(half)))?),
             Dtype::F64 => Data::F64(self.values(count, f64::from_le_bytes)?),
             Dtype::I64 => Data::I64(self.values(count, i64::from_le_bytes)?),
             Dtype::I32 => Data::I32(self.values(count, i32::from_le_bytes)?),

@@ -6,8 +6,10 @@
 //! Not here: the files' format (`file`), which tensors are live (`model::cut`).
 
 use super::file::{self, Shape};
+use super::packed::Kept;
 use crate::error::ExecError;
 use halfstep_model::Tensor;
+use halfstep_model::decoder::CarryPrecision;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,6 +53,7 @@ pub struct CarryUse {
 pub struct CarryStore {
     budget: usize,
     spill_dir: PathBuf,
+    precision: CarryPrecision,
     inner: Mutex<Inner>,
 }
 
@@ -65,9 +68,9 @@ struct Inner {
     folder: Option<TempDir>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Held {
-    Memory { age: u64, tensor: Arc<Tensor> },
+    Memory { age: u64, kept: Kept },
     File { path: PathBuf, shape: Shape },
 }
 
@@ -75,7 +78,13 @@ impl CarryStore {
     /// A store that keeps at most `budget` bytes in memory and the rest in a new folder inside `spill_dir`, which is
     /// made when first needed.
     pub fn new(budget: usize, spill_dir: impl Into<PathBuf>) -> Self {
-        Self { budget, spill_dir: spill_dir.into(), inner: Mutex::default() }
+        Self::with_precision(budget, spill_dir, CarryPrecision::F32)
+    }
+
+    /// The same; with `Bf16`, f32 tensors whose values are all bfloat16 ([`round_to_bf16`](crate::round_to_bf16)) take
+    /// half the bytes, in memory and on disk, and come back as they were. Others are kept as they are.
+    pub fn with_precision(budget: usize, spill_dir: impl Into<PathBuf>, precision: CarryPrecision) -> Self {
+        Self { budget, spill_dir: spill_dir.into(), precision, inner: Mutex::default() }
     }
 
     /// Keeps a tensor; replaces one of the same key.
@@ -84,16 +93,17 @@ impl CarryStore {
     /// `Storage` if something must go to disk and cannot (disk full): then the new tensor is not kept, everything
     /// else is, and no partial file is left.
     pub fn put(&self, key: CarryKey, tensor: Arc<Tensor>) -> Result<(), ExecError> {
-        let bytes = tensor.bytes();
+        let kept = Kept::new(tensor, self.precision);
+        let bytes = kept.bytes();
         let mut inner = self.lock();
         inner.remove(&key);
         if bytes > self.budget {
-            return self.spill(&mut inner, key, &tensor);
+            return self.spill(&mut inner, key, &kept);
         }
         while inner.usage.resident > self.budget - bytes {
             self.spill_oldest(&mut inner)?;
         }
-        inner.keep(key, tensor, bytes);
+        inner.keep(key, kept, bytes);
         Ok(())
     }
 
@@ -102,12 +112,13 @@ impl CarryStore {
     /// # Errors
     /// `Missing`; `Storage`, `Damaged` from the file.
     pub fn get(&self, key: &CarryKey) -> Result<Arc<Tensor>, ExecError> {
-        let (path, shape) = match self.lock().held.get(key) {
-            Some(Held::Memory { tensor, .. }) => return Ok(Arc::clone(tensor)),
-            Some(Held::File { path, shape }) => (path.clone(), shape.clone()),
-            None => return Err(ExecError::Missing { name: key.tensor.clone() }),
-        };
-        Ok(Arc::new(file::read(&path, &shape)?))
+        // Copied out, so that neither unpacking nor reading keeps others waiting.
+        let held = self.lock().held.get(key).cloned();
+        match held {
+            Some(Held::Memory { kept, .. }) => Ok(kept.tensor()),
+            Some(Held::File { path, shape }) => Ok(Arc::new(file::read(&path, &shape)?)),
+            None => Err(ExecError::Missing { name: key.tensor.clone() }),
+        }
     }
 
     /// Whether a tensor is kept.
@@ -143,20 +154,20 @@ impl CarryStore {
         let oldest = inner.ages.first_key_value().map(|(_, key)| key.clone());
         let key =
             oldest.ok_or_else(|| ExecError::Internal("carry: resident bytes without a tensor".into()))?;
-        let Some(Held::Memory { tensor, .. }) = inner.held.get(&key) else {
+        let Some(Held::Memory { kept, .. }) = inner.held.get(&key) else {
             return Err(ExecError::Internal("carry: an age without a resident tensor".into()));
         };
-        let tensor = Arc::clone(tensor);
-        self.spill(inner, key, &tensor)
+        let kept = kept.clone();
+        self.spill(inner, key, &kept)
     }
 
     /// Writes the file first: if that fails, what was resident stays so.
-    fn spill(&self, inner: &mut Inner, key: CarryKey, tensor: &Tensor) -> Result<(), ExecError> {
+    fn spill(&self, inner: &mut Inner, key: CarryKey, kept: &Kept) -> Result<(), ExecError> {
         let path = self.next_path(inner)?;
-        file::write(&path, tensor)?;
+        file::write(&path, kept)?;
         inner.remove(&key);
-        inner.usage.spilled += tensor.bytes() as u64;
-        inner.held.insert(key, Held::File { path, shape: Shape::of(tensor) });
+        inner.usage.spilled += kept.bytes() as u64;
+        inner.held.insert(key, Held::File { path, shape: Shape::of(kept) });
         Ok(())
     }
 
@@ -183,20 +194,20 @@ impl CarryStore {
 }
 
 impl Inner {
-    fn keep(&mut self, key: CarryKey, tensor: Arc<Tensor>, bytes: usize) {
+    fn keep(&mut self, key: CarryKey, kept: Kept, bytes: usize) {
         self.next += 1;
         let age = self.next;
         self.ages.insert(age, key.clone());
-        self.held.insert(key, Held::Memory { age, tensor });
+        self.held.insert(key, Held::Memory { age, kept });
         self.usage.resident += bytes;
         self.usage.peak = self.usage.peak.max(self.usage.resident);
     }
 
     fn remove(&mut self, key: &CarryKey) {
         match self.held.remove(key) {
-            Some(Held::Memory { age, tensor }) => {
+            Some(Held::Memory { age, kept }) => {
                 self.ages.remove(&age);
-                self.usage.resident -= tensor.bytes();
+                self.usage.resident -= kept.bytes();
             }
             // A file that cannot be removed now goes with the folder.
             Some(Held::File { path, .. }) => drop(std::fs::remove_file(path)),
@@ -227,7 +238,16 @@ mod tests {
 
     #[test]
     fn budget_is_obeyed_at_its_edge() {
-        let bytes = 40;
+        budget_edge(CarryPrecision::F32, 40);
+    }
+
+    #[test]
+    fn budget_counts_halves_at_its_edge() {
+        budget_edge(CarryPrecision::Bf16, 20);
+    }
+
+    /// `bytes`: of ten values, all of which are bfloat16.
+    fn budget_edge(precision: CarryPrecision, bytes: usize) {
         for (budget, resident) in [
             (2 * bytes - 1, bytes),
             (2 * bytes, 2 * bytes),
@@ -238,7 +258,7 @@ mod tests {
             (0, 0),
         ] {
             let dir = tempfile::tempdir().unwrap();
-            let store = CarryStore::new(budget, dir.path());
+            let store = CarryStore::with_precision(budget, dir.path(), precision);
             store.put(key("a"), tensor(10, 0.0)).unwrap();
             store.put(key("b"), tensor(10, 100.0)).unwrap();
             let usage = store.usage();
@@ -268,11 +288,33 @@ mod tests {
     }
 
     #[test]
-    fn every_element_type_survives_a_file() {
+    fn what_halves_cannot_hold_is_kept_whole() {
         let dir = tempfile::tempdir().unwrap();
-        let store = CarryStore::new(0, dir.path());
+        let store = CarryStore::with_precision(60, dir.path(), CarryPrecision::Bf16);
+        store.put(key("whole"), tensor(10, 0.1)).unwrap();
+        store.put(key("halves"), tensor(10, 0.0)).unwrap();
+        assert_eq!((store.usage().resident, store.usage().spilled), (60, 0));
+        let lengths = Arc::new(Tensor::new(vec![2], Data::I64(vec![3, 1 << 40])).unwrap());
+        store.put(key("lengths"), Arc::clone(&lengths)).unwrap();
+        assert_eq!((store.usage().resident, store.usage().spilled), (36, 40));
+        assert_eq!(store.get(&key("whole")).unwrap(), tensor(10, 0.1));
+        assert_eq!(store.get(&key("halves")).unwrap(), tensor(10, 0.0));
+        assert_eq!(store.get(&key("lengths")).unwrap(), lengths);
+    }
+
+    #[test]
+    fn every_element_type_survives_a_file() {
+        for precision in [CarryPrecision::F32, CarryPrecision::Bf16] {
+            survive_a_file(precision);
+        }
+    }
+
+    fn survive_a_file(precision: CarryPrecision) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = CarryStore::with_precision(0, dir.path(), precision);
         let all = [
             Data::F32(vec![f32::NAN, -0.0]),
+            Data::F32(vec![f32::from_bits(0x7f80_0001), 0.1]),
             Data::F64(vec![f64::MIN, 1e-300]),
             Data::I64(vec![i64::MIN, 7]),
             Data::I32(vec![i32::MIN, 7]),
@@ -298,8 +340,14 @@ mod tests {
 
     #[test]
     fn damage_anywhere_in_a_file_is_found() {
+        for precision in [CarryPrecision::F32, CarryPrecision::Bf16] {
+            find_damage(precision);
+        }
+    }
+
+    fn find_damage(precision: CarryPrecision) {
         let dir = tempfile::tempdir().unwrap();
-        let store = CarryStore::new(0, dir.path());
+        let store = CarryStore::with_precision(0, dir.path(), precision);
         store.put(key("t"), tensor(5, 1.0)).unwrap();
         let path = files(dir.path()).remove(0);
         let good = fs::read(&path).unwrap();
@@ -341,7 +389,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.carry");
         std::os::unix::fs::symlink(full, path.with_extension("part")).unwrap();
-        let error = file::write(&path, &tensor(100_000, 0.0)).unwrap_err();
+        let error = file::write(&path, &Kept::Whole(tensor(100_000, 0.0))).unwrap_err();
         let ExecError::Storage { source, .. } = &error else { panic!("{error}") };
         assert_eq!(source.kind(), std::io::ErrorKind::StorageFull);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
