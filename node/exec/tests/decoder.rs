@@ -439,6 +439,11 @@ fn bad_inputs_are_named() {
     let experts =
         [("weights", &weights), ("e0.down.out", &expert), ("e1.down.out", &expert), ("e2.down.out", &expert)];
     check(&experts, &["x4"], "tensor `e0.down.out`: expected 0 rows");
+    check(
+        &[("x0", &row(2, HIDDEN)), ("o.out", &row(3, HIDDEN))],
+        &["x1"],
+        "tensor `o.out`: expected 2 tokens",
+    );
 }
 
 #[test]
@@ -481,20 +486,22 @@ fn bad_constants_and_graphs_are_named() {
     spoilt(&|d| d.nodes[8].inputs[1] = "k.out".into(), "node `add` (Add): `k.out` is 6 wide");
     spoilt(&|d| d.nodes[6].inputs[3] = "x0".into(), "node `attend` (Attend): its last input is");
     spoilt(&|d| d.nodes[1].inputs[0] = "lengths".into(), "node `n0` (Norm): `lengths` is Lengths");
-    spoilt(&|d| d.nodes[1].inputs[0] = "nowhere".into(), "reads `nowhere`, which nothing writes");
+    spoilt(&|d| d.nodes[1].inputs[0] = "nowhere".into(), "reads `nowhere`, which no node before it writes");
+    spoilt(&|d| d.hidden = 0, "node `embed` (Embed): hidden is 0");
+    spoilt(&|d| d.nodes[1].outputs.clear(), "1 inputs and 0 outputs");
     let combine = good.nodes.len() - 3;
     spoilt(&|d| d.nodes[combine].inputs.swap(1, 2), "node `combine` (Combine): `e1.down.out` has rows of");
 }
 
 #[test]
-fn a_segment_holds_the_weights_of_its_nodes_once() {
+fn a_segment_holds_the_weights_of_its_nodes() {
     let mut decoder = decoder(false);
     assert_eq!(load(&decoder, &[2, 3]).bytes(), (12 * 12 + 12 + 6 * 12) * 4);
     assert_eq!(load(&decoder, &[6]).bytes(), 0);
-    // A head tied to the embedding.
+    // A head tied to the embedding: one is read by rows, the other by columns.
     let head = decoder.nodes.len() - 2;
     let Op::Linear(linear) = &mut decoder.nodes[head].op else { unreachable!("the head") };
     linear.weight = "embed".into();
     let tied = load(&decoder, &[0, head]);
-    assert_eq!(tied.bytes(), (VOCABULARY * HIDDEN + (2 + 9) * HIDDEN) * 4);
+    assert_eq!(tied.bytes(), (2 * VOCABULARY * HIDDEN + (2 + 9) * HIDDEN) * 4);
 }

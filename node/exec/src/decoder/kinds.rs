@@ -83,6 +83,7 @@ impl<'a> Known<'a> {
         let one = |width, whose| Ok(vec![Kind::Rows { width, whose }]);
         match &node.op {
             Op::Embed(_) => match self.kind(node, 0)? {
+                Kind::Tokens if decoder.hidden == 0 => Err("hidden is 0, expected at least 1".into()),
                 Kind::Tokens => {
                     Ok(vec![Kind::Rows { width: decoder.hidden, whose: Whose::All }, Kind::Lengths])
                 }

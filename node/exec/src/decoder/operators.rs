@@ -6,7 +6,7 @@ use super::check::{lengths_of, wrong};
 use super::kinds::Kind;
 use super::scratch::Scratch;
 use super::session::DecoderSession;
-use super::step::{Learned, Ready, Step};
+use super::step::{Learned, Matrix, Ready, Step};
 use crate::ExecError;
 use halfstep_compute::cpu::product::{Stored, multiply};
 use halfstep_compute::cpu::{self, Attention, Rows};
@@ -73,6 +73,17 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The numbers of a second input that must have as many rows as the first.
+    fn second(&self, step: &Step, rows: usize) -> Result<&[f32], ExecError> {
+        match self.rows(step, 1)? {
+            (data, found, _) if found == rows => Ok(data),
+            (_, found, _) => {
+                let name = &self.session.slots[step.reads[1]].name;
+                Err(wrong(name, format!("{rows} rows, as the other input has"), format!("{found}")))
+            }
+        }
+    }
+
     fn lengths(&self, step: &Step, input: usize) -> Result<&[i64], ExecError> {
         let lengths = self.tensor(step.reads[input])?.as_i64();
         lengths.ok_or_else(|| ExecError::Internal(format!("decoder: `{}` lacks its lengths", step.name)))
@@ -92,12 +103,12 @@ impl<'a> Run<'a> {
         }
         let rows = match &step.op {
             Ready::Select(select) => self.select_rows(step, select)?,
-            Ready::Combine { .. } => self.rows(step, 0)?.1,
             _ => self.rows(step, 0)?.1,
         };
         let width = self.width(step);
         let mut out = self.buffer(step, rows, width)?;
         match &step.op {
+            // Done above: it has two outputs.
             Ready::Embed { .. } => {}
             Ready::Rms { weight, epsilon } => {
                 cpu::rms_norm(self.rows(step, 0)?.0, weight, *epsilon, &mut out)
@@ -105,21 +116,7 @@ impl<'a> Run<'a> {
             Ready::Layer { weight, bias, epsilon } => {
                 cpu::layer_norm(self.rows(step, 0)?.0, weight, bias, *epsilon, &mut out);
             }
-            Ready::Linear { weight, bias, rows: outputs, cols, transposed } => {
-                let weight = Stored {
-                    data: weight,
-                    stride: if *transposed { *outputs } else { *cols },
-                    transposed: !transposed,
-                };
-                linear(
-                    self.rows(step, 0)?.0,
-                    weight,
-                    bias.as_ref().map(|b| b.as_slice()),
-                    *cols,
-                    &mut out,
-                    *outputs,
-                );
-            }
+            Ready::Linear(matrix) => linear(self.rows(step, 0)?.0, matrix, &mut out),
             Ready::Attend { attend, rotation } => self.attend(step, attend, *rotation, &mut out)?,
             Ready::Gate(f) => self.gate(step, *f, width, &mut out)?,
             Ready::Activate(f) => {
@@ -127,7 +124,7 @@ impl<'a> Run<'a> {
                 f.apply(&mut out);
             }
             Ready::Add => {
-                let (a, b) = (self.rows(step, 0)?.0, self.rows(step, 1)?.0);
+                let (a, b) = (self.rows(step, 0)?.0, self.second(step, rows)?);
                 for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
                     *out = a + b;
                 }
@@ -261,7 +258,7 @@ impl<'a> Run<'a> {
         let (first, _, stride) = self.rows(step, 0)?;
         let up = match step.reads.len() {
             1 => Rows { data: &first[width..], stride },
-            _ => Rows { data: self.rows(step, 1)?.0, stride },
+            _ => Rows { data: self.second(step, out.len() / width)?, stride },
         };
         cpu::gate(f, Rows { data: first, stride }, up, width, out);
         Ok(())
@@ -302,14 +299,14 @@ fn embed_row(row: &[f32], scale: f32, learned: Option<&[f32]>, out: &mut [f32]) 
     }
 }
 
-/// `out = x * weight + bias`; `x`: `[_, cols]`, `weight` as `[cols, rows]`, `out`: `[_, rows]`.
-fn linear(x: &[f32], weight: Stored<'_>, bias: Option<&[f32]>, cols: usize, out: &mut [f32], rows: usize) {
+/// `out = x * weight + bias`; `x`: `[_, cols]`, `out`: `[_, rows]`.
+fn linear(x: &[f32], matrix: &Matrix, out: &mut [f32]) {
+    let Matrix { ref weight, ref bias, rows, cols } = *matrix;
     if let Some(bias) = bias {
         out.chunks_exact_mut(rows).for_each(|out| out.copy_from_slice(bias));
     }
-    let product = Product {
-        beta: if bias.is_some() { 1.0 } else { 0.0 },
-        ..Product::new(out.len() / rows, rows, cols)
-    };
-    multiply(product, Stored { data: x, stride: cols, transposed: false }, weight, out, rows);
+    let beta = if bias.is_some() { 1.0 } else { 0.0 };
+    let product = Product { beta, ..Product::new(out.len() / rows, rows, cols) };
+    let stored = |data, stride| Stored { data, stride, transposed: false };
+    multiply(product, stored(x, cols), stored(weight, rows), out, rows);
 }

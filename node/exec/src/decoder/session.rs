@@ -44,11 +44,11 @@ pub(super) struct Slot {
 }
 
 impl DecoderSession {
-    /// Makes the `nodes` of `decoder` (ascending) ready to run. `constants` gives f32 weights by name, each asked for
-    /// once.
+    /// Makes the `nodes` of `decoder` (ascending) ready to run. `constants` gives f32 weights by name; it is asked
+    /// once for each, or twice for an embedding that is also the head of the same segment.
     ///
     /// # Errors
-    /// `Load`, naming a node whose inputs do not fit its operator, or nodes that are not ascending or not there;
+    /// `Load`, naming a node that breaks a rule of [`Decoder::validate`] or whose inputs do not fit its operator, or nodes that are not ascending or not there;
     /// `Tensor` for a weight of another shape or type than its operator says; whatever `constants` says.
     pub fn load(
         decoder: &Decoder,
@@ -56,6 +56,7 @@ impl DecoderSession {
         constants: &mut dyn FnMut(&str) -> Result<Tensor, ExecError>,
     ) -> Result<Self, ExecError> {
         check_order(decoder, nodes)?;
+        decoder.validate().map_err(|error| fault(error.node, error.problem))?;
         let kinds = kinds(decoder)?;
         let mut slots = Slots { kinds: &kinds, names: HashMap::new(), slots: Vec::new() };
         let mut loader = Loader { decoder, constants, held: HashMap::new(), rotations: Vec::new() };
@@ -179,5 +180,9 @@ fn check_order(decoder: &Decoder, nodes: &[usize]) -> Result<(), ExecError> {
         return Ok(());
     }
     let reason = format!("nodes {nodes:?} of {}, expected ascending indices", decoder.nodes.len());
-    Err(ExecError::Load { engine: NAME.into(), node: String::new(), op_type: String::new(), reason })
+    Err(fault(String::new(), reason))
+}
+
+fn fault(node: String, reason: String) -> ExecError {
+    ExecError::Load { engine: NAME.into(), node, op_type: String::new(), reason }
 }

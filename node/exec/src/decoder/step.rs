@@ -31,7 +31,7 @@ pub(super) enum Ready {
     Embed { weight: Weights, scale: f32, positions: Option<Learned>, width: usize },
     Rms { weight: Weights, epsilon: f32 },
     Layer { weight: Weights, bias: Weights, epsilon: f32 },
-    Linear { weight: Weights, bias: Option<Weights>, rows: usize, cols: usize, transposed: bool },
+    Linear(Matrix),
     Attend { attend: Attend, rotation: usize },
     Gate(Activation),
     Activate(Activation),
@@ -40,6 +40,16 @@ pub(super) enum Ready {
     Route(Route),
     Select(Select),
     Combine { all_tokens: bool },
+}
+
+/// A linear layer.
+#[derive(Debug)]
+pub(super) struct Matrix {
+    /// `[cols, rows]`, however the checkpoint has it: products with it are up to a fifth faster.
+    pub(super) weight: Weights,
+    pub(super) bias: Option<Weights>,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
 }
 
 /// Learned positions.
@@ -51,11 +61,18 @@ pub(super) struct Learned {
     pub(super) count: usize,
 }
 
-/// Where weights come from, each read once.
+/// How a constant is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Form {
+    AsStored,
+    Transposed,
+}
+
+/// Where weights come from; what several operators read in the same form is held once.
 pub(super) struct Loader<'a> {
     pub(super) decoder: &'a Decoder,
     pub(super) constants: &'a mut dyn FnMut(&str) -> Result<Tensor, ExecError>,
-    pub(super) held: HashMap<String, Weights>,
+    pub(super) held: HashMap<(String, Form), Weights>,
     /// Different rotations of the segment.
     pub(super) rotations: Vec<Rotary>,
 }
@@ -64,8 +81,10 @@ impl Loader<'_> {
     /// The operator of a node.
     pub(super) fn ready(&mut self, node: &DecoderNode) -> Result<Ready, ExecError> {
         let mut weights = Vec::new();
+        let turned = matches!(&node.op, Op::Linear(linear) if !linear.transposed);
         for (name, shape) in node.op.constants(self.decoder) {
-            weights.push(self.weights(name, &shape)?);
+            let form = if turned && shape.len() == 2 { Form::Transposed } else { Form::AsStored };
+            weights.push(self.weights(name, &shape, form)?);
         }
         // In the order of `Op::constants`.
         let mut weights = weights.into_iter();
@@ -97,13 +116,12 @@ impl Loader<'_> {
                     }
                 }
             }
-            Op::Linear(linear) => Ready::Linear {
+            Op::Linear(linear) => Ready::Linear(Matrix {
                 weight: next()?,
                 bias: linear.bias.as_ref().map(|_| next()).transpose()?,
                 rows: linear.rows,
                 cols: linear.cols,
-                transposed: linear.transposed,
-            },
+            }),
             Op::Attend(attend) => Ready::Attend { rotation: self.rotation(attend), attend: attend.clone() },
             Op::Gate(f) => Ready::Gate(activation(*f)),
             Op::Activate(f) => Ready::Activate(activation(*f)),
@@ -115,23 +133,21 @@ impl Loader<'_> {
         })
     }
 
-    /// A constant, checked; the same for every operator that names it.
-    fn weights(&mut self, name: &str, shape: &[usize]) -> Result<Weights, ExecError> {
-        let elements = shape.iter().try_fold(1usize, |n, dim| n.checked_mul(*dim));
-        if let Some(held) = self.held.get(name) {
-            return match elements {
+    /// A constant, checked.
+    fn weights(&mut self, name: &str, shape: &[usize], form: Form) -> Result<Weights, ExecError> {
+        let key = (name.to_owned(), form);
+        if let Some(held) = self.held.get(&key) {
+            return match shape.iter().try_fold(1usize, |n, dim| n.checked_mul(*dim)) {
                 Some(n) if n == held.len() => Ok(Arc::clone(held)),
-                _ => Err(wrong(name, format!("{shape:?}"), format!("{} elements", held.len()))),
+                _ => Err(wrong(name, format!("float {shape:?}"), format!("{} elements", held.len()))),
             };
         }
-        let tensor = (self.constants)(name)?;
-        let actual = describe(&tensor);
-        let fits = tensor.shape == shape && Some(tensor.len()) == elements;
-        let values = match tensor.data {
-            Data::F32(values) if fits => Arc::new(values),
-            _ => return Err(wrong(name, format!("float {shape:?}"), actual)),
-        };
-        self.held.insert(name.to_owned(), Arc::clone(&values));
+        let values = values(name, shape, (self.constants)(name)?)?;
+        let values = Arc::new(match (form, shape) {
+            (Form::Transposed, [rows, cols]) => transposed(&values, *rows, *cols),
+            _ => values,
+        });
+        self.held.insert(key, Arc::clone(&values));
         Ok(values)
     }
 
@@ -143,6 +159,32 @@ impl Loader<'_> {
             self.rotations.len() - 1
         })
     }
+}
+
+fn values(name: &str, shape: &[usize], tensor: Tensor) -> Result<Vec<f32>, ExecError> {
+    let actual = describe(&tensor);
+    let elements = shape.iter().try_fold(1usize, |n, dim| n.checked_mul(*dim));
+    let fits = tensor.shape == shape && Some(tensor.len()) == elements;
+    match tensor.data {
+        Data::F32(values) if fits => Ok(values),
+        _ => Err(wrong(name, format!("float {shape:?}"), actual)),
+    }
+}
+
+/// `[rows, cols]` as `[cols, rows]`, tile by tile.
+fn transposed(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    const TILE: usize = 32;
+    let mut out = vec![0.0; values.len()];
+    for row in (0..rows).step_by(TILE) {
+        for col in (0..cols).step_by(TILE) {
+            for i in row..rows.min(row + TILE) {
+                for j in col..cols.min(col + TILE) {
+                    out[j * rows + i] = values[i * cols + j];
+                }
+            }
+        }
+    }
+    out
 }
 
 fn activation(gating: Gating) -> Activation {
