@@ -6,6 +6,7 @@ use halfstep_model::checkpoint::Checkpoint;
 use halfstep_model::decoder::{CarryPrecision, Decoder, DecoderProgram, DescribeOptions, Op, describe};
 use halfstep_model::{Layer, cut};
 use halfstep_quant::ScaleType;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -51,9 +52,7 @@ fn configurations_of_transformers_4_describe_the_same_decoder() {
 #[test]
 fn a_decoder_arrives_as_it_was_sent() {
     for case in cases() {
-        let decoder = described(&case);
-        let program = DecoderProgram { decoder, carries: CarryPrecision::F32, scales: ScaleType::default() };
-        assert!(DecoderProgram::from_bytes(&program.to_bytes().unwrap()).unwrap() == program);
+        arrives(described(&case));
     }
 }
 
@@ -129,4 +128,68 @@ fn all_tokens_reach_all_experts_if_asked() {
             .collect();
         assert_eq!(told, BTreeSet::from([asked]));
     }
+}
+
+/// Values that no configuration should have in most places.
+fn nonsense() -> Vec<Value> {
+    vec![
+        Value::Null,
+        json!(true),
+        json!(0),
+        json!(-1),
+        json!(1),
+        json!(3),
+        json!(1e-300),
+        json!(1e-30),
+        json!(1e38),
+        json!(u64::MAX),
+        json!(1_000_000),
+        json!(""),
+        json!("relu"),
+        json!("yarn"),
+        json!([]),
+        json!([1e-40, 1e39]),
+        json!({}),
+        json!({"rope_type": "linear", "factor": 1e-38}),
+        json!({"rope_type": "yarn", "factor": 1e30, "rope_theta": 1e-30}),
+        json!({"rope_type": "dynamic", "factor": 1e38}),
+        json!({"rope_type": "llama3", "factor": 1e-38, "low_freq_factor": 1, "high_freq_factor": 4}),
+    ]
+}
+
+/// Every field of every golden, absent or replaced: refused, or a decoder that is valid and arrives as it was sent.
+#[test]
+fn any_field_may_be_absurd() {
+    let (mut refused, mut described) = (0, 0);
+    for case in cases() {
+        let config = Checkpoint::open(&case).unwrap().config().clone();
+        let fields: Vec<String> = config.as_object().unwrap().keys().cloned().collect();
+        for field in fields.iter().map(String::as_str).chain(["rope_scaling", "head_dim", "layer_types"]) {
+            for value in nonsense().into_iter().map(Some).chain([None]) {
+                let mut changed = config.clone();
+                let object = changed.as_object_mut().unwrap();
+                match value {
+                    Some(value) => object.insert(field.to_owned(), value),
+                    None => object.remove(field),
+                };
+                match describe(&changed, DescribeOptions::default()) {
+                    Err(error) => {
+                        assert!(!error.to_string().contains('\n'));
+                        refused += 1;
+                    }
+                    Ok(decoder) => {
+                        arrives(decoder);
+                        described += 1;
+                    }
+                }
+            }
+        }
+    }
+    println!("{refused} refused, {described} described");
+    assert!(refused > 1000 && described > 1000, "{refused} refused, {described} described");
+}
+
+fn arrives(decoder: Decoder) {
+    let program = DecoderProgram { decoder, carries: CarryPrecision::F32, scales: ScaleType::default() };
+    assert!(DecoderProgram::from_bytes(&program.to_bytes().unwrap()).unwrap() == program);
 }

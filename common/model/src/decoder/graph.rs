@@ -2,10 +2,9 @@
 //!
 //! Sequences are never padded inside: the tokens of a batch stand one after the other, `[P, width]` with `P` the sum of
 //! the lengths, and `lengths` `[n]` says where each ends. Every operator but [`Attend`] works on single rows.
-//! Not here: which families exist and what their configurations mean (`families`).
+//! Not here: which families exist and what their configurations mean (`families`), what makes a graph valid (`check`).
 
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 
 /// The token ids a decoder reads: `[n, T]` i64, -1 behind the end of a shorter sequence.
 pub const TOKENS: &str = "input_ids";
@@ -249,16 +248,6 @@ pub struct Select {
     pub all_tokens: bool,
 }
 
-/// A decoder that cannot be run.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("decoder node `{node}`: {problem}")]
-pub struct DecoderError {
-    /// The node.
-    pub node: String,
-    /// What is wrong, expected and actual.
-    pub problem: String,
-}
-
 impl Op {
     /// Constants it reads, with their shapes in the checkpoint.
     pub fn constants(&self, decoder: &Decoder) -> Vec<(&str, Vec<usize>)> {
@@ -304,89 +293,5 @@ impl Linear {
     /// Of the tensor in the checkpoint.
     pub fn weight_shape(&self) -> Vec<usize> {
         if self.transposed { vec![self.cols, self.rows] } else { vec![self.rows, self.cols] }
-    }
-}
-
-impl Decoder {
-    /// Checks what every reader relies on: unique names, reads of what was written before, sizes that are not 0.
-    ///
-    /// # Errors
-    /// The first node that breaks a rule.
-    pub fn validate(&self) -> Result<(), DecoderError> {
-        let mut written: BTreeSet<&str> = BTreeSet::from([TOKENS]);
-        let mut names = BTreeSet::new();
-        for node in &self.nodes {
-            let wrong = |problem: String| DecoderError { node: node.name.clone(), problem };
-            if !names.insert(node.name.as_str()) {
-                return Err(wrong("another node has the same name".into()));
-            }
-            if let Some(input) = node.inputs.iter().find(|input| !written.contains(input.as_str())) {
-                return Err(wrong(format!("reads `{input}`, which no node before it writes")));
-            }
-            node.op.check(node.inputs.len(), node.outputs.len()).map_err(wrong)?;
-            if let Some(output) = node.outputs.iter().find(|output| !written.insert(output.as_str())) {
-                return Err(wrong(format!("writes `{output}`, which is there already")));
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Op {
-    fn check(&self, inputs: usize, outputs: usize) -> Result<(), String> {
-        let fits = match self {
-            Self::Embed(_) => (inputs, outputs) == (1, 2),
-            Self::Attend(_) => matches!(inputs, 2 | 4) && outputs == 1,
-            Self::Gate(_) => matches!(inputs, 1 | 2) && outputs == 1,
-            Self::Add | Self::Select(_) => (inputs, outputs) == (2, 1),
-            Self::Combine { .. } => inputs >= 2 && outputs == 1,
-            _ => (inputs, outputs) == (1, 1),
-        };
-        if !fits {
-            return Err(format!("{inputs} inputs and {outputs} outputs do not fit its operator"));
-        }
-        let positive = |what: &str, value: usize| match value {
-            0 => Err(format!("{what} is 0, expected at least 1")),
-            _ => Ok(()),
-        };
-        match self {
-            Self::Norm(norm) => positive("width", norm.width),
-            Self::Linear(linear) => positive("rows", linear.rows).and(positive("cols", linear.cols)),
-            Self::Attend(attend) => attend.check(),
-            Self::Route(route) => match route.top_k {
-                1.. if route.top_k <= route.experts => Ok(()),
-                k => Err(format!("top_k is {k}, expected 1 to {}", route.experts)),
-            },
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Attend {
-    fn check(&self) -> Result<(), String> {
-        let Self { heads, kv_heads, head_dim, .. } = *self;
-        if kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) || head_dim == 0 {
-            return Err(format!(
-                "{heads} heads of {head_dim} on {kv_heads} key heads: expected positive sizes and a multiple"
-            ));
-        }
-        if self.window == Some(0) {
-            return Err("window is 0, expected at least 1".into());
-        }
-        let Some(Rotary { width, rotation }) = &self.rotary else { return Ok(()) };
-        let counts = match rotation {
-            Rotation::Fixed { frequencies, .. } => vec![frequencies.len()],
-            Rotation::ByLength { short, long, .. } => vec![short.len(), long.len()],
-            Rotation::Dynamic { after, .. } if *after == 0 || *width <= 2 => {
-                return Err(format!("dynamic rotation after {after} positions of width {width}"));
-            }
-            Rotation::Dynamic { .. } => vec![width / 2],
-        };
-        match *width % 2 == 0 && *width <= head_dim && counts.iter().all(|count| *count == width / 2) {
-            true => Ok(()),
-            false => Err(format!(
-                "rotary width {width} with {counts:?} frequencies, expected an even width up to {head_dim} and half as many"
-            )),
-        }
     }
 }

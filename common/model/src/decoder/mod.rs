@@ -3,14 +3,16 @@
 //! A [`Decoder`] is small and says everything that execution needs but the weights; it travels to nodes as JSON.
 //! Not here: reading weights (`checkpoint`), computing (`exec`).
 
+mod check;
 mod families;
 mod graph;
 mod layers;
 mod program;
 
+pub use check::DecoderError;
 pub use families::{DescribeOptions, FamilyError, describe};
 pub use graph::{
-    Attend, Decoder, DecoderError, Embed, Gating, LENGTHS, LOGITS, Linear, Node as DecoderNode, Norm,
-    NormKind, Op, Positions, Rotary, Rotation, Route, Select, TOKENS,
+    Attend, Decoder, Embed, Gating, LENGTHS, LOGITS, Linear, Node as DecoderNode, Norm, NormKind, Op,
+    Positions, Rotary, Rotation, Route, Select, TOKENS,
 };
 pub use program::{CarryPrecision, DecoderProgram};
