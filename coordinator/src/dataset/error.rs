@@ -23,6 +23,28 @@ pub enum DatasetError {
         /// The path as given.
         path: PathBuf,
     },
+    /// No kind that text or token ids come in.
+    #[error("data `{}`: unknown kind, expected .txt, .jsonl, .parquet, .npy, .npz or FILE.npz:ARRAY", path.display())]
+    UnknownTokenKind {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// A tokenizer that is missing or cannot be used.
+    #[error("tokenizer `{}`: {problem}", path.display())]
+    Tokenizer {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong, expected and actual.
+        problem: String,
+    },
+    /// An .npz of several arrays where one is needed and none was named.
+    #[error("data `{}`: expected one array, as FILE.npz:ARRAY, it has {}", path.display(), list(found))]
+    WhichArray {
+        /// The .npz file.
+        path: PathBuf,
+        /// The names it has.
+        found: Vec<String>,
+    },
     /// The file is not what its name says, or is damaged.
     #[error("data `{}`: {problem}", path.display())]
     Corrupt {

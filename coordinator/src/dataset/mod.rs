@@ -1,8 +1,9 @@
-//! Calibration and evaluation data: `.npy`, `.npz`, folders of those, folders of images.
+//! Calibration and evaluation data: `.npy`, `.npz`, folders of those, folders of images; text and token ids
+//! ([`tokens`]).
 //!
 //! In: a path as the user typed it. Out: named arrays whose first dimension counts samples, checked to be finite and
 //! of equal length, delivered in slices as little-endian bytes in the dtype a model input wants.
-//! Not here: cutting samples into shards (`plan`), tensors of an engine (`exec`), tokenised text.
+//! Not here: cutting samples into shards (`plan`), tensors of an engine (`exec`).
 
 mod array;
 mod error;
@@ -14,6 +15,7 @@ mod npz;
 mod source;
 #[cfg(test)]
 mod tests;
+pub mod tokens;
 
 pub use array::{Array, DType, SampleSlice};
 pub use error::DatasetError;

@@ -21,18 +21,30 @@ pub(super) fn read(
     key: Option<&str>,
     samples: Option<usize>,
 ) -> Result<Vec<Array>, DatasetError> {
+    let (mut zip, file_bytes) = open(path)?;
+    let wanted = select(path, &members(&zip), key)?;
+    wanted.iter().map(|member| read_member(&mut zip, member, path, file_bytes, samples)).collect()
+}
+
+/// Names of the arrays of a file.
+pub(super) fn names(path: &Path) -> Result<Vec<String>, DatasetError> {
+    let (zip, _) = open(path)?;
+    Ok(members(&zip).iter().map(|member| array_name(member).to_string()).collect())
+}
+
+fn open(path: &Path) -> Result<(ZipArchive<BufReader<File>>, u64), DatasetError> {
     let io = |source| DatasetError::Io { path: path.into(), source };
     let file = File::open(path).map_err(io)?;
     let file_bytes = file.metadata().map_err(io)?.len();
     let corrupt = |problem: String| DatasetError::Corrupt { path: path.into(), problem };
-    let mut zip = ZipArchive::new(BufReader::new(file))
+    let zip = ZipArchive::new(BufReader::new(file))
         .map_err(|e| corrupt(format!("is not a readable .npz (zip) file: {e}")))?;
-    let members: Vec<String> = (0..zip.len())
-        .filter_map(|index| zip.name_for_index(index).map(str::to_string))
-        .filter(|name| name.ends_with(".npy"))
-        .collect();
-    let wanted = select(path, &members, key)?;
-    wanted.iter().map(|member| read_member(&mut zip, member, path, file_bytes, samples)).collect()
+    Ok((zip, file_bytes))
+}
+
+fn members(zip: &ZipArchive<BufReader<File>>) -> Vec<String> {
+    let names = (0..zip.len()).filter_map(|index| zip.name_for_index(index).map(str::to_string));
+    names.filter(|name| name.ends_with(".npy")).collect()
 }
 
 fn select(path: &Path, members: &[String], key: Option<&str>) -> Result<Vec<String>, DatasetError> {

@@ -27,6 +27,7 @@ pub struct Dataset {
     /// The arrays, in file order (or model input order after [`Dataset::for_inputs`]).
     pub arrays: Vec<Array>,
     files: Vec<PathBuf>,
+    notes: Vec<String>,
 }
 
 impl Dataset {
@@ -41,7 +42,17 @@ impl Dataset {
             arrays.iter_mut().for_each(|array| array.truncate(samples));
         }
         check(path, &arrays)?;
-        Ok(Self { arrays, files })
+        Ok(Self::from_parts(arrays, files, Vec::new()))
+    }
+
+    /// Arrays that were checked elsewhere.
+    pub(super) fn from_parts(arrays: Vec<Array>, files: Vec<PathBuf>, notes: Vec<String>) -> Self {
+        Self { arrays, files, notes }
+    }
+
+    /// What was read and what of it is used, where that is a matter of choice: sentences for a person.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Number of samples.
@@ -81,7 +92,7 @@ impl Dataset {
     /// # Errors
     /// `Unmatched`, `Shape` or `DType`.
     pub fn for_inputs(self, inputs: &[ModelInput]) -> Result<Self, DatasetError> {
-        Ok(Self { arrays: match_inputs(self.arrays, inputs)?, files: self.files })
+        Ok(Self { arrays: match_inputs(self.arrays, inputs)?, ..self })
     }
 }
 
@@ -132,7 +143,7 @@ fn read(path: &Path, options: &DatasetOptions) -> Result<Read, DatasetError> {
 }
 
 /// `FILE.npz:KEY`, unless a file of that very name exists.
-fn split_key(path: &Path) -> Option<(PathBuf, String)> {
+pub(super) fn split_key(path: &Path) -> Option<(PathBuf, String)> {
     let (file, key) = path.to_str()?.rsplit_once(':')?;
     (!path.exists() && extension(Path::new(file)) == "npz").then(|| (file.into(), key.into()))
 }
@@ -243,6 +254,6 @@ fn check(path: &Path, arrays: &[Array]) -> Result<(), DatasetError> {
     Ok(())
 }
 
-fn extension(path: &Path) -> String {
+pub(super) fn extension(path: &Path) -> String {
     path.extension().map(|end| end.to_string_lossy().to_lowercase()).unwrap_or_default()
 }
