@@ -12,6 +12,8 @@ use crate::config::DataConfig;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub(crate) enum Progress {
+    /// How the job is spread was left open and is decided now.
+    Chosen { partition: String, nodes: usize, why: String },
     /// The work is known.
     Planned {
         layers: usize,

@@ -87,6 +87,7 @@ fn plan(args: PlanArgs) -> Result<Exit, CliError> {
     }
     let fleet = args.nodes.map(|nodes| survey::FleetAsked {
         nodes,
+        slots: None,
         memory_bytes: args.node_memory.map(|size| size.0),
         link_bytes_per_second: args.link.0,
     });

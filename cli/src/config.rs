@@ -63,7 +63,10 @@ pub(crate) struct RoundingConfig {
     pub(crate) seed: u64,
     /// `None`: chosen by the size of samples.
     pub(crate) shard_size: Option<usize>,
+    /// Batches, until another is chosen.
     pub(crate) partition: Partition,
+    /// Whether it is to be chosen by the nodes that are there when the job is submitted.
+    pub(crate) choose_partition: bool,
 }
 
 /// What the job may use; never changes its result.
@@ -227,7 +230,8 @@ fn rounding(options: &JobOptions) -> RoundingConfig {
         positions: options.positions.unwrap_or(defaults::POSITIONS),
         seed: options.seed.unwrap_or(defaults::SEED),
         shard_size: options.shard_size,
-        partition: options.partition.map_or(Partition::Batches, |partition| partition.0),
+        partition: options.partition.and_then(|partition| partition.0).unwrap_or(Partition::Batches),
+        choose_partition: options.partition.is_some_and(|partition| partition.0.is_none()),
     }
 }
 

@@ -186,12 +186,14 @@ pub(crate) struct JobOptions {
     #[arg(long, value_name = "SAMPLES", help_heading = "Resources")]
     pub(crate) shard_size: Option<usize>,
 
-    /// Spread the job by batches, layers:R or grid:RxS (R ranges of stages, S nodes each) [default: batches]
+    /// Spread the job by batches, layers:R, grid:RxS (R ranges of stages, S nodes each) or auto [default: batches]
     ///
     /// A property of the job: results depend on the number of ranges, never on how many nodes there are. `batches` is
     /// exact sequential propagation. With R ranges, each starts anew from the original network's activations and all
     /// are solved at once: for networks whose activations or statistics do not fit, or slow links. `halfstep plan
-    /// --nodes N` compares them.
+    /// --nodes N` compares them. `auto` makes that comparison for the nodes that are attached when the job is submitted,
+    /// says what it took and writes it down as if it had been typed: layers and grid change results, and so may `auto`
+    /// where other nodes are there; batches never does.
     #[arg(long, value_name = "HOW", help_heading = "Resources")]
     pub(crate) partition: Option<PartitionArg>,
 

@@ -71,7 +71,8 @@ pub(crate) fn plan(config: &RunConfig, fleet: Option<FleetAsked>) -> Result<Plan
     if let Some(asked) = fleet {
         let memory_bytes = asked.memory_bytes.unwrap_or(0);
         let link_bytes_per_second = asked.link_bytes_per_second;
-        let fleet = Fleet { nodes: asked.nodes, slots: threads, memory_bytes, link_bytes_per_second };
+        let slots = asked.slots.unwrap_or(threads);
+        let fleet = Fleet { nodes: asked.nodes, slots, memory_bytes, link_bytes_per_second };
         report.fleet = costs.fleet(&fleet);
     }
     Ok(report)
@@ -81,6 +82,8 @@ pub(crate) fn plan(config: &RunConfig, fleet: Option<FleetAsked>) -> Result<Plan
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct FleetAsked {
     pub(crate) nodes: usize,
+    /// Of each; this machine's if not said.
+    pub(crate) slots: Option<usize>,
     pub(crate) memory_bytes: Option<u64>,
     pub(crate) link_bytes_per_second: f64,
 }

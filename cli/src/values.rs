@@ -112,10 +112,10 @@ impl FromStr for BetaRange {
     }
 }
 
-/// How a job is spread over nodes: `batches`, `layers:R`, `grid:RxS`.
+/// How a job is spread over nodes: `batches`, `layers:R`, `grid:RxS`, or `auto`, none: chosen when it is submitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub(crate) struct PartitionArg(pub(crate) Partition);
+pub(crate) struct PartitionArg(pub(crate) Option<Partition>);
 
 /// More ranges or nodes than this are a typing mistake.
 const PARTITION_MAX: usize = 10_000;
@@ -126,18 +126,19 @@ impl FromStr for PartitionArg {
     fn from_str(text: &str) -> Result<Self, String> {
         let refuse = || {
             format!(
-                "`{text}` is not a partition, expected batches, layers:R or grid:RxS with 2 or more ranges R, as in grid:2x4"
+                "`{text}` is not a partition, expected auto, batches, layers:R or grid:RxS with 2 or more ranges R, as in grid:2x4"
             )
         };
         let count = |text: &str, least: usize| {
             text.parse::<usize>().ok().filter(|n| (least..=PARTITION_MAX).contains(n)).ok_or_else(refuse)
         };
         match text.split_once(':') {
-            None if text == "batches" => Ok(Self(Partition::Batches)),
-            Some(("layers", ranges)) => Ok(Self(Partition::Layers { ranges: count(ranges, 2)? })),
+            None if text == "auto" => Ok(Self(None)),
+            None if text == "batches" => Ok(Self(Some(Partition::Batches))),
+            Some(("layers", ranges)) => Ok(Self(Some(Partition::Layers { ranges: count(ranges, 2)? }))),
             Some(("grid", size)) => {
                 let (ranges, nodes) = size.split_once('x').ok_or_else(refuse)?;
-                Ok(Self(Partition::Grid { ranges: count(ranges, 2)?, nodes: count(nodes, 1)? }))
+                Ok(Self(Some(Partition::Grid { ranges: count(ranges, 2)?, nodes: count(nodes, 1)? })))
             }
             _ => Err(refuse()),
         }
@@ -326,9 +327,10 @@ mod tests {
     #[test]
     fn partitions_and_link_speeds_have_one_text_form() {
         for (text, expect) in [
-            ("batches", Some(Partition::Batches)),
-            ("layers:3", Some(Partition::Layers { ranges: 3 })),
-            ("grid:2x4", Some(Partition::Grid { ranges: 2, nodes: 4 })),
+            ("auto", Some(None)),
+            ("batches", Some(Some(Partition::Batches))),
+            ("layers:3", Some(Some(Partition::Layers { ranges: 3 }))),
+            ("grid:2x4", Some(Some(Partition::Grid { ranges: 2, nodes: 4 }))),
             ("layers:1", None),
             ("layers", None),
             ("grid:2", None),

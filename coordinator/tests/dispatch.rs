@@ -254,7 +254,7 @@ fn rivals() -> (Fleet, halfstep_work::Grant, halfstep_work::Grant) {
         fleet.pass(10);
         fleet.answer(fast, 0, true);
     }
-    fleet.pass(100);
+    fleet.pass(10);
     assert!(fleet.nodes[&fast].hand.is_empty(), "below the least time of a straggler");
     fleet.pass(400);
     let second = fleet.nodes[&fast].hand[0].clone();

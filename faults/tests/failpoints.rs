@@ -1,10 +1,10 @@
 //! A crash at every named failpoint of the durable path, at its first, second and fifth visit, and an error or a full
-//! disk at each (P1, P4, P5, P6, P22); a task that kills whoever takes it (P13).
+//! disk at each (P1, P4, P5, P6, P22); tasks that kill (P13), hang (P12) or exhaust (P23) whoever takes them.
 //!
 //! Which points there are is read from the tables in the sources. A crash ends the process at once, as kill -9 would.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may stop, and says what it measured")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use faults::{Cluster, Job, Launch, Permit, Settings, failpoints, in_pairs, until};
@@ -175,5 +175,66 @@ fn a_task_that_kills_three_nodes_is_given_up_and_the_rest_finishes() -> Result<(
     eprintln!("P13: exit {} after {dead} dead nodes: {}", end.exit, end.stderr.lines().last().unwrap_or(""));
     ensure!(end.exit == 4, "exit {}\n{}", end.exit, end.stderr);
     ensure!(dead == 3, "{dead} nodes died");
+    Ok(())
+}
+
+#[test]
+fn a_task_that_hangs_on_one_node_is_done_by_another_and_the_node_is_named() -> Result<()> {
+    for task in ["capture", "solve-9"] {
+        let settings = Settings { hung: Duration::from_secs(1), ..Settings::default() };
+        let mut cluster = Cluster::launched(settings, Launch::default(), Permit::one())?;
+        cluster.start_node_as("a", Launch::failing(&format!("node.execute=return(hang:{task})")))?;
+        cluster.wait_attached("a", 1)?;
+        let job = Job::medium();
+        let mut submission = cluster.submit(&job)?;
+        let begun = Instant::now();
+        let hung = |cluster: &mut Cluster| {
+            let status = cluster.node_status("a")?;
+            Ok(status.is_some_and(|node| node["state"] == "hung").then_some(()))
+        };
+        cluster.expect("the hung node to be reported", LIMIT, hung)?;
+        eprintln!("P12: {task}: reported {:.1?} after the job was submitted", begun.elapsed());
+        ensure!(submission.process.ended()?.is_none(), "the job ended without a node");
+        cluster.start_node("b")?;
+        let end = cluster.end(submission, LIMIT)?;
+        ensure!(end.exit == 0, "exit {}\n{}", end.exit, end.stderr);
+        cluster.assert_identical(&job, &end.output)?;
+        ensure!(end.stderr.contains("node `a`: no progress for 1.0 s"), "{}", end.stderr);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_node_whose_device_hangs_does_not_hold_the_others_up() -> Result<()> {
+    let settings = Settings { hung: Duration::from_secs(1), ..Settings::default() };
+    let mut cluster = Cluster::launched(settings, Launch::default(), Permit::one())?;
+    cluster.start_node_as("a", Launch::failing("node.execute=return(hang:capture)"))?;
+    cluster.start_node("b")?;
+    cluster.start_node("c")?;
+    let begun = Instant::now();
+    cluster.run(&Job::medium(), LIMIT)?;
+    eprintln!("P12: one of three nodes hangs: {:.1?}", begun.elapsed());
+    Ok(())
+}
+
+#[test]
+fn a_task_short_of_memory_is_tried_once_more_elsewhere_and_then_costs_its_layer_alone() -> Result<()> {
+    let short = Launch::failing("node.execute=return(memory:solve-9)");
+    for both in [false, true] {
+        let mut cluster = Cluster::new()?;
+        cluster.start_node_as("a", short.clone())?;
+        cluster.start_node_as("b", if both { short.clone() } else { Launch::default() })?;
+        let submission = cluster.submit(&Job::short())?;
+        if !both {
+            cluster.finish(submission, LIMIT)?;
+            continue;
+        }
+        let end = cluster.end(submission, LIMIT)?;
+        eprintln!("P23: exit {}: {}", end.exit, end.stderr.lines().last().unwrap_or(""));
+        ensure!(end.exit == 4, "exit {}\n{}", end.exit, end.stderr);
+        ensure!(end.stderr.contains("the memory did not suffice twice"), "{}", end.stderr);
+        let log = cluster.coordinator()?.stderr();
+        ensure!(end.stderr.matches("FAILED").count() == 1, "one layer fails: {}\n{log}", end.stderr);
+    }
     Ok(())
 }

@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::args::ShowArgs;
 use crate::options::JobOptions;
-use crate::values::ByteSize;
+use crate::values::{ByteSize, LinkSpeed};
 
 /// Port of a coordinator unless told otherwise.
 pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:7421";
@@ -132,6 +132,10 @@ pub(crate) struct SubmitArgs {
     /// Follow the job and fetch its results into --output
     #[arg(long)]
     pub(crate) wait: bool,
+
+    /// Take the nodes' network to be this fast, for --partition auto
+    #[arg(long, value_name = "SPEED", default_value = "10Gbit")]
+    pub(crate) link: LinkSpeed,
 
     /// Overwrite an output folder that is not empty
     #[arg(long)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use halfstep_coordinator::jobs::{Collected, collect};
 use halfstep_coordinator::{JobConfig, check_target};
 use halfstep_proto::{BlobHash, hello, job_from_wire, wire};
-use halfstep_work::JobId;
+use halfstep_work::{JobId, Partition};
 use tonic::Status;
 
 use super::args::SubmitArgs;
@@ -19,6 +19,8 @@ use crate::config::RunConfig;
 use crate::exit::{CliError, Exit};
 use crate::render::progress::Renderer;
 use crate::results;
+use crate::survey::{self, FleetAsked};
+use crate::values::PartitionArg;
 
 /// Between attempts to reach a coordinator that is away.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
@@ -28,16 +30,21 @@ const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
 /// # Errors
 /// What stopped it, with its exit code.
 pub(crate) fn submit(arguments: SubmitArgs) -> Result<Exit, CliError> {
-    let config = RunConfig::resolve(with_file(arguments.job, arguments.config.as_deref())?, arguments.force)?;
+    let mut config =
+        RunConfig::resolve(with_file(arguments.job, arguments.config.as_deref())?, arguments.force)?;
     if arguments.wait {
         config.require_output()?;
         check_target(&config.output.clone().unwrap_or_default(), config.force)?;
     }
     let renderer = Renderer::new(mode(arguments.show));
     let show = |event: Progress| renderer.event(&event);
-    let job = config.to_job();
     let shutdown = Shutdown::listen(Again::Ends)?;
     let runtime = super::connect::runtime()?;
+    if config.rounding.choose_partition {
+        let nodes = runtime.block_on(async { nodes_of(&Line::open(&arguments.connect)?).await })?;
+        show(choose_partition(&mut config, &nodes, arguments.link.0)?);
+    }
+    let job = config.to_job();
     let result = runtime.block_on(async {
         let line = Line::open(&arguments.connect)?;
         let id = submit_over(&line, &collect(&job)?, &shutdown).await?;
@@ -56,6 +63,43 @@ pub(crate) fn submit(arguments: SubmitArgs) -> Result<Exit, CliError> {
     let outcome = results::read(&output)?;
     show_outcome(&outcome, arguments.show)?;
     Ok(exit_of(&outcome))
+}
+
+async fn nodes_of(line: &Line) -> Result<Vec<wire::NodeStatus>, CliError> {
+    let reply = line.jobs.clone().nodes(wire::NodesRequest { hello: Some(hello()) }).await;
+    Ok(reply.map_err(|status| line.refused(&status))?.into_inner().nodes)
+}
+
+/// Takes the partition that suits the nodes that work now; it is part of the job from here on, as if it had been typed,
+/// so that neither a restart nor nodes that come later choose again.
+fn choose_partition(
+    config: &mut RunConfig,
+    nodes: &[wire::NodeStatus],
+    link_bytes_per_second: f64,
+) -> Result<Progress, CliError> {
+    let working = nodes.iter().filter(|node| node.state == "working");
+    let described: Vec<_> = working.filter_map(|node| node.description.as_ref()).collect();
+    if described.is_empty() {
+        let error = CliError::usage("--partition auto: no node is attached to choose a partition for");
+        return Err(error.hint("start the nodes first, or say `--partition batches`"));
+    }
+    let asked = FleetAsked {
+        nodes: described.len(),
+        slots: described.iter().map(|node| node.slots as usize).min(),
+        // 0: a node that does not know.
+        memory_bytes: described.iter().map(|node| node.memory_bytes).filter(|bytes| *bytes > 0).min(),
+        link_bytes_per_second,
+    };
+    let rows = survey::plan(config, Some(asked))?.fleet;
+    let taken = rows.into_iter().find_map(|row| Some((row.partition, row.why?)));
+    let (text, why) = taken.ok_or_else(|| CliError::internal("no partition was chosen"))?;
+    let PartitionArg(partition) = text.parse().map_err(CliError::internal)?;
+    config.rounding.partition = partition.ok_or_else(|| CliError::internal("no partition was chosen"))?;
+    let warning = match config.rounding.partition {
+        Partition::Batches => "",
+        _ => "; results are not those of batches",
+    };
+    Ok(Progress::Chosen { partition: text, nodes: described.len(), why: why + warning })
 }
 
 /// Brings the results home, or says why there are none.

@@ -97,6 +97,7 @@ impl Renderer {
             | Progress::NodeJoined { .. }
             | Progress::NodeLost { .. }
             | Progress::Retry { .. }
+            | Progress::Chosen { .. }
             | Progress::Summary { .. } => {}
         }
     }
@@ -132,6 +133,9 @@ fn line(event: &Progress, total: usize) -> Option<String> {
                 format!("error {} -> {}, {sqnr_db:.1} dB", short(*objective_before), short(*objective_after));
             let place = place(*index, *total);
             format!("{:>10} [{seconds:6.1}s] {place} {:<24} {what}", "SOLVED", clean(name))
+        }
+        Progress::Chosen { partition, nodes, why } => {
+            format!("  Spreading by {partition} over {nodes} nodes: {why}")
         }
         Progress::LayerKept { name, reason } => aside("KEPT", name, reason, total),
         Progress::LayerFailed { name, cause } => aside("FAILED", name, cause, total),

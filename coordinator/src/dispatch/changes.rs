@@ -53,6 +53,7 @@ impl Dispatch {
                 Change::StageOver(segment) => {
                     self.scheduler.stage_over(&self.state, segment);
                     self.durations.retain(|(stage, _), _| *stage != segment);
+                    self.alike.retain(|group, _| self.state.segment_of(*group) != segment);
                     self.look_again = true;
                 }
                 Change::Finished { task, node } => self.scheduler.finished(&self.state, task, node),
@@ -133,6 +134,11 @@ impl Dispatch {
         let phase = group.phase();
         let spent = now_ms.saturating_sub(running.since_ms);
         self.durations.entry((segment, phase)).or_default().push(spent);
+        let alike = self.alike.entry(group).or_default();
+        if let Some(ratio) = alike.ratio(spent) {
+            self.paces.finished(running.node, ratio, now_ms);
+        }
+        alike.push(spent);
         if let (TaskPhase::Solve, halfstep_work::Group::Solve(layer)) = (phase, group) {
             *self.layer_seconds.entry(layer).or_default() += cost.seconds;
         }

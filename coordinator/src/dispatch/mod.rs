@@ -8,24 +8,34 @@
 mod changes;
 mod clock;
 mod grants;
+mod pace;
 mod types;
 
 pub use types::{Action, Counts, JoinReply, Limits, News, Outcome};
 
 use crate::scheduler::Scheduler;
 use halfstep_work::{
-    Change, Cost, Done, Event, Failure, FailureClass, Inventory, JobState, LayerId, LeaseId, NodeDescription,
-    NodeId, Plan, Receipt, SegmentId, TaskId, TaskPhase, Verdict,
+    Change, Cost, Done, Event, Failure, FailureClass, Group, Inventory, JobState, LayerId, LeaseId,
+    NodeDescription, NodeId, Plan, Receipt, SegmentId, TaskId, TaskPhase, Verdict,
 };
+use pace::{Paces, Times};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 struct Peer {
     name: String,
     slots: usize,
+    /// Slots whose device hangs: given nothing until the process registers anew.
+    stuck: usize,
     speed: f64,
     draining: bool,
     last_beat_ms: u64,
+}
+
+impl Peer {
+    fn can_work(&self) -> bool {
+        !self.draining && self.stuck < self.slots
+    }
 }
 
 /// A lease as time sees it.
@@ -52,8 +62,15 @@ pub struct Dispatch {
     /// Ready tasks that are not to be tried before a time.
     delayed: BTreeSet<(u64, TaskId)>,
     delayed_until: BTreeMap<TaskId, u64>,
-    /// Milliseconds of finished tasks.
-    durations: BTreeMap<(SegmentId, TaskPhase), Vec<u64>>,
+    /// Of finished tasks, by stage and phase.
+    durations: BTreeMap<(SegmentId, TaskPhase), Times>,
+    /// Of finished tasks that are alike.
+    alike: BTreeMap<Group, Times>,
+    paces: Paces,
+    paced_ms: Option<u64>,
+    raced_ms: Option<u64>,
+    /// Somebody slow was given nothing because others will be sooner.
+    held_back: bool,
     layer_seconds: BTreeMap<LayerId, f64>,
     alone_since_ms: Option<u64>,
     held_until_ms: u64,
@@ -86,6 +103,11 @@ impl Dispatch {
             delayed: BTreeSet::new(),
             delayed_until: BTreeMap::new(),
             durations: BTreeMap::new(),
+            alike: BTreeMap::new(),
+            paces: Paces::default(),
+            paced_ms: None,
+            raced_ms: None,
+            held_back: false,
             layer_seconds: BTreeMap::new(),
             alone_since_ms: None,
             held_until_ms: 0,
@@ -119,9 +141,10 @@ impl Dispatch {
     ) -> JoinReply {
         let slots = description.slots.max(1);
         let speed = description.flops_per_second;
-        let again = self.peers.contains_key(&node);
-        let peer =
-            Peer { name: description.name.clone(), slots, speed, draining: false, last_beat_ms: now_ms };
+        let before = self.peers.get(&node);
+        let (again, stuck) = (before.is_some(), before.map_or(0, |peer| peer.stuck));
+        let name = description.name.clone();
+        let peer = Peer { name, slots, stuck, speed, draining: false, last_beat_ms: now_ms };
         self.peers.insert(node, peer);
         self.addresses.insert(node, address.to_owned());
         self.alone_since_ms = None;
@@ -171,6 +194,8 @@ impl Dispatch {
             self.follow(applied.changes, now_ms);
         }
         self.scheduler.leave(node);
+        self.look_at_paces(now_ms);
+        self.look_again = true;
         self.settle(now_ms, &[node]);
     }
 
@@ -180,6 +205,7 @@ impl Dispatch {
         self.addresses.remove(&node);
         self.scheduler.leave(node);
         self.scheduler.forget(node);
+        self.paces.forget(node);
         self.free.remove(&node);
         self.running.retain(|_, running| running.node != node);
         let why = failure.message.clone();
@@ -187,6 +213,8 @@ impl Dispatch {
         if let Ok(applied) = self.state.apply(Event::Lost { node, failure }) {
             self.follow(applied.changes, now_ms);
         }
+        self.look_at_paces(now_ms);
+        self.look_again = true;
         self.settle(now_ms, &[]);
     }
 
@@ -266,6 +294,11 @@ impl Dispatch {
     /// Tasks, layers and roundings.
     pub fn state(&self) -> &JobState {
         &self.state
+    }
+
+    /// Whether every slot of a node hangs.
+    pub fn is_stuck(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|peer| peer.stuck >= peer.slots)
     }
 
     /// Whether a node takes part.

@@ -20,6 +20,9 @@ use homes::Homes;
 use queue::{NOBODY, Queue, ShardQueue};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Share of shards that a node that crawls is given, as a part of what it would get: none, unless all crawl.
+const CRAWLERS_PART: f64 = 1e-6;
+
 /// Order of groups within a lane: forward runs first (others wait for them), then stages in order.
 type Rank = (u32, Group);
 
@@ -28,6 +31,11 @@ fn rank(state: &JobState, group: Group) -> Rank {
         Group::Forward(_) => (0, group),
         _ => (state.segment_of(group).0 + 1, group),
     }
+}
+
+/// Whether the results of a group's tasks stay with their nodes, for others to fetch.
+fn is_fetched_from(group: Group) -> bool {
+    !matches!(group, Group::Solve(_))
 }
 
 struct Worker {
@@ -49,6 +57,8 @@ pub(crate) struct Scheduler {
     ready: usize,
     /// Nodes that are far behind: what waits for them may be taken by others.
     slow: BTreeSet<NodeId>,
+    /// Nodes so slow that whoever fetched from them would wait: they make nothing that others need from them.
+    crawling: BTreeSet<NodeId>,
     /// Nodes that just failed at a task, so that another is tried first.
     avoid: BTreeMap<TaskId, NodeId>,
 }
@@ -66,6 +76,7 @@ impl Scheduler {
             carries: Carries::new(lanes, shards),
             ready: 0,
             slow: BTreeSet::new(),
+            crawling: BTreeSet::new(),
             avoid: BTreeMap::new(),
         }
     }
@@ -91,6 +102,7 @@ impl Scheduler {
     pub(crate) fn leave(&mut self, node: NodeId) {
         self.workers.remove(&node);
         self.slow.remove(&node);
+        self.crawling.remove(&node);
         let moved = self.homes.leave(node);
         self.rehome(&moved);
     }
@@ -108,8 +120,11 @@ impl Scheduler {
 
     /// Shares of a lane's shards; between stages all may move, within one those that nobody has run anything on.
     fn rebalance(&mut self, lane: usize, between_stages: bool) {
-        let weights: Vec<(NodeId, f64)> =
-            self.homes.members(lane).map(|node| (node, self.workers[&node].weight)).collect();
+        let weight = |node: NodeId| {
+            let part = if self.crawling.contains(&node) { CRAWLERS_PART } else { 1.0 };
+            (node, self.workers[&node].weight * part)
+        };
+        let weights: Vec<(NodeId, f64)> = self.homes.members(lane).map(weight).collect();
         let carries = &self.carries;
         let may_move = |shard: usize| between_stages || carries.is_untouched(lane, shard);
         let moves = owners::rebalance(&self.owners[lane], &weights, !between_stages, may_move);
@@ -221,6 +236,23 @@ impl Scheduler {
         changed
     }
 
+    /// Which nodes crawl.
+    pub(crate) fn set_crawling(&mut self, crawling: BTreeSet<NodeId>) -> bool {
+        let changed = self.crawling != crawling;
+        self.crawling = crawling;
+        changed
+    }
+
+    /// Whether a node crawls.
+    pub(crate) fn crawls(&self, node: NodeId) -> bool {
+        self.crawling.contains(&node)
+    }
+
+    /// Whether a node failed at a task, so that any other may have to take it.
+    pub(crate) fn is_avoided(&self, task: TaskId) -> bool {
+        self.avoid.contains_key(&task)
+    }
+
     /// Whether nothing at all waits to be given out.
     pub(crate) fn is_idle(&self) -> bool {
         self.ready == 0
@@ -231,8 +263,22 @@ impl Scheduler {
         self.ready
     }
 
+    /// How many tasks of open groups wait.
+    pub(crate) fn waiting_open(&self, state: &JobState) -> usize {
+        let queues = self.queues.iter().flatten();
+        queues.filter(|((_, group), _)| state.is_open(*group)).map(|(_, queue)| queue.len()).sum()
+    }
+
     fn wants(&self, task: TaskId, node: NodeId) -> bool {
-        self.workers.len() < 2 || self.avoid.get(&task) != Some(&node)
+        match self.avoid.get(&task) {
+            Some(culprit) => self.workers.len() < 2 || *culprit != node,
+            None => !self.crawling.contains(&node) || !is_fetched_from(self.table.split(task).0),
+        }
+    }
+
+    /// Whether a node may find something in a group without looking at each of its tasks.
+    fn may_want(&self, group: Group, node: NodeId) -> bool {
+        !self.avoid.is_empty() || !self.crawling.contains(&node) || !is_fetched_from(group)
     }
 
     /// What a node should do next. `steal`: also what waits for others, and other ranges' work.
@@ -264,7 +310,7 @@ impl Scheduler {
             if solve.is_some_and(|(at, _, _)| at < *stage) {
                 break;
             }
-            if !state.is_open(*group) {
+            if !state.is_open(*group) || !self.may_want(*group, node) {
                 continue;
             }
             let wanted = |place: u32| self.wants(self.table.id(*group, place), node);
@@ -299,8 +345,11 @@ impl Scheduler {
         let open = self.queues[lane].iter().filter(|((_, group), _)| state.is_open(*group));
         for ((_, group), queue) in open {
             let Queue::Shards(queue) = queue else { continue };
+            if !self.may_want(*group, node) {
+                continue;
+            }
             let wanted = |place: u32| self.wants(self.table.id(*group, place), node);
-            let victims = [NOBODY].into_iter().chain(self.slow.iter().copied());
+            let victims = [NOBODY].into_iter().chain(self.slow.union(&self.crawling).copied());
             let first = victims.filter(|owner| *owner != node && queue.len_of(*owner) > 0);
             let long = queue.longest().take_while(|(len, _)| *len > 1).map(|(_, owner)| owner);
             let mut long = long.filter(|owner| self.is_overloaded(*owner, queue.len_of(*owner)));

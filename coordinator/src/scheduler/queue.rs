@@ -10,6 +10,7 @@ pub(super) const NOBODY: NodeId = NodeId(u32::MAX);
 #[derive(Debug, Default)]
 pub(super) struct ShardQueue {
     by_owner: BTreeMap<NodeId, BTreeSet<u32>>,
+    len: usize,
     lengths: BTreeSet<(usize, NodeId)>,
 }
 
@@ -19,6 +20,7 @@ impl ShardQueue {
         let before = shards.len();
         shards.insert(shard);
         let after = shards.len();
+        self.len += after - before;
         self.relength(owner, before, after);
     }
 
@@ -27,6 +29,7 @@ impl ShardQueue {
         let before = shards.len();
         let found = shards.remove(&shard);
         let after = shards.len();
+        self.len -= before - after;
         if after == 0 {
             self.by_owner.remove(&owner);
         }
@@ -82,6 +85,13 @@ pub(super) enum Queue {
 }
 
 impl Queue {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Shards(queue) => queue.len,
+            Self::Places(places) => places.len(),
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         match self {
             Self::Shards(queue) => queue.is_empty(),

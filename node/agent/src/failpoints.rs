@@ -1,9 +1,12 @@
-//! Named points of a node's work at which a test can kill or hang the process.
+//! Named points of a node's work at which a test can kill or hang the process, or let a task fail.
 //!
 //! Without the feature `failpoints` they compile to nothing. With it, the variable `FAILPOINTS` (crate `fail`) sets
 //! actions: `node.commit=2*off->1*return(abort)` ends the process at the third visit without any clean-up, as `kill -9`
-//! would; `node.execute=return(abort:solve-9)` whenever layer 9 is to be solved; `return(hang)` stops the thread for good.
+//! would; `node.execute=return(abort:solve-9)` whenever layer 9 is to be solved; `return(hang)` stops the thread for good;
+//! `node.execute=return(memory:solve-9)` lets a task fail as one does for which the memory does not suffice.
 //! Not here: failpoints of the coordinator.
+
+use halfstep_work::{Failure, Task};
 
 /// Every point, in the order in which a lease meets them; a harness walks this table.
 pub const FAILPOINTS: &[&str] =
@@ -17,33 +20,47 @@ pub fn setup() {
 }
 
 /// One visit of a point with a task in hand.
-pub(crate) fn visit(name: &'static str, task: &halfstep_work::Task) {
+pub(crate) fn visit(name: &'static str, task: &Task) {
+    // A task that is done cannot fail any more.
+    let _ = attempt(name, task);
+}
+
+/// One visit of a point at which a task can still fail.
+///
+/// # Errors
+/// What a test asked for; never in a binary without the feature.
+pub(crate) fn attempt(name: &'static str, task: &Task) -> Result<(), Failure> {
     debug_assert!(FAILPOINTS.contains(&name), "failpoint {name} is not in the table");
     fail::fail_point!(name, |action| act(action.as_deref(), task));
     let _ = task;
+    Ok(())
 }
 
 #[cfg(feature = "failpoints")]
-fn act(action: Option<&str>, task: &halfstep_work::Task) {
+fn act(action: Option<&str>, task: &Task) -> Result<(), Failure> {
     let (word, wanted) = action.map_or(("", None), |action| match action.split_once(':') {
         Some((word, label)) => (word, Some(label)),
         None => (action, None),
     });
     if wanted.is_some_and(|wanted| wanted != label(task)) {
-        return;
+        return Ok(());
     }
     match word {
         "abort" => std::process::abort(),
         "hang" => loop {
             std::thread::park();
         },
-        _ => {}
+        "memory" => {
+            let why = "expected 1 byte more than there is, by order of a test";
+            Err(Failure::new(halfstep_work::FailureClass::OutOfMemory, why))
+        }
+        _ => Ok(()),
     }
 }
 
 /// `solve-9`: phase and layer; the phase alone if there is no layer.
 #[cfg(feature = "failpoints")]
-fn label(task: &halfstep_work::Task) -> String {
+fn label(task: &Task) -> String {
     let phase = format!("{:?}", task.phase()).to_lowercase();
     task.layer().map_or(phase.clone(), |layer| format!("{phase}-{}", layer.0))
 }

@@ -291,6 +291,9 @@ impl Engine {
             let dispatch = self.active.as_ref().and_then(Active::dispatch);
             dispatch.map_or(0, |dispatch| dispatch.state().leases_of(node).count() as u64)
         };
+        let stuck = |node: NodeId| {
+            self.active.as_ref().and_then(Active::dispatch).is_some_and(|dispatch| dispatch.is_stuck(node))
+        };
         let status = |(node, seat): (&NodeId, &Seat)| wire::NodeStatus {
             node: node.0,
             description: Some((&seat.description).into()),
@@ -298,6 +301,7 @@ impl Engine {
             state: match (seat.is_connected(), seat.draining) {
                 (false, _) => "lost",
                 (true, true) => "draining",
+                (true, false) if stuck(*node) => "hung",
                 (true, false) => "working",
             }
             .into(),

@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 /// How often time is looked at.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(50);
 /// Requests that wait for the engine; more wait at their senders.
 pub(super) const REQUESTS_MAX: usize = 4096;
 /// Requests handled together.

@@ -17,6 +17,9 @@ pub(super) struct InHand {
     pub(super) job: JobId,
     pub(super) grant: Grant,
     progress: AtomicU64,
+    /// Moves while any worker does.
+    all_progress: Arc<AtomicU64>,
+    queued: AtomicBool,
     working: AtomicBool,
     reporting: AtomicBool,
     abandoned: AtomicBool,
@@ -26,7 +29,8 @@ impl InHand {
     pub(super) fn new(job: JobId, grant: Grant) -> Self {
         let flag = || AtomicBool::new(false);
         let (working, reporting, abandoned) = (flag(), flag(), flag());
-        Self { job, grant, progress: AtomicU64::new(0), working, reporting, abandoned }
+        let (progress, all_progress, queued) = (AtomicU64::new(0), Arc::default(), AtomicBool::new(true));
+        Self { job, grant, progress, all_progress, queued, working, reporting, abandoned }
     }
 
     pub(super) fn id(&self) -> LeaseId {
@@ -43,8 +47,12 @@ impl InHand {
         !self.reporting.swap(true, Ordering::AcqRel)
     }
 
-    /// A counter that stands still only while a worker does. Waiting, for a worker or for an answer, is no standstill.
+    /// A counter that stands still only while a worker does. Waiting for an answer is no standstill, nor is waiting for a
+    /// worker, unless all workers stand still.
     fn told_progress(&self) -> u64 {
+        if self.queued.load(Ordering::Relaxed) {
+            return self.all_progress.load(Ordering::Relaxed);
+        }
         if !self.working.load(Ordering::Relaxed) {
             self.progress.fetch_add(1, Ordering::Relaxed);
         }
@@ -55,6 +63,7 @@ impl InHand {
 impl Watch for InHand {
     fn progress(&self) {
         self.progress.fetch_add(1, Ordering::Relaxed);
+        self.all_progress.fetch_add(1, Ordering::Relaxed);
     }
 
     fn cancelled(&self) -> bool {
@@ -67,6 +76,7 @@ impl Watch for InHand {
 pub(super) struct Leases {
     inner: Mutex<Inner>,
     changed: Condvar,
+    progress: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -87,7 +97,7 @@ impl Leases {
         if inner.all.contains_key(&lease.id()) || inner.stopped {
             return;
         }
-        let lease = Arc::new(lease);
+        let lease = Arc::new(InHand { all_progress: Arc::clone(&self.progress), ..lease });
         inner.all.insert(lease.id(), Arc::clone(&lease));
         inner.waiting.push_back(lease);
         self.changed.notify_one();
@@ -103,6 +113,8 @@ impl Leases {
             if let Some(lease) = inner.waiting.pop_front() {
                 if inner.all.contains_key(&lease.id()) {
                     lease.working.store(true, Ordering::Relaxed);
+                    lease.queued.store(false, Ordering::Relaxed);
+                    lease.progress();
                     return Some(lease);
                 }
                 continue;
@@ -114,6 +126,7 @@ impl Leases {
     /// The worker has turned away from it.
     pub(super) fn rest(&self, lease: &InHand) {
         lease.working.store(false, Ordering::Relaxed);
+        lease.progress();
     }
 
     /// Out of hand, whatever became of it.
@@ -193,16 +206,31 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_waits_does_not_look_hung_and_one_that_stands_still_does() {
+    fn a_lease_that_is_reported_does_not_look_hung_and_one_that_stands_still_does() {
         let leases = Leases::default();
         leases.take(lease(1));
         let told = || leases.progress()[0].1;
-        assert_ne!(told(), told());
         let worked_on = leases.next().unwrap();
         assert_eq!(told(), told());
         worked_on.progress();
         leases.rest(&worked_on);
-        assert_ne!(told(), told());
+        assert_ne!(told(), told(), "it waits for an answer");
+    }
+
+    #[test]
+    fn a_lease_that_waits_for_a_worker_looks_hung_only_if_no_worker_moves() {
+        let leases = Leases::default();
+        [1, 2].into_iter().for_each(|id| leases.take(lease(id)));
+        let worked_on = leases.next().unwrap();
+        let told = || leases.progress().into_iter().find(|(id, _)| id.0 == 2).unwrap().1;
+        let before = told();
+        worked_on.progress();
+        assert_ne!(told(), before);
+        leases.abandon(|lease| lease.id().0 == 1);
+        assert_eq!(told(), told(), "the only worker does not turn away from what nobody wants");
+        let before = told();
+        leases.rest(&worked_on);
+        assert_ne!(told(), before);
     }
 
     #[test]

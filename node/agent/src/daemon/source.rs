@@ -29,6 +29,9 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 /// Time for the first sign of an answer from the coordinator.
 const COORDINATOR_ANSWER: Duration = Duration::from_secs(5);
+/// The same from another node, which may have to gather what is asked for first, over a slow line. One that is frozen
+/// never answers, and holds up whoever asks it for this long, twice.
+const NODE_ANSWER: Duration = Duration::from_secs(15);
 
 /// Lines to every data plane, for all jobs of a daemon.
 pub(super) struct Lines {
@@ -58,7 +61,7 @@ impl Lines {
     fn node(&self, address: &str) -> BlockingData {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let client = nodes.entry(address.to_owned()).or_insert_with(|| {
-            let patience = Patience { attempts: 2, ..Patience::default() };
+            let patience = Patience { attempts: 2, header: NODE_ANSWER, ..Patience::default() };
             // A channel starts a task of its own, and this is a worker's thread.
             let _runtime = self.runtime.enter();
             let connector = self.transport.connector(address, Role::Node);

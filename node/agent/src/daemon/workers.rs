@@ -4,8 +4,7 @@
 
 use super::leases::{InHand, Leases};
 use super::options::DaemonError;
-use crate::failpoints::visit;
-use crate::{LocalNode, failure};
+use crate::{LocalNode, failpoints, failure};
 use halfstep_work::{Cost, Done, Failure, Node};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -59,7 +58,7 @@ impl Drop for Workers {
 /// A panic below is a bug, but it must not take the slot with it.
 fn execute(node: &LocalNode, lease: &InHand) -> Outcome {
     let attempt = AssertUnwindSafe(|| {
-        visit("node.execute", &lease.grant.lease.task);
+        failpoints::attempt("node.execute", &lease.grant.lease.task)?;
         node.execute(&lease.grant, lease)
     });
     catch_unwind(attempt).unwrap_or_else(|_| {
