@@ -13,7 +13,7 @@ const NEWEST: f64 = 0.2;
 /// One task says at most this.
 const RATIO_MAX: f64 = 8.0;
 /// Added to both sides of a ratio, milliseconds: tasks this short say little.
-const SHORT_MS: f64 = 5.0;
+const SHORT_MS: f64 = 10.0;
 /// Finished tasks of a group below which it has no median worth comparing with.
 const FINISHED_MIN: usize = 2;
 /// A lease that takes this many times the median already is behind.
@@ -172,6 +172,6 @@ mod tests {
         assert_eq!((times.median(), times.ratio(5)), (0, None));
         [40, 1_000, 40, 40, 40].into_iter().for_each(|ms| times.push(ms));
         assert_eq!(times.median(), 40);
-        assert!(times.ratio(220).is_some_and(|ratio| (ratio - 5.0).abs() < 1e-9));
+        assert!(times.ratio(240).is_some_and(|ratio| (ratio - 5.0).abs() < 1e-9));
     }
 }
