@@ -615,3 +615,22 @@ fn after_a_restart_nobody_gets_the_work_of_a_node_that_is_about_to_come_back() {
     dispatch.tick(1_000);
     assert_eq!(granted(&mut dispatch), 2);
 }
+
+#[test]
+fn a_node_whose_every_slot_hangs_gets_nothing_and_others_take_what_was_its_own() {
+    let mut fleet = Fleet::with_nodes(&Shape::new(4, 8), 2, 1);
+    let (hung, other) = (NodeId(0), NodeId(1));
+    fleet.now_ms += limits().hung_ms;
+    let moving = fleet.nodes[&other].hand[0].lease.id;
+    fleet.dispatch.beat(hung, &[], fleet.now_ms);
+    fleet.dispatch.beat(other, &[(moving, 1)], fleet.now_ms);
+    fleet.dispatch.tick(fleet.now_ms);
+    fleet.collect();
+    assert!(fleet.dispatch.is_stuck(hung) && !fleet.dispatch.is_stuck(other));
+    let named =
+        |news: &News| matches!(news, News::Retry { why, .. } if why.contains("node `n0`: no progress"));
+    assert!(fleet.news.iter().any(named), "{:?}", fleet.news);
+    assert_eq!(fleet.run(), 4 * (8 + 8 + 2 + 2), "all of it by the other node");
+    assert!(fleet.nodes[&hung].hand.is_empty());
+    assert_eq!(fleet.dispatch.outcome(), Outcome::Finished);
+}

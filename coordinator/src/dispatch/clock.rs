@@ -85,6 +85,11 @@ impl Dispatch {
             let text = format!(
                 "node `{name}`: no progress for {seconds:.1} s, its device hangs; {left} of its {slots} slots are left"
             );
+            if left == 0 {
+                // What it holds can be fetched; what waits for it is for others.
+                self.scheduler.leave(node);
+                self.look_again = true;
+            }
             self.actions.push(Action::Revoke { node, lease, why: text.clone() });
             self.fail(node, lease, Failure::new(FailureClass::Hung, text), now_ms);
         }

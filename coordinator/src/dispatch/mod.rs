@@ -149,7 +149,9 @@ impl Dispatch {
         self.addresses.insert(node, address.to_owned());
         self.alone_since_ms = None;
         self.said_waiting = false;
-        self.scheduler.join(node, speed, slots, &inventory);
+        if stuck < slots {
+            self.scheduler.join(node, speed, slots, &inventory);
+        }
         if !again {
             let name = description.name.clone();
             self.actions.push(Action::News(News::NodeJoined { node, name, slots }));
