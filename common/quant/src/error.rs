@@ -53,6 +53,24 @@ pub enum QuantError {
         /// Columns given.
         cols: usize,
     },
+    /// Groups that do not fill the columns, in a format that knows only whole ones.
+    #[error("group size {group_size} does not divide the {cols} columns, expected groups of one size")]
+    Groups {
+        /// Columns per group.
+        group_size: usize,
+        /// Columns given.
+        cols: usize,
+    },
+    /// A matrix that does not fill whole words of a format.
+    #[error("weight matrix is {rows} x {cols}, expected multiples of {multiple}")]
+    Multiple {
+        /// Rows given.
+        rows: usize,
+        /// Columns given.
+        cols: usize,
+        /// What both must be multiples of.
+        multiple: usize,
+    },
     /// A matrix whose element count does not fit the address space.
     #[error("weight matrix of {rows} x {cols} has more elements than memory can address")]
     TooLarge {
@@ -162,7 +180,10 @@ impl QuantError {
             Self::Bits { .. } | Self::GroupSize { .. } | Self::Percentile { .. } | Self::Parse { .. } => {
                 ErrorKind::Configuration
             }
-            Self::NotExpressible { .. } | Self::Malformed { .. } => ErrorKind::Format,
+            Self::NotExpressible { .. }
+            | Self::Malformed { .. }
+            | Self::Groups { .. }
+            | Self::Multiple { .. } => ErrorKind::Format,
             _ => ErrorKind::Data,
         }
     }

@@ -12,6 +12,7 @@ mod encodings;
 mod enhanced;
 mod error;
 mod grid;
+pub mod layouts;
 pub mod metrics;
 mod mse_search;
 pub mod packing;

@@ -4,7 +4,7 @@
 //! Not here: which axis a format packs along, which is the writers' business.
 
 use crate::QuantError;
-use crate::encodings::check_length;
+use crate::encodings::{check_length, element_count};
 
 /// Packs `q + offset` into a dense LSB-first stream of `bits`-bit fields (2 to 8); unused last bits are 0.
 ///
@@ -13,23 +13,44 @@ use crate::encodings::check_length;
 /// # Errors
 /// `Bits` if the width is not 2 to 8, `OutOfRange` with the first integer that does not fit its field.
 pub fn pack_dense(q: &[i32], bits: u8, offset: i32) -> Result<Vec<u32>, QuantError> {
+    pack_lines(q, q.len(), bits, offset)
+}
+
+/// Packs every run of `line` integers into a stream of its own, as [`pack_dense`]: `[n, line]` becomes
+/// `[n, dense_words(line)]`.
+///
+/// # Errors
+/// As [`pack_dense`]; `Length` if the runs do not come out even.
+pub fn pack_lines(q: &[i32], line: usize, bits: u8, offset: i32) -> Result<Vec<u32>, QuantError> {
     let max = field_max(bits)?;
-    let mut words = Vec::with_capacity(dense_words(q.len(), bits));
+    check_whole_lines(q.len(), line)?;
+    check_fields(q, offset, max)?;
+    let words_per_line = dense_words(line, bits);
+    let mut words = vec![0; words_per_line * q.len().checked_div(line).unwrap_or(0)];
+    for (q, words) in q.chunks_exact(line.max(1)).zip(words.chunks_exact_mut(words_per_line.max(1))) {
+        pack_line(q, words, bits, offset);
+    }
+    Ok(words)
+}
+
+/// One stream; `words` are just enough.
+fn pack_line(q: &[i32], words: &mut [u32], bits: u8, offset: i32) {
+    let mut words = words.iter_mut();
+    let mut put = |word| words.next().into_iter().for_each(|place| *place = word);
     let (mut buffer, mut filled) = (0_u64, 0_u32);
-    for (index, &value) in q.iter().enumerate() {
-        let field = unsigned_field(index, value, offset, max)?;
-        buffer |= u64::from(field) << filled;
+    for &value in q {
+        // Not negative: the fields were checked.
+        buffer |= u64::from(value.wrapping_add(offset).cast_unsigned()) << filled;
         filled += u32::from(bits);
         if filled >= 32 {
-            words.push(buffer as u32);
+            put(buffer as u32);
             buffer >>= 32;
             filled -= 32;
         }
     }
     if filled > 0 {
-        words.push(buffer as u32);
+        put(buffer as u32);
     }
-    Ok(words)
 }
 
 /// Reads `count` fields of a dense stream and takes `offset` off again.
@@ -37,21 +58,61 @@ pub fn pack_dense(q: &[i32], bits: u8, offset: i32) -> Result<Vec<u32>, QuantErr
 /// # Errors
 /// `Bits` if the width is not 2 to 8, `Length` if the number of words is not the one `count` fields need.
 pub fn unpack_dense(words: &[u32], bits: u8, count: usize, offset: i32) -> Result<Vec<i32>, QuantError> {
+    unpack_lines(words, 1, count, bits, offset)
+}
+
+/// Reads `lines` streams of `line` fields each; the inverse of [`pack_lines`].
+///
+/// # Errors
+/// As [`unpack_dense`].
+pub fn unpack_lines(
+    words: &[u32],
+    lines: usize,
+    line: usize,
+    bits: u8,
+    offset: i32,
+) -> Result<Vec<i32>, QuantError> {
     let max = field_max(bits)?;
-    check_length("packed stream", dense_words(count, bits), words.len())?;
-    let (mut buffer, mut filled) = (0_u64, 0_u32);
-    let mut rest = words.iter();
-    let mut q = Vec::with_capacity(count);
-    for _ in 0..count {
-        if filled < u32::from(bits) {
-            buffer |= u64::from(rest.next().copied().unwrap_or(0)) << filled;
-            filled += 32;
-        }
-        q.push(((buffer as u32) & max) as i32 - offset);
-        buffer >>= bits;
-        filled -= u32::from(bits);
+    let words_per_line = dense_words(line, bits);
+    check_length("packed stream", words_per_line.saturating_mul(lines), words.len())?;
+    // Every word holds at least four fields, so no more than the stream's own size is taken.
+    let mut q = Vec::with_capacity(if words_per_line == 0 { 0 } else { lines * line });
+    for words in words.chunks_exact(words_per_line.max(1)) {
+        let (mut buffer, mut filled) = (0_u64, 0_u32);
+        let mut rest = words.iter();
+        q.extend((0..line).map(|_| {
+            if filled < u32::from(bits) {
+                buffer |= u64::from(rest.next().copied().unwrap_or(0)) << filled;
+                filled += 32;
+            }
+            let field = (buffer as u32) & max;
+            buffer >>= bits;
+            filled -= u32::from(bits);
+            field as i32 - offset
+        }));
     }
     Ok(q)
+}
+
+/// `[rows, cols]` as `[cols, rows]`.
+///
+/// # Errors
+/// `Length` if there are not `rows * cols` values.
+pub fn transpose<T: Copy + Default>(values: &[T], rows: usize, cols: usize) -> Result<Vec<T>, QuantError> {
+    /// Squares of this side stay in the nearest cache on both sides.
+    const TILE: usize = 32;
+    check_length("matrix", element_count(rows, cols)?, values.len())?;
+    let mut out = vec![T::default(); values.len()];
+    for row0 in (0..rows).step_by(TILE) {
+        for col0 in (0..cols).step_by(TILE) {
+            for row in row0..rows.min(row0 + TILE) {
+                for col in col0..cols.min(col0 + TILE) {
+                    out[col * rows + row] = values[row * cols + col];
+                }
+            }
+        }
+    }
+    Ok(out)
 }
 
 /// Words that `count` fields of `bits` bits need.
@@ -108,14 +169,17 @@ fn field_max(bits: u8) -> Result<u32, QuantError> {
     if (2..=8).contains(&bits) { Ok((1 << bits) - 1) } else { Err(QuantError::Bits { bits }) }
 }
 
-fn unsigned_field(index: usize, value: i32, offset: i32, max: u32) -> Result<u32, QuantError> {
-    let field = i64::from(value) + i64::from(offset);
-    match u32::try_from(field) {
-        Ok(field) if field <= max => Ok(field),
-        _ => {
-            let min = -i64::from(offset);
-            Err(QuantError::OutOfRange { index, value: value.into(), min, max: min + i64::from(max) })
-        }
+fn check_whole_lines(count: usize, line: usize) -> Result<(), QuantError> {
+    let whole = if line == 0 { 0 } else { count - count % line };
+    check_length("list of integers in whole lines", whole, count)
+}
+
+fn check_fields(q: &[i32], offset: i32, max: u32) -> Result<(), QuantError> {
+    let min = -i64::from(offset);
+    let max = min + i64::from(max);
+    match q.iter().position(|value| !(min..=max).contains(&i64::from(*value))) {
+        Some(index) => Err(QuantError::OutOfRange { index, value: q[index].into(), min, max }),
+        None => Ok(()),
     }
 }
 
@@ -158,6 +222,24 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn lines_are_streams_of_their_own(
+            bits in 2_u8..=8, lines in 0_usize..5, line in 1_usize..70, seed in any::<u32>(),
+        ) {
+            let q: Vec<i32> = (0..lines * line)
+                .map(|i| (seed.wrapping_mul(i as u32 + 1).rotate_left(7) & ((1 << bits) - 1)) as i32 - 3)
+                .collect();
+            let words = pack_lines(&q, line, bits, 3).unwrap();
+            let apart: Vec<u32> = q.chunks(line).flat_map(|q| pack_dense(q, bits, 3).unwrap()).collect();
+            prop_assert_eq!(&words, &apart);
+            prop_assert_eq!(&unpack_lines(&words, lines, line, bits, 3).unwrap(), &q);
+            let turned = transpose(&q, lines, line).unwrap();
+            prop_assert!((0..q.len()).all(|i| turned[(i % line) * lines + i / line] == q[i]));
+            prop_assert_eq!(transpose(&turned, line, lines).unwrap(), q);
+        }
+    }
+
     #[test]
     fn nibble_layout_is_low_first_and_padded() {
         assert_eq!(pack_int4(&[1, -1, -8]).unwrap(), [0xf1, 0x08]);
@@ -189,6 +271,11 @@ mod tests {
             Err(QuantError::Length { expected: 2, actual: 1, .. })
         ));
         assert!(unpack_dense(&[], 4, usize::MAX, 0).is_err());
+        assert!(unpack_lines(&[0], usize::MAX, usize::MAX, 8, 0).is_err());
+        assert_eq!(unpack_lines(&[], usize::MAX, 0, 8, 0).unwrap(), Vec::<i32>::new());
+        assert_eq!(pack_lines(&[], 0, 8, 0).unwrap(), Vec::<u32>::new());
+        assert!(pack_lines(&[1, 2, 3], 2, 4, 0).is_err() && pack_lines(&[1], 0, 4, 0).is_err());
+        assert!(transpose(&[1, 2, 3], 2, 2).is_err() && transpose::<u8>(&[], usize::MAX, 2).is_err());
         assert!(unpack_int4(&[0], 3).is_err());
     }
 }
