@@ -5,6 +5,7 @@
 
 mod artefacts;
 mod assemble;
+pub mod checkpoint;
 mod config;
 pub mod dataset;
 pub mod dispatch;

@@ -125,6 +125,22 @@ impl Folder {
         names.map(|name| self.path.join(name)).collect()
     }
 
+    /// Names of the files that belong to the model without being weights or configuration, sorted: tokenizer, chat
+    /// template, generation settings.
+    pub(super) fn companions(&self) -> Result<Vec<String>, ModelError> {
+        let io = |source| ModelError::Io { path: self.path.clone(), action: "list", source };
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.path).map_err(io)? {
+            // A name that is no text is nothing that a loader asks for.
+            let Ok(name) = entry.map_err(io)?.file_name().into_string() else { continue };
+            if is_companion(&name) && self.has(&name) {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
     /// A fault of one of the small files.
     pub(super) fn broken(&self, name: &str, problem: String) -> ModelError {
         let subject = name.trim_end_matches(".json").to_owned();
@@ -147,6 +163,17 @@ impl Folder {
         }
         Ok(text)
     }
+}
+
+fn is_companion(name: &str) -> bool {
+    /// What Halfstep itself writes beside a checkpoint.
+    const OURS: [&str; 4] = [CONFIG, "manifest.json", "report.json", "timing.json"];
+    let taken = [".json", ".txt", ".model", ".jinja"].iter().any(|end| name.ends_with(end));
+    (taken || name.starts_with("tokenizer"))
+        && !name.starts_with('.')
+        && !name.ends_with(".index.json")
+        && !name.ends_with(".safetensors")
+        && !OURS.contains(&name)
 }
 
 #[derive(Deserialize)]

@@ -6,8 +6,10 @@
 mod floats;
 mod folder;
 mod header;
+mod quantized;
 mod reader;
 
 pub use folder::is_checkpoint;
 pub use header::{HEADER_BYTES_MAX, stored_type, stored_type_name};
+pub use quantized::{QUANTIZATION_CONFIG, gptq_pattern};
 pub use reader::{Checkpoint, TensorInfo};

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::folder::{Folder, WeightFiles};
+use super::quantized::Quantization;
 use super::{floats, header};
 use crate::{Dtype, ModelError, Tensor, read};
 
@@ -41,6 +42,7 @@ pub struct Checkpoint {
     folder: Folder,
     config: serde_json::Value,
     config_text: Vec<u8>,
+    pub(super) quantization: Option<Quantization>,
     files: Vec<PathBuf>,
     shards: Vec<Bytes>,
     tensors: BTreeMap<String, Located>,
@@ -69,7 +71,8 @@ impl Checkpoint {
         }
         refuse_missing(&folder, &weights, &tensors)?;
         let files = folder.used(&weights);
-        Ok(Checkpoint { folder, config, config_text, files, shards, tensors })
+        let quantization = Quantization::of(&config);
+        Ok(Checkpoint { folder, config, config_text, quantization, files, shards, tensors })
     }
 
     /// The folder, as it was named.
@@ -90,6 +93,16 @@ impl Checkpoint {
     /// The files that decide what this is: `config.json`, the index if it is used, the weight files.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
+    }
+
+    /// Name and place of the folder's other files that belong to the model, sorted: tokenizer, chat template, generation
+    /// settings. Weights of any format, the manifest and reports of a job are none.
+    ///
+    /// # Errors
+    /// `Io`; `InFile` for a link that leads out of the folder.
+    pub fn companions(&self) -> Result<Vec<(String, PathBuf)>, ModelError> {
+        let names = self.folder.companions()?;
+        names.into_iter().map(|name| self.folder.file(&name).map(|path| (name, path))).collect()
     }
 
     /// Names of the stored tensors, sorted.
@@ -113,11 +126,17 @@ impl Checkpoint {
         Ok((found.info.dtype, found.info.shape.clone(), bytes))
     }
 
-    /// A float tensor as f32. Doubles are rounded to nearest.
+    /// A float tensor as f32. Doubles are rounded to nearest; packed weights are `(q - zero_point) * scale`, in f32.
     ///
     /// # Errors
-    /// `InFile` if there is no such tensor, it does not hold floats, or one of them is not finite (its index is named).
+    /// `InFile` if there is no such tensor, it does not hold floats, or one of them is not finite (its index is named);
+    /// as [`Checkpoint::packed`].
     pub fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
+        if self.info(name).is_none()
+            && let Some(tensor) = self.dequantized(name)?
+        {
+            return Ok(tensor);
+        }
         let (dtype, shape, raw) = self.stored(name)?;
         let values = floats::to_f32(dtype, &raw)
             .ok_or_else(|| self.wrong(name, format!("holds {dtype}, expected a floating-point type")))?;
@@ -128,13 +147,16 @@ impl Checkpoint {
         Tensor::f32(shape, values)
     }
 
-    /// Checks that these tensors are there as floats of these shapes.
+    /// Checks that these tensors are there as floats of these shapes, plain or packed.
     ///
     /// # Errors
-    /// `InFile`, one sentence with the first few faults by name.
+    /// `InFile`, one sentence with the first few faults by name; as [`Checkpoint::packed`].
     pub fn check(&self, expected: &[(&str, Vec<usize>)]) -> Result<(), ModelError> {
-        let faults: Vec<String> =
-            expected.iter().filter_map(|(name, shape)| fault(name, shape, self.info(name))).collect();
+        let mut faults = Vec::new();
+        for (name, shape) in expected {
+            let packed = if self.info(name).is_none() { self.packed_info(name)? } else { None };
+            faults.extend(fault(name, shape, self.info(name).or(packed.as_ref())));
+        }
         if faults.is_empty() {
             return Ok(());
         }
@@ -160,7 +182,7 @@ impl Checkpoint {
             .unwrap_or(Dtype::F32)
     }
 
-    fn wrong(&self, tensor: &str, problem: impl Into<String>) -> ModelError {
+    pub(super) fn wrong(&self, tensor: &str, problem: impl Into<String>) -> ModelError {
         let source = ModelError::Malformed { subject: format!("tensor `{tensor}`"), problem: problem.into() };
         let shard = self.tensors.get(tensor).map(|located| located.shard);
         // Weight files are the last of the list.

@@ -1,0 +1,13 @@
+//! Quantized language models as folders that other programs load: compressed-tensors, GPTQ, plain weights on the grid.
+//!
+//! Layers come one at a time; everything else is copied from the mapped original. Not here: when results appear
+//! ([`crate::Staging`]), reading them ([`halfstep_model::checkpoint`]).
+
+mod encode;
+mod export;
+mod form;
+mod settings;
+mod writer;
+
+pub use export::{Exported, Options, SHARD_BYTES, SolvedLayers, export};
+pub use form::{Format, LayerForm, check, scale_type};
