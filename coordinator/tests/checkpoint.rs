@@ -102,7 +102,7 @@ fn llama(dtype: Dtype) -> TempDir {
     for name in
         ["tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "generation_config.json"]
     {
-        fs::write(folder.path().join(name), format!("\"{name}\"")).unwrap();
+        fs::write(folder.path().join(name), format!("{{\"_name\": \"{name}\"}}")).unwrap();
     }
     for name in ["pytorch_model.bin", "manifest.json", "other.safetensors", ".hidden.json"] {
         fs::write(folder.path().join(name), "not to be carried along").unwrap();
@@ -220,6 +220,10 @@ fn every_format_and_grid_holds_what_was_solved() {
         for bits in 2..=8 {
             for scheme in [Scheme::Symmetric, Scheme::SymmetricStrict, Scheme::Asymmetric] {
                 for granularity in [Granularity::PerTensor, Granularity::PerChannel, G32] {
+                    // A strict grid is stored as any symmetric one: once is enough.
+                    if scheme == Scheme::SymmetricStrict && bits != 4 {
+                        continue;
+                    }
                     let kind = scale_type(&original, format);
                     let rounded = Rounded::all(&original, kind, |_| Some(grid(bits, scheme, granularity)));
                     let to = out.path().join(format!("{cases}"));
@@ -239,7 +243,7 @@ fn every_format_and_grid_holds_what_was_solved() {
             }
         }
     }
-    assert_eq!(cases, 4 * 7 * 9);
+    assert_eq!(cases, 4 * (7 * 6 + 3));
 }
 
 #[test]
@@ -264,7 +268,7 @@ fn the_folder_keeps_its_other_files_and_the_order_of_its_configuration() {
         "tokenizer.model",
     ];
     assert_eq!(files, expected);
-    assert_eq!(fs::read_to_string(to.join("merges.txt")).unwrap(), "\"merges.txt\"");
+    assert_eq!(fs::read_to_string(to.join("merges.txt")).unwrap(), "{\"_name\": \"merges.txt\"}");
     let config = fs::read_to_string(to.join("config.json")).unwrap();
     let start = CONFIG.trim_end().trim_end_matches('}').trim_end();
     assert!(config.starts_with(&format!("{start},\n  \"quantization_config\": {{")), "{config}");

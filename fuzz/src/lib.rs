@@ -1,4 +1,4 @@
-//! Fuzzing of everything that parses bytes from outside: models, data sets, encodings files, plans, and what
+//! Fuzzing of everything that parses bytes from outside: models, checkpoints, data sets, encodings files, plans, and what
 //! processes of a fleet send each other.
 //!
 //! A [`Target`] is a function of arbitrary bytes that must return, whatever they are: no panic, no allocation whose
@@ -7,6 +7,7 @@
 //! Not here: image files (decoding is the `image` crate's, which is fuzzed by its authors).
 
 mod allocation;
+mod checkpoint_target;
 mod driver;
 mod fleet_target;
 mod model_target;

@@ -1,6 +1,6 @@
 //! What is fuzzed: one function per parser, each with everything that its result is normally used for.
 //!
-//! Not here: the model's (`model_target`) and the fleet's (`fleet_target`), where inputs come from (`seeds`, `mutate`).
+//! Not here: the model's (`model_target`), the checkpoint's (`checkpoint_target`) and the fleet's (`fleet_target`), where inputs come from (`seeds`, `mutate`).
 
 use std::io::Write;
 use std::path::Path;
@@ -10,7 +10,7 @@ use halfstep_coordinator::dataset::{Dataset, DatasetOptions};
 use halfstep_quant::{Encodings, aimet};
 use halfstep_work::Plan;
 
-use crate::{fleet_target, model_target, seeds};
+use crate::{checkpoint_target, fleet_target, model_target, seeds};
 
 /// A parser under test.
 #[derive(Clone, Copy)]
@@ -26,6 +26,7 @@ pub struct Target {
 /// All targets, in the order they run.
 pub const TARGETS: &[Target] = &[
     Target { name: "model", run: model_target::run, seeds: seeds::models },
+    Target { name: "checkpoint", run: checkpoint_target::run, seeds: checkpoint_target::seeds },
     Target { name: "npy", run: npy, seeds: seeds::npy },
     Target { name: "npz", run: npz, seeds: seeds::npz },
     Target { name: "aimet", run: encodings, seeds: seeds::aimet },

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import re
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
@@ -24,10 +25,8 @@ from compressed_tensors.compressors.pack_quantized.base import PackedQuantizatio
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
-from transformers.utils import logging
 
 warnings.filterwarnings("ignore")
-logging.disable_progress_bar()
 # Both sides multiply the same f32 weights; only the order of sums may differ.
 LOGITS_TOLERANCE = 1e-5
 TOKENS = torch.tensor([[1, 5, 9, 60, 33, 2, 17, 44, 8, 21, 3, 50]])
@@ -140,6 +139,7 @@ def main():
         except Exception as error:
             failed = True
             print("FAIL", folder.name, repr(error)[:600], flush=True)
+            traceback.print_exc()
     sys.exit(failed)
 
 

@@ -4,6 +4,7 @@
 //! Written out rather than taken from the `safetensors` crate, which lets a name stand twice and tells neither offsets
 //! nor lengths when they are wrong; the crate is the oracle of the tests. Not here: which files there are (`folder`).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
@@ -107,10 +108,13 @@ impl<'de> Visitor<'de> for ListingVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Listing, A::Error> {
-        let mut entries = Vec::new();
+        let (mut entries, mut described) = (Vec::new(), false);
         while let Some(name) = map.next_key::<String>()? {
             if name == METADATA {
-                map.next_value::<serde::de::IgnoredAny>()?;
+                map.next_value::<Option<BTreeMap<String, String>>>()?;
+                if std::mem::replace(&mut described, true) {
+                    return Err(A::Error::duplicate_field(METADATA));
+                }
                 continue;
             }
             let raw = map.next_value().map_err(|e| A::Error::custom(format!("tensor `{name}`: {e}")))?;
@@ -225,6 +229,8 @@ mod tests {
             (99_u64.to_le_bytes().to_vec(), "claims 99 bytes, the file has 0"),
             (file("[]", 0), "expected an object of tensors"),
             (file("{", 0), "is not the JSON expected"),
+            (file(r#"{"__metadata__":{"a":1}}"#, 0), "expected a string"),
+            (file(r#"{"__metadata__":{},"__metadata__":{}}"#, 0), "duplicate field `__metadata__`"),
             (file(&one(r#""dtype":"F32","shape":[-2],"data_offsets":[0,8]"#), 8), "tensor `w`"),
             (file(&one(r#""dtype":"Q4","shape":[2],"data_offsets":[0,8]"#), 8), "dtype is `Q4`"),
             (
