@@ -1,7 +1,8 @@
 //! Runs segments, taps layer inputs, accumulates statistics, holds carries.
 //!
-//! Engines load and run sub-models behind one interface ([`Engine`]); live tensors wait in a [`CarryStore`]; a layer's
-//! input becomes rows ([`Unfolder`]) and rows become exact sums ([`LayerStatistics`]).
+//! Engines load and run sub-models behind one interface ([`Engine`]), decoders run by themselves ([`DecoderSession`]);
+//! live tensors wait in a [`CarryStore`]; a layer's input becomes rows ([`Unfolder`]) and rows become exact sums
+//! ([`LayerStatistics`]).
 //! Not here: what runs when (`work`, `agent`), rounding (`solver`).
 
 mod carry;

@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_number_spoils_what_sees_it_and_nothing_else() {
+    fn a_bad_query_spoils_its_own_row_only() {
         let length = 70;
         for bad in [f32::NAN, f32::INFINITY] {
             let (mut q, k, v) = (uniform(5, length * 8), uniform(6, length * 8), uniform(7, length * 8));
