@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::config::DataConfig;
+use crate::options::TextOptions;
 
 /// What happens during `quantize`, in order.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -189,6 +190,8 @@ pub(crate) struct EvalRequest {
     pub(crate) models: Vec<PathBuf>,
     pub(crate) reference: Option<PathBuf>,
     pub(crate) data: DataConfig,
+    pub(crate) text: TextOptions,
+    pub(crate) seed: u64,
     pub(crate) batch: usize,
     pub(crate) threads: Option<usize>,
     pub(crate) onnxruntime: Option<PathBuf>,
@@ -205,5 +208,35 @@ pub(crate) struct EvalRow {
     pub(crate) agreement: Option<f64>,
     /// Of the outputs against the reference's; infinite if equal, `None` without a reference.
     pub(crate) sqnr_db: Option<f64>,
+    pub(crate) seconds: f64,
+}
+
+/// Language models measured on the same windows.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PerplexityReport {
+    /// How the data became windows.
+    pub(crate) notes: Vec<String>,
+    pub(crate) rows: Vec<PerplexityRow>,
+}
+
+/// One language model measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct PerplexityRow {
+    pub(crate) model: PathBuf,
+    /// `chunked`: every window stands alone, its first token is not predicted.
+    pub(crate) method: &'static str,
+    pub(crate) windows: usize,
+    /// Tokens of the longest window.
+    pub(crate) sequence_length: usize,
+    /// Tokens predicted.
+    pub(crate) tokens: u64,
+    /// `exp` of the mean negative log likelihood.
+    pub(crate) perplexity: f64,
+    /// Fraction of tokens that were the most likely.
+    pub(crate) top1: f64,
+    /// Mean Kullback-Leibler divergence from the reference per token, in nats; `None` without one.
+    pub(crate) kl: Option<f64>,
+    /// Fraction of tokens with the reference's most likely one; `None` without a reference.
+    pub(crate) agreement: Option<f64>,
     pub(crate) seconds: f64,
 }

@@ -10,7 +10,7 @@ use crate::exit::Exit;
 use crate::fleet::args::{
     CancelArgs, CertsArgs, CoordinatorArgs, FetchArgs, NodeArgs, NodesArgs, StatusArgs, SubmitArgs, WatchArgs,
 };
-use crate::options::{DataOptions, JobOptions};
+use crate::options::{DataOptions, JobOptions, TextOptions};
 use crate::values::{ByteSize, LinkSpeed};
 
 /// Quantize trained networks to low-bit integers by learning which way each weight rounds (AdaRound)
@@ -23,7 +23,10 @@ pub(crate) struct Cli {
 }
 
 const EVAL_DATA: &str = "Read samples from this .npz, .npy or folder; array `y`, if there is one, holds class ids [N] or \
-                         acceptable classes (bool [N, C])";
+                         acceptable classes (bool [N, C]). For language models: .txt, .jsonl, .parquet, or token ids \
+                         in .npy or .npz:ARRAY";
+const EVAL_SAMPLES: &str =
+    "Use the first N samples; of language models N windows spread over the data [default: all]";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -38,7 +41,10 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// List the layers of a network and what would be rounded
     Inspect(InspectArgs),
-    /// Measure networks on data: top-1, agreement with the original, signal-to-noise ratio
+    /// Measure networks on data: top-1, agreement with the original, noise, perplexity
+    ///
+    /// ONNX networks by their outputs, folders of language models (config.json, *.safetensors) by the tokens they
+    /// predict: perplexity, top-1, divergence from the original.
     Eval(EvalArgs),
     /// Check the files of a finished run against their manifest
     Verify(VerifyArgs),
@@ -126,6 +132,7 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 #[command(mut_arg("calibration", |arg| arg.long("data").help(EVAL_DATA)))]
+#[command(mut_arg("samples", |arg| arg.help(EVAL_SAMPLES).long_help(EVAL_SAMPLES)))]
 pub(crate) struct EvalArgs {
     /// Measure these networks, side by side
     #[arg(value_name = "MODEL", required = true)]
@@ -138,7 +145,14 @@ pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) data: DataOptions,
 
-    /// Run this many samples at once
+    #[command(flatten)]
+    pub(crate) text: TextOptions,
+
+    /// Choose windows of text by this seed
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Text")]
+    pub(crate) seed: u64,
+
+    /// Run this many samples at once; language models: chosen by their length
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) batch: usize,
 

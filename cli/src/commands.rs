@@ -13,7 +13,7 @@ use crate::exit::{CliError, Exit};
 use crate::job_file;
 use crate::options::JobOptions;
 use crate::render::progress::{Mode, Renderer};
-use crate::{eval, fleet, quantize, render, survey, verify};
+use crate::{eval, fleet, perplexity, quantize, render, survey, verify};
 
 /// Runs a command.
 ///
@@ -108,10 +108,16 @@ fn run_eval(args: EvalArgs) -> Result<Exit, CliError> {
         models: args.models,
         reference: args.reference,
         data: DataConfig::resolve(args.data, "--data")?,
+        text: args.text,
+        seed: args.seed,
         batch: args.batch,
         threads: args.threads,
         onnxruntime: args.onnxruntime,
     };
+    if perplexity::is_asked(&request)? {
+        let report = perplexity::perplexity(&request)?;
+        return show(args.json, &report.rows, |_| render::perplexity(&report));
+    }
     let rows = eval::eval(&request)?;
     show(args.json, rows.as_slice(), render::eval)
 }

@@ -17,6 +17,7 @@ mod fleet;
 mod job;
 mod job_file;
 mod options;
+mod perplexity;
 mod quantize;
 mod render;
 mod results;

@@ -276,6 +276,23 @@ pub(crate) struct DataOptions {
     pub(crate) channels: Option<Colours>,
 }
 
+/// How text becomes windows of tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct TextOptions {
+    /// Cut text and token ids into windows of this many tokens [default: 512; rows of stored ids stay whole]
+    #[arg(long, value_name = "TOKENS", help_heading = "Text")]
+    pub(crate) sequence_length: Option<usize>,
+
+    /// Read the text in this field of .jsonl and column of .parquet [default: text]
+    #[arg(long, value_name = "NAME", help_heading = "Text")]
+    pub(crate) text_field: Option<String>,
+
+    /// Tokenise by this tokenizer.json [default: the model's own]
+    #[arg(long, value_name = "FILE", help_heading = "Text")]
+    pub(crate) tokenizer: Option<PathBuf>,
+}
+
 impl DataOptions {
     /// `self` where it says something, else `below`.
     pub(crate) fn over(self, below: Self) -> Self {

@@ -40,7 +40,7 @@ fn help_says_what_there_is_and_what_exit_codes_mean() {
       quantize     Round the weights of an ONNX network and write the results
       plan         Show what `quantize` would do: stages, bytes, estimated time; spends one sample's run
       inspect      List the layers of a network and what would be rounded
-      eval         Measure networks on data: top-1, agreement with the original, signal-to-noise ratio
+      eval         Measure networks on data: top-1, agreement with the original, noise, perplexity
       verify       Check the files of a finished run against their manifest
       coordinator  Run the coordinator of a fleet: it plans jobs, leases work and writes results
       node         Work for a coordinator: leave it running on every machine that should help

@@ -7,4 +7,4 @@ mod table;
 mod text;
 
 pub(crate) use table::Table;
-pub(crate) use text::{eval, inspect, outcome, plan, verified};
+pub(crate) use text::{eval, inspect, outcome, perplexity, plan, verified};

@@ -1,7 +1,7 @@
 //! Reports as text for a person; every function is a pure mapping from a report to a string.
 
 use super::Table;
-use crate::answers::{EvalRow, FleetRow, InspectReport, Kept, PlanReport, QuantizeOutcome};
+use crate::answers::{EvalRow, FleetRow, InspectReport, Kept, PerplexityReport, PlanReport, QuantizeOutcome};
 use crate::values::ByteSize;
 use crate::verify::Verified;
 
@@ -146,6 +146,34 @@ pub(crate) fn eval(rows: &[EvalRow]) -> String {
     table.to_string()
 }
 
+/// What `eval` measured of language models.
+pub(crate) fn perplexity(report: &PerplexityReport) -> String {
+    let mut table = Table::new(&["<model", "perplexity", "top-1", "KL", "agreement", "tokens", "s"]);
+    let or_dash =
+        |value: Option<f64>, digits: usize| value.map_or("-".into(), |value| format!("{value:.digits$}"));
+    for row in &report.rows {
+        table.row([
+            row.model.display().to_string(),
+            format!("{:.3}", row.perplexity),
+            format!("{:.4}", row.top1),
+            or_dash(row.kl, 5),
+            or_dash(row.agreement, 4),
+            row.tokens.to_string(),
+            format!("{:.1}", row.seconds),
+        ]);
+    }
+    let mut out = table.to_string();
+    if let Some(row) = report.rows.first() {
+        out += &format!(
+            "\nchunked: {} of up to {} tokens, each by itself; its first token is not predicted\n",
+            count(row.windows, "window"),
+            row.sequence_length
+        );
+    }
+    report.notes.iter().for_each(|note| out += &format!("{note}\n"));
+    out
+}
+
 /// What `verify` found.
 pub(crate) fn verified(done: &Verified) -> String {
     let mut out = format!(
@@ -198,7 +226,7 @@ fn per_cent(part: u64, whole: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::answers::{FailedLayer, LayerRow, ReportRow, StageRow};
+    use crate::answers::{FailedLayer, LayerRow, PerplexityRow, ReportRow, StageRow};
 
     fn skipped() -> Kept {
         Kept { name: "head".into(), op: "Gemm".into(), reason: "skipped by `head*`".into(), requested: true }
@@ -347,6 +375,32 @@ mod tests {
         insta::assert_snapshot!(eval(&[alone]), @r"
         model   samples  top-1  agreement  SQNR dB    s
         a.onnx    10000      -          -        -  1.3
+        ");
+    }
+
+    #[test]
+    fn language_models_are_compared_side_by_side() {
+        let row = |model: &str, kl, agreement| PerplexityRow {
+            model: model.into(),
+            method: "chunked",
+            windows: 16,
+            sequence_length: 256,
+            tokens: 4080,
+            perplexity: 25.0413,
+            top1: 0.41666,
+            kl,
+            agreement,
+            seconds: 3.21,
+        };
+        let rows = vec![row("original", None, None), row("out/w4", Some(0.0123456), Some(0.93))];
+        let notes = vec!["96 documents, 96 windows of up to 256 tokens, 16 used with 4096 tokens".into()];
+        insta::assert_snapshot!(perplexity(&PerplexityReport { notes, rows }), @r"
+        model     perplexity   top-1       KL  agreement  tokens    s
+        original      25.041  0.4167        -          -    4080  3.2
+        out/w4        25.041  0.4167  0.01235     0.9300    4080  3.2
+
+        chunked: 16 windows of up to 256 tokens, each by itself; its first token is not predicted
+        96 documents, 96 windows of up to 256 tokens, 16 used with 4096 tokens
         ");
     }
 

@@ -12,6 +12,9 @@ pub enum ForwardError {
     /// The file.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A checkpoint's configuration.
+    #[error(transparent)]
+    Family(#[from] halfstep_model::decoder::FamilyError),
     /// The engine.
     #[error(transparent)]
     Exec(#[from] ExecError),

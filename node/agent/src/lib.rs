@@ -5,12 +5,14 @@
 //! Not here: which task comes next (`work`, `coordinator`), mathematics (`solver`), engines (`exec`).
 
 mod attempt;
+mod blocks;
 mod carry_wire;
 mod collective;
 mod daemon;
 pub mod failpoints;
 mod failure;
 mod forward;
+mod forward_decoder;
 mod job;
 mod layer_problem;
 mod lazy;
@@ -27,7 +29,9 @@ mod transit;
 
 pub use daemon::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon};
 pub use forward::{Forward, ForwardError};
+pub use forward_decoder::{DecoderForward, Predictions, Scores};
 pub use halfstep_exec::{CarryUse, CountingEngine, Engine, ExecError, NodeCounts, OrtEngine, RtenEngine};
+pub use halfstep_model::checkpoint::is_checkpoint;
 pub use local::{LocalNode, NodeOptions};
 pub use probe::{ProbeReport, SegmentProbe, TapProbe, probe};
 pub use rates::Rates;
