@@ -129,7 +129,7 @@ pub(crate) struct InspectReport {
     /// Each `name dtype [dims]`.
     pub(crate) inputs: Vec<String>,
     pub(crate) outputs: Vec<String>,
-    pub(crate) opset: i64,
+    pub(crate) opset: Option<i64>,
     pub(crate) layers: Vec<LayerRow>,
     pub(crate) kept: Vec<Kept>,
 }

@@ -5,12 +5,15 @@
 
 use std::path::PathBuf;
 
+use halfstep_coordinator::LanguageConfig;
 use halfstep_quant::{Granularity, GridSpec, RangeEstimator, Scheme};
 use halfstep_work::{Objective, Partition, Propagation, StartPoint};
 use serde::Serialize;
 
 use crate::exit::CliError;
-use crate::options::{Colours, DataOptions, EncodingsVersion, GranularityKind, JobOptions, Layout};
+use crate::options::{
+    Carries, Colours, DataOptions, EncodingsVersion, GranularityKind, JobOptions, Layout, OutputFormat,
+};
 use crate::values::{ByteSize, Override};
 
 /// A quantization job, complete.
@@ -29,6 +32,7 @@ pub(crate) struct RunConfig {
     pub(crate) rounding: RoundingConfig,
     pub(crate) resources: Resources,
     pub(crate) encodings: Vec<EncodingsVersion>,
+    pub(crate) language: LanguageConfig,
 }
 
 /// Data and its preparation.
@@ -117,6 +121,7 @@ impl RunConfig {
             rounding: rounding(&options),
             resources: resources(&options),
             encodings: encodings(&options.encodings),
+            language: language(&options),
             data: DataConfig::resolve(options.data, "--calibration")?,
         };
         config.check()?;
@@ -134,6 +139,8 @@ impl RunConfig {
     fn check(&self) -> Result<(), CliError> {
         let at_least_one = [
             ("shard-size", self.rounding.shard_size),
+            ("sequence-length", self.language.sequence_length),
+            ("file-size", usize::try_from(self.language.file_bytes).ok()),
             ("batch", usize::try_from(self.rounding.batch).ok()),
             ("threads", self.resources.threads),
         ];
@@ -241,6 +248,18 @@ fn resources(options: &JobOptions) -> Resources {
         spill_dir: options.spill_dir.clone(),
         threads: options.threads,
         onnxruntime: options.onnxruntime.clone(),
+    }
+}
+
+fn language(options: &JobOptions) -> LanguageConfig {
+    let below = LanguageConfig::default();
+    LanguageConfig {
+        format: options.format.map_or(below.format, OutputFormat::to_job),
+        sequence_length: options.sequence_length,
+        text_field: options.text_field.clone(),
+        all_experts: options.calibrate_all_experts,
+        carries: options.carries.map_or(below.carries, Carries::to_job),
+        file_bytes: options.file_size.map_or(below.file_bytes, |size| size.0),
     }
 }
 

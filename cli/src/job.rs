@@ -2,13 +2,14 @@
 //!
 //! Nothing is decided here; every default is in `config`. Not here: running the job (`backend`).
 
+use halfstep_coordinator::checkpoint::Format;
 use halfstep_coordinator::dataset::{Channels, DatasetOptions, ImageLayout, ImageOptions};
-use halfstep_coordinator::{EncodingsVersion as Version, JobConfig, Rule};
+use halfstep_coordinator::{CarryPrecision, EncodingsVersion as Version, JobConfig, Rule};
 use halfstep_work::SolverSettings;
 
 use crate::config::{DataConfig, RoundingConfig, RunConfig};
 use crate::exit::CliError;
-use crate::options::{Colours, EncodingsVersion, Layout};
+use crate::options::{Carries, Colours, EncodingsVersion, Layout, OutputFormat};
 use crate::values::Override;
 
 /// Positions kept per layer and shard for the samples objective; bounds its memory.
@@ -34,6 +35,7 @@ impl RunConfig {
             partition: self.rounding.partition,
             fold_batch_norm: self.fold_batch_norm,
             encodings: self.encodings.iter().map(|version| version.to_job()).collect(),
+            language: self.language.clone(),
         }
     }
 }
@@ -77,6 +79,26 @@ impl RoundingConfig {
             seed: self.seed,
             positions_per_shard: POSITIONS_PER_SHARD,
             positions_fraction: self.positions,
+        }
+    }
+}
+
+impl OutputFormat {
+    pub(crate) fn to_job(self) -> Format {
+        match self {
+            Self::CompressedTensors => Format::CompressedTensors,
+            Self::Gptq => Format::Gptq,
+            Self::GptqV2 => Format::GptqV2,
+            Self::FakeQuant => Format::FakeQuant,
+        }
+    }
+}
+
+impl Carries {
+    pub(crate) fn to_job(self) -> CarryPrecision {
+        match self {
+            Self::F32 => CarryPrecision::F32,
+            Self::Bf16 => CarryPrecision::Bf16,
         }
     }
 }

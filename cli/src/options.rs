@@ -41,6 +41,24 @@ pub(crate) enum Colours {
     Gray,
 }
 
+/// Layouts of quantized checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum OutputFormat {
+    CompressedTensors,
+    Gptq,
+    GptqV2,
+    FakeQuant,
+}
+
+/// Types of activations between stages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Carries {
+    F32,
+    Bf16,
+}
+
 /// Versions of AIMET encodings files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub(crate) enum EncodingsVersion {
@@ -59,7 +77,7 @@ pub(crate) enum EncodingsVersion {
 #[derive(Debug, Clone, PartialEq, Default, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) struct JobOptions {
-    /// Read the network from this ONNX file
+    /// Read the network from this ONNX file, or this folder of a Hugging Face checkpoint
     #[arg(value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
 
@@ -223,13 +241,43 @@ pub(crate) struct JobOptions {
     #[arg(long, value_enum, value_name = "VERSION", help_heading = "Output")]
     #[serde(default)]
     pub(crate) encodings: Vec<EncodingsVersion>,
+
+    /// Store a language model's weights this way [default: compressed-tensors]
+    ///
+    /// compressed-tensors and gptq are what vLLM and transformers load; fake-quant keeps plain weights that lie on the
+    /// grid. Scales are rounded to the type they are stored in before rounding is learned.
+    #[arg(long, value_enum, value_name = "FORMAT", help_heading = "Language models")]
+    pub(crate) format: Option<OutputFormat>,
+
+    /// Cut calibration text into samples of this many tokens [default: 512]
+    #[arg(long, value_name = "TOKENS", help_heading = "Language models")]
+    pub(crate) sequence_length: Option<usize>,
+
+    /// Take the text of .jsonl and .parquet records from this field [default: text]
+    #[arg(long, value_name = "NAME", help_heading = "Language models")]
+    pub(crate) text_field: Option<String>,
+
+    /// Take every expert's statistics over all tokens, not only those routed to it
+    #[arg(long, help_heading = "Language models")]
+    #[serde(default)]
+    pub(crate) calibrate_all_experts: bool,
+
+    /// Keep activations between stages as f32, or as bf16 in half the memory [default: f32]
+    ///
+    /// A property of the job: results depend on it in the last digits.
+    #[arg(long, value_enum, value_name = "TYPE", help_heading = "Language models")]
+    pub(crate) carries: Option<Carries>,
+
+    /// Begin another weights file beyond this size [default: 5GB]
+    #[arg(long, value_name = "BYTES", help_heading = "Language models")]
+    pub(crate) file_size: Option<ByteSize>,
 }
 
 /// Where calibration or evaluation data comes from and how images are prepared.
 #[derive(Debug, Clone, PartialEq, Default, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) struct DataOptions {
-    /// Read samples from this .npz, .npz:ARRAY, .npy, or folder of those or of images
+    /// Read samples from this .npz, .npz:ARRAY, .npy, or folder of those or of images; text from .txt, .jsonl, .parquet
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub(crate) calibration: Option<PathBuf>,
 
@@ -345,6 +393,12 @@ impl JobOptions {
             threads: self.threads.or(below.threads),
             onnxruntime: self.onnxruntime.or(below.onnxruntime),
             encodings: or_list(self.encodings, below.encodings),
+            format: self.format.or(below.format),
+            sequence_length: self.sequence_length.or(below.sequence_length),
+            text_field: self.text_field.or(below.text_field),
+            calibrate_all_experts: self.calibrate_all_experts || below.calibrate_all_experts,
+            carries: self.carries.or(below.carries),
+            file_size: self.file_size.or(below.file_size),
         }
     }
 }

@@ -61,7 +61,7 @@ pub(crate) fn plan(config: &RunConfig, fleet: Option<FleetAsked>) -> Result<Plan
     let dataset_bytes = dataset.bytes_held() as u64;
     let nodes: Vec<usize> = prepared.cut.segments.iter().map(|segment| segment.nodes.len()).collect();
     let plan = Arc::new(prepared.plan);
-    let source = PlanSource::new(Arc::clone(&plan), prepared.model, dataset);
+    let source = PlanSource::new(Arc::clone(&plan), prepared.subject, dataset);
     let threads = config.resources.threads.unwrap_or_else(engine::cores);
     let engine = engine::open(config.resources.onnxruntime.as_deref())?;
     let probed = probe(&plan, &source, engine.as_ref(), threads).map_err(CliError::bad_input)?;

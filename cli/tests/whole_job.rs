@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use halfstep_agent::{CarryUse, CountingEngine, LocalNode, NodeOptions, RtenEngine};
 use halfstep_coordinator::dataset::DatasetOptions;
 use halfstep_coordinator::{
-    Assembled, EncodingsVersion, JobConfig, OutcomeKind, Prepared, assemble, prepare,
+    Assembled, EncodingsVersion, JobConfig, LanguageConfig, OutcomeKind, Prepared, assemble, prepare,
 };
 use halfstep_quant::{Granularity, GridSpec, RangeEstimator, Scheme};
 use halfstep_work::{Objective, Partition, Propagation, SolverSettings, StartPoint};
@@ -63,6 +63,7 @@ fn job(model: PathBuf, calibration: PathBuf) -> JobConfig {
         shard_size: None,
         fold_batch_norm: true,
         encodings: vec![EncodingsVersion::V1_0_0],
+        language: LanguageConfig::default(),
     }
 }
 
@@ -124,7 +125,7 @@ fn every_operator_runs_at_most_once_per_sample_and_stream() {
     for (propagation, streams) in [(Propagation::Sequential, 2), (Propagation::Independent, 1)] {
         let ran = run_with(&example_job(samples, propagation), ENOUGH);
         ran.assert_solved(10);
-        let nodes = &ran.prepared.model.graph().node;
+        let nodes = &ran.prepared.subject.onnx().unwrap().graph().node;
         let expected: BTreeMap<String, u64> = nodes
             .iter()
             .filter(|node| node.output[0] != "logits")
@@ -289,7 +290,7 @@ fn a_layer_that_sees_only_zeros_is_rounded_to_nearest() {
     ran.assert_solved(3);
     for weight in ["w2", "w3"] {
         let done = ran.assembled.layers.iter().find(|l| l.layer.weight == weight).unwrap();
-        let tensor = ran.prepared.model.tensor(weight).unwrap();
+        let tensor = ran.prepared.subject.onnx().unwrap().tensor(weight).unwrap();
         let matrix = done.layer.layout.to_matrix(&tensor.shape, tensor.as_f32().unwrap()).unwrap();
         assert_eq!(done.q, done.encodings.quantize_nearest(&matrix), "{weight}");
         let reported = ran.assembled.report.layers.iter().find(|l| l.name == done.layer.name).unwrap();

@@ -1,6 +1,8 @@
 //! The resolved configuration of a job: checked values, no flags, no files.
 
+use crate::checkpoint::{Format, SHARD_BYTES};
 use crate::dataset::DatasetOptions;
+use halfstep_model::decoder::CarryPrecision;
 use halfstep_quant::{GridSpec, Scheme};
 use halfstep_work::{Partition, Propagation, SolverSettings};
 use serde::{Deserialize, Serialize};
@@ -48,10 +50,41 @@ impl EncodingsVersion {
     }
 }
 
+/// What only language models have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LanguageConfig {
+    /// Output.
+    pub format: Format,
+    /// Tokens of a calibration sample, where the data does not say.
+    pub sequence_length: Option<usize>,
+    /// Field of records that holds the text.
+    pub text_field: Option<String>,
+    /// Statistics of every expert over all tokens.
+    pub all_experts: bool,
+    /// Values between segments.
+    pub carries: CarryPrecision,
+    /// Bytes of one output file.
+    pub file_bytes: u64,
+}
+
+impl Default for LanguageConfig {
+    fn default() -> Self {
+        Self {
+            format: Format::CompressedTensors,
+            sequence_length: None,
+            text_field: None,
+            all_experts: false,
+            carries: CarryPrecision::default(),
+            file_bytes: SHARD_BYTES,
+        }
+    }
+}
+
 /// One job.
 #[derive(Clone, Debug)]
 pub struct JobConfig {
-    /// The ONNX file.
+    /// The ONNX file, or the folder of a checkpoint.
     pub model: PathBuf,
     /// Calibration data.
     pub calibration: PathBuf,
@@ -77,4 +110,6 @@ pub struct JobConfig {
     pub fold_batch_norm: bool,
     /// Encodings files to write.
     pub encodings: Vec<EncodingsVersion>,
+    /// For a checkpoint's folder.
+    pub language: LanguageConfig,
 }

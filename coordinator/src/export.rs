@@ -3,7 +3,7 @@
 use crate::config::EncodingsVersion;
 use crate::manifest::{FileRecord, Manifest};
 use crate::staging::Staging;
-use crate::{Assembled, AssembledLayer, CoordinatorError, JobConfig, Prepared};
+use crate::{Assembled, AssembledLayer, CoordinatorError, JobConfig, Report};
 use halfstep_model::{Model, Unfold, WeightLayout, qdq};
 use halfstep_quant::aimet::{self, ParamEncoding, Version};
 use serde::Serialize;
@@ -35,14 +35,14 @@ pub struct Input {
 /// visible then.
 pub fn export(
     config: &JobConfig,
-    prepared: &Prepared,
+    model: &Model,
     assembled: &mut Assembled,
     kind: &(String, String),
     inputs: &[Input],
     timing: &serde_json::Value,
 ) -> Result<Vec<PathBuf>, CoordinatorError> {
     let staging = Staging::new(&config.output, config.force)?;
-    let on_grid = on_grid(prepared, assembled)?;
+    let on_grid = on_grid(model, assembled)?;
     on_grid.write(staging.path(MODEL))?;
     check_on_grid(&staging.path(MODEL), &on_grid, &assembled.layers)?;
     let notes = write_qdq(&staging, &on_grid, assembled)?;
@@ -54,12 +54,24 @@ pub fn export(
             assembled.report.notes.push(note);
         }
     }
-    staging.write(REPORT, &json(&assembled.report)?)?;
-    write_manifest(&staging, config, kind, inputs)?;
-    staging.write(TIMING, &json(timing)?)?;
-    let files = staging.files()?.into_iter().map(PathBuf::from).collect();
+    let files = write_records(&staging, &assembled.report, config, kind, inputs, timing)?;
     staging.publish()?;
     Ok(files)
+}
+
+/// Report, manifest and timing, beside outputs that are there; returns the names of all files.
+pub(crate) fn write_records(
+    staging: &Staging,
+    report: &Report,
+    config: &JobConfig,
+    kind: &(String, String),
+    inputs: &[Input],
+    timing: &serde_json::Value,
+) -> Result<Vec<PathBuf>, CoordinatorError> {
+    staging.write(REPORT, &json(report)?)?;
+    write_manifest(staging, config, kind, inputs)?;
+    staging.write(TIMING, &json(timing)?)?;
+    Ok(staging.files()?.into_iter().map(PathBuf::from).collect())
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>, CoordinatorError> {
@@ -69,8 +81,8 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>, CoordinatorError> {
     Ok(text)
 }
 
-fn on_grid(prepared: &Prepared, assembled: &Assembled) -> Result<Model, CoordinatorError> {
-    let mut model = prepared.model.clone();
+fn on_grid(model: &Model, assembled: &Assembled) -> Result<Model, CoordinatorError> {
+    let mut model = model.clone();
     for entry in &assembled.layers {
         qdq::set_on_grid(&mut model, &entry.layer, &entry.q, &entry.encodings)?;
     }

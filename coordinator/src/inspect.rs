@@ -1,7 +1,9 @@
 //! What is in a model: its interface, the layers that can be rounded, and those that cannot, with reasons.
 
-use crate::{CoordinatorError, prepare_model};
-use halfstep_model::{Dim, Layer, ValueInfo, list_layers};
+use crate::{CoordinatorError, LanguageConfig, LanguageModel, Subject, prepare_model};
+use halfstep_model::checkpoint::is_checkpoint;
+use halfstep_model::decoder::{LOGITS, TOKENS};
+use halfstep_model::{Dim, Layer, ValueInfo};
 use halfstep_work::KeptLayer;
 use std::path::Path;
 
@@ -35,8 +37,8 @@ pub struct Listed {
     pub inputs: Vec<String>,
     /// Each `name type [dims]`.
     pub outputs: Vec<String>,
-    /// Opset of the default domain.
-    pub opset: i64,
+    /// Opset of the default domain, of an ONNX model.
+    pub opset: Option<i64>,
     /// Layers that can be rounded.
     pub layers: Vec<ListedLayer>,
     /// Constant-weight layers that cannot.
@@ -48,12 +50,32 @@ pub struct Listed {
 /// # Errors
 /// A model that cannot be read.
 pub fn inspect(path: &Path, fold_batch_norm: bool) -> Result<Listed, CoordinatorError> {
+    if is_checkpoint(path) {
+        let model = LanguageModel::open(path, &LanguageConfig::default())?;
+        let vocabulary = model.decoder().vocabulary;
+        let (inputs, outputs) =
+            (format!("{TOKENS} int64 [n, T]"), format!("{LOGITS} float [n * T, {vocabulary}]"));
+        return listed_from(&Subject::Language(Box::new(model)), vec![inputs], vec![outputs], None);
+    }
     let (model, _) = prepare_model(path, fold_batch_norm)?;
-    let (layers, unsupported) = list_layers(&model)?;
+    let (inputs, outputs) = (model.inputs(), model.outputs());
+    let interface = |infos: &[ValueInfo]| infos.iter().map(describe).collect::<Vec<_>>();
+    let opset = model.opset();
+    let subject = Subject::Onnx(Box::new(model));
+    listed_from(&subject, interface(&inputs), interface(&outputs), Some(opset))
+}
+
+fn listed_from(
+    subject: &Subject,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+    opset: Option<i64>,
+) -> Result<Listed, CoordinatorError> {
+    let (layers, unsupported) = subject.layers()?;
     Ok(Listed {
-        inputs: model.inputs().iter().map(describe).collect(),
-        outputs: model.outputs().iter().map(describe).collect(),
-        opset: model.opset(),
+        inputs,
+        outputs,
+        opset,
         layers: layers.into_iter().map(listed).collect(),
         kept: unsupported
             .into_iter()

@@ -2,10 +2,10 @@
 //!
 //! Not here: jobs that run (`source`).
 
+use crate::Subject;
 use crate::dataset::Dataset;
-use crate::source::{inputs_of, transit};
+use crate::source::inputs_of;
 use bytes::Bytes;
-use halfstep_model::{Model, skeleton};
 use halfstep_work::{
     ChunkId, FailureClass, Holding, InputTensor, LayerId, Plan, Rounding, ShardId, Source, SourceError,
     Wanted,
@@ -15,25 +15,24 @@ use std::sync::Arc;
 /// See the module.
 pub struct PlanSource {
     plan: Arc<Plan>,
-    model: Model,
+    subject: Arc<Subject>,
     dataset: Dataset,
 }
 
 impl PlanSource {
     /// `dataset` has one array per model input, already of the input's type.
-    pub fn new(plan: Arc<Plan>, model: Model, dataset: Dataset) -> Self {
-        Self { plan, model, dataset }
+    pub fn new(plan: Arc<Plan>, subject: Arc<Subject>, dataset: Dataset) -> Self {
+        Self { plan, subject, dataset }
     }
 }
 
 impl Source for PlanSource {
     fn program(&self) -> Result<Bytes, SourceError> {
-        Ok(skeleton(&self.model))
+        Ok(self.subject.program())
     }
 
     fn constant(&self, name: &str) -> Result<InputTensor, SourceError> {
-        let tensor = self.model.tensor(name).map_err(|e| SourceError::new(FailureClass::BadInput, e))?;
-        Ok(transit(name, &tensor))
+        self.subject.constant(name)
     }
 
     fn inputs(&self, shard: ShardId) -> Result<Vec<InputTensor>, SourceError> {

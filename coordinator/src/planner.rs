@@ -2,14 +2,20 @@
 //!
 //! Shards and row chunks depend on the job alone, never on who will compute them (DESIGN section 4).
 
-use crate::dataset::{DType, Dataset, ModelInput};
+use crate::checkpoint::{LayerForm, check};
+use crate::config::LanguageConfig;
+use crate::dataset::Dataset;
+use crate::dataset::tokens::{self, TokenOptions};
 use crate::rules::{Decision, decide};
+use crate::subject::{LanguageModel, Subject, model_inputs};
 use crate::{CoordinatorError, JobConfig};
-use halfstep_model::Dtype;
-use halfstep_model::{Cut, Dim, Layer, Model, Unsupported, cut, fold_batch_norms, list_layers, normalize};
+use halfstep_model::checkpoint::is_checkpoint;
+use halfstep_model::{Cut, Dim, Layer, Model, Unsupported, fold_batch_norms, normalize};
+use halfstep_quant::GridSpec;
 use halfstep_work::{KeptLayer, LayerId, LayerPlan, Partition, Plan, SegmentId, StagePlan};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Rows of a chunk lie in this range where the layer is large enough: few enough that two cores share a small layer,
 /// enough that a product of them runs near full speed.
@@ -18,6 +24,11 @@ const CHUNK_ROWS: Range<usize> = 16..128;
 const SHARD_INPUT_BYTES: usize = 5 << 20;
 /// And below this many samples.
 const SHARD_SAMPLES_MAX: usize = 32;
+/// Tokens of one shard, as far as whole sequences allow: enough rows for products at full speed, few enough that many
+/// nodes share a job of the usual size.
+const SHARD_TOKENS: usize = 2048;
+/// Windows of calibration text unless told otherwise: what others use.
+const TEXT_SAMPLES: usize = 128;
 /// Bytes of the 64-bit sums of one slice, all three matrices: one message of a few seconds on a slow link.
 const SLICE_BYTES: usize = 4 << 20;
 /// Matrices of statistics a layer can have.
@@ -25,8 +36,8 @@ const MATRICES: usize = 3;
 
 /// A model that is ready to be quantized, and what will happen to it.
 pub struct Prepared {
-    /// Normalised, batch norms folded: what nodes execute and what the outputs are made from.
-    pub model: Model,
+    /// What nodes execute and what the outputs are made from.
+    pub subject: Arc<Subject>,
     /// The layers of the plan, in plan order, with their geometry.
     pub layers: Vec<Layer>,
     /// Segments and taps; layer indexes are plan indexes.
@@ -89,68 +100,75 @@ fn shard_samples(
     Ok((asked.unwrap_or(by_bytes.clamp(1, SHARD_SAMPLES_MAX)).max(1), false))
 }
 
-/// What a model asks of data, in the data set's words.
-///
-/// # Errors
-/// `BadInput` for an input type that no data set has.
-pub fn model_inputs(model: &Model) -> Result<Vec<ModelInput>, CoordinatorError> {
-    model
-        .inputs()
-        .into_iter()
-        .filter(|input| !model.has_initializer(&input.name))
-        .map(|input| {
-            let dtype = match input.dtype {
-                Dtype::F32 => DType::F32,
-                Dtype::F64 => DType::F64,
-                Dtype::I64 => DType::I64,
-                Dtype::I32 => DType::I32,
-                Dtype::I8 => DType::I8,
-                Dtype::U8 => DType::U8,
-                Dtype::Bool => DType::Bool,
-                other => {
-                    return Err(CoordinatorError::BadInput(format!(
-                        "model input `{}`: type {other:?} is not supported, expected float32 or an integer type",
-                        input.name
-                    )));
-                }
-            };
-            let size = |dim: Dim| if let Dim::Known(size) = dim { Some(size) } else { None };
-            Ok(ModelInput { name: input.name, dtype, dims: input.dims.into_iter().map(size).collect() })
-        })
-        .collect()
-}
-
 /// Reads model and data and plans the job.
 ///
 /// # Errors
 /// `Model` or `Dataset` for files that cannot be used; `BadInput` if there is no layer to quantize or too few samples;
 /// `Configuration` for bad rules.
 pub fn prepare(config: &JobConfig) -> Result<(Prepared, Dataset), CoordinatorError> {
-    let (model, notes) = prepare_model(&config.model, config.fold_batch_norm)?;
+    if is_checkpoint(&config.model) {
+        return prepare_language(config);
+    }
+    if config.language != LanguageConfig::default() {
+        return Err(CoordinatorError::Configuration(format!(
+            "model `{}`: options of language models were given, expected a checkpoint's folder with config.json",
+            config.model.display()
+        )));
+    }
+    let (model, mut notes) = prepare_model(&config.model, config.fold_batch_norm)?;
     let dataset = Dataset::open(&config.calibration, &config.dataset)?.for_inputs(&model_inputs(&model)?)?;
     let samples = dataset.samples();
-    let sample_bytes = dataset.bytes_held() / samples.max(1);
-    Ok((plan(config, model, notes, samples, sample_bytes)?, dataset))
+    let (shard, fixed) = shard_samples(&model, config.shard_size, dataset.bytes_held() / samples.max(1))?;
+    let shards = shards(samples, shard, fixed, &mut notes)?;
+    Ok((plan(config, Subject::Onnx(Box::new(model)), notes, shard, shards)?, dataset))
 }
 
-/// `samples`: how many calibration samples there are; `sample_bytes`: size of one, all inputs together.
+fn prepare_language(config: &JobConfig) -> Result<(Prepared, Dataset), CoordinatorError> {
+    let model = LanguageModel::open(&config.model, &config.language)?;
+    let dataset = calibration_tokens(config, &model)?;
+    let mut notes = dataset.notes().to_vec();
+    let samples = dataset.samples();
+    let tokens = dataset.bytes_held() / samples.max(1) / size_of::<i64>();
+    let shard = config.shard_size.unwrap_or((SHARD_TOKENS / tokens.max(1)).max(1));
+    let shards = shards(samples, shard, false, &mut notes)?;
+    Ok((plan(config, Subject::Language(Box::new(model)), notes, shard, shards)?, dataset))
+}
+
+/// Calibration data as windows of token ids.
+fn calibration_tokens(config: &JobConfig, model: &LanguageModel) -> Result<Dataset, CoordinatorError> {
+    let tokenizer = config.model.join("tokenizer.json");
+    // Text has no end worth waiting for; rows of ids were chosen by somebody.
+    let kind = config.calibration.extension().and_then(|kind| kind.to_str()).unwrap_or_default();
+    let default = ["txt", "jsonl", "parquet"].contains(&kind).then_some(TEXT_SAMPLES);
+    let options = TokenOptions {
+        tokenizer: tokenizer.is_file().then_some(tokenizer),
+        vocabulary: model.decoder().vocabulary,
+        sequence_length: config.language.sequence_length,
+        samples: config.dataset.samples.or(default),
+        seed: config.solver.seed,
+        field: config.language.text_field.clone().unwrap_or_else(|| "text".into()),
+    };
+    Ok(tokens::open(&config.calibration, &options)?)
+}
+
 fn plan(
     config: &JobConfig,
-    model: Model,
+    subject: Subject,
     mut notes: Vec<String>,
-    samples: usize,
-    sample_bytes: usize,
+    shard: usize,
+    shards: Vec<Range<usize>>,
 ) -> Result<Prepared, CoordinatorError> {
-    let (listed, unsupported) = list_layers(&model)?;
+    let (listed, unsupported) = subject.layers()?;
     let decisions = decide(&listed, config.grid, &config.rules)?;
     let (layers, grids, kept) = select(listed, decisions, unsupported);
     if layers.is_empty() {
         return Err(CoordinatorError::BadInput(no_layer(&config.model, &kept)));
     }
-    let selected = vec![true; layers.len()];
-    let cut = cut(&model, &layers, &selected)?;
-    let (shard, fixed) = shard_samples(&model, config.shard_size, sample_bytes)?;
-    let shards = shards(samples, shard, fixed, &mut notes)?;
+    if let Subject::Language(model) = &subject {
+        let forms = layers.iter().zip(&grids).map(|(layer, grid)| form(layer, *grid));
+        check(&model.checkpoint, &forms.collect::<Vec<_>>(), config.language.format)?;
+    }
+    let cut = subject.cut(&layers)?;
     if config.solver.positions_fraction < 1.0 {
         notes.push(format!(
             "statistics use {} of the positions of each sample",
@@ -184,10 +202,15 @@ fn plan(
         ranges,
     };
     plan.validate()?;
-    Ok(Prepared { model, layers, cut, plan, notes })
+    Ok(Prepared { subject: Arc::new(subject), layers, cut, plan, notes })
 }
 
-type Selected = (Vec<Layer>, Vec<halfstep_quant::GridSpec>, Vec<KeptLayer>);
+/// A layer as exporters of checkpoints know it.
+pub(crate) fn form(layer: &Layer, grid: GridSpec) -> LayerForm {
+    LayerForm { name: layer.name.clone(), weight: layer.weight.clone(), layout: layer.layout, grid }
+}
+
+type Selected = (Vec<Layer>, Vec<GridSpec>, Vec<KeptLayer>);
 
 fn select(listed: Vec<Layer>, decisions: Vec<Decision>, unsupported: Vec<Unsupported>) -> Selected {
     let mut layers = Vec::new();

@@ -6,9 +6,9 @@
 
 use crate::artefacts::{ArtefactError, Artefacts};
 use crate::dataset::{DType, Dataset, SampleSlice};
-use crate::{CoordinatorError, Roundings};
+use crate::{CoordinatorError, Roundings, Subject};
 use bytes::Bytes;
-use halfstep_model::{Data, Model, Tensor, skeleton};
+use halfstep_model::{Data, Tensor};
 use halfstep_proto::{BlobHash, BlobName, rounding, tensors};
 use halfstep_work::{
     ChunkId, FailureClass, InputTensor, LayerId, Plan, Rounding, ScalarKind, ShardId, SourceError,
@@ -39,7 +39,7 @@ pub struct JobSource {
     plan: Arc<Plan>,
     plan_blob: Blob,
     program: Blob,
-    model: Arc<Model>,
+    subject: Arc<Subject>,
     dataset: Dataset,
     artefacts: Arc<Artefacts>,
     hashes: RwLock<BTreeMap<String, BlobHash>>,
@@ -59,16 +59,16 @@ impl JobSource {
     /// `Internal` if the plan cannot be written.
     pub fn new(
         plan: Arc<Plan>,
-        model: Arc<Model>,
+        subject: Arc<Subject>,
         dataset: Dataset,
         artefacts: Arc<Artefacts>,
     ) -> Result<Self, SourceError> {
         let json = serde_json::to_vec(&*plan).map_err(|e| SourceError::new(FailureClass::Internal, e))?;
         Ok(Self {
             plan_blob: Blob::of(json.into()),
-            program: Blob::of(skeleton(&model)),
+            program: Blob::of(subject.program()),
             plan,
-            model,
+            subject,
             dataset,
             artefacts,
             hashes: RwLock::default(),
@@ -119,9 +119,7 @@ impl JobSource {
             BlobName::Artefact(hash) => self.artefact(blake3::Hash::from_bytes(hash.0)).map(Some),
             BlobName::Program => Ok(Some(self.program.clone())),
             BlobName::Constant(name) => {
-                let tensor =
-                    self.model.tensor(name).map_err(|e| SourceError::new(FailureClass::BadInput, e))?;
-                self.tensors(constant_key(name), &[transit(name, &tensor)]).map(Some)
+                self.tensors(constant_key(name), &[self.subject.constant(name)?]).map(Some)
             }
             BlobName::Inputs(shard) => {
                 self.tensors(inputs_key(*shard), &inputs_of(&self.plan, &self.dataset, *shard)?).map(Some)

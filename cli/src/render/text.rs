@@ -39,7 +39,7 @@ pub(crate) fn outcome(outcome: &QuantizeOutcome) -> String {
 
 /// Layers and what would be rounded.
 pub(crate) fn inspect(report: &InspectReport) -> String {
-    let mut out = format!("opset {}\n", report.opset);
+    let mut out = report.opset.map_or_else(String::new, |opset| format!("opset {opset}\n"));
     for (side, values) in [("input", &report.inputs), ("output", &report.outputs)] {
         for value in values {
             out += &format!("{side} {value}\n");
@@ -301,7 +301,7 @@ mod tests {
         let report = InspectReport {
             inputs: vec!["input float32 [N, 1, 28, 28]".into()],
             outputs: vec!["logits float32 [N, 10]".into()],
-            opset: 17,
+            opset: Some(17),
             layers: vec![layer],
             kept: vec![skipped()],
         };

@@ -74,7 +74,7 @@ impl Roundings for Committed {
 /// Runs the whole plan; as many tasks at once as the node has slots.
 pub fn drive(prepared: &Prepared, dataset: Dataset, node: &LocalNode) -> Committed {
     let plan: Arc<Plan> = Arc::new(prepared.plan.clone());
-    let planned = PlanSource::new(Arc::clone(&plan), prepared.model.clone(), dataset);
+    let planned = PlanSource::new(Arc::clone(&plan), Arc::clone(&prepared.subject), dataset);
     let here = Arc::new(Here { planned, committed: Mutex::default() });
     node.open(Arc::clone(&plan), Arc::clone(&here) as Arc<dyn Source>).unwrap();
     let mut dispatch = Dispatch::new(plan, LIMITS, Vec::new(), BTreeMap::new());

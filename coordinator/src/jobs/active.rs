@@ -5,14 +5,17 @@
 use super::JobFolder;
 use super::JobSpec;
 use crate::artefacts::{ArtefactError, Artefacts};
-use crate::export::{Input, export};
+use crate::export::{Input, export, write_records};
 use crate::failpoints::visit;
 use crate::manifest::FileRecord;
+use crate::planner::form;
 use crate::source::{ROUNDING_BYTES_MAX, read_rounding};
 use crate::store::{Change, JobRecord, ResultFile, Store};
 use crate::{
-    Assembled, CoordinatorError, JobConfig, JobSource, Outcome, OutcomeKind, Prepared, assemble, prepare,
+    CoordinatorError, JobConfig, JobSource, LanguageModel, Outcome, OutcomeKind, Prepared, Report, Roundings,
+    Staging, Subject, assemble, checkpoint, integers, prepare, summarise,
 };
+use halfstep_quant::Encodings;
 use halfstep_work::{JobId, Plan, Receipt};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,7 +57,7 @@ pub struct Finished {
     /// Files in `jobs/ID/results`, in name order.
     pub results: Vec<ResultFile>,
     /// Layers and their numbers.
-    pub assembled: Assembled,
+    pub report: Report,
 }
 
 impl ActiveJob {
@@ -71,15 +74,15 @@ impl ActiveJob {
         let folder = JobFolder::new(state, record.id);
         let placed = folder.place(artefacts, &spec, &record.files)?;
         let (prepared, dataset) = prepare(&placed.config)?;
-        let mut inputs = vec![Input { path: placed.config.model.clone(), shown: PathBuf::from(&spec.model) }];
+        let mut inputs = model_inputs(&prepared.subject, &placed.config.model, Path::new(&spec.model));
         let (root, shown_root) = &placed.data_root;
         for path in dataset.files() {
             let shown = path.strip_prefix(root).map_or_else(|_| path.clone(), |name| shown_root.join(name));
             inputs.push(Input { path: path.clone(), shown });
         }
         let plan = Arc::new(prepared.plan.clone());
-        let model = Arc::new(prepared.model.clone());
-        let source = JobSource::new(Arc::clone(&plan), model, dataset, Arc::clone(artefacts))
+        let subject = Arc::clone(&prepared.subject);
+        let source = JobSource::new(Arc::clone(&plan), subject, dataset, Arc::clone(artefacts))
             .map_err(|e| CoordinatorError::ReadBack { subject: "plan".into(), what: e.to_string() })?;
         Ok(Self {
             id: record.id,
@@ -140,20 +143,87 @@ impl ActiveJob {
         kind: &(String, String),
         timing: &serde_json::Value,
     ) -> Result<Finished, CoordinatorError> {
-        let mut assembled = assemble(&self.prepared, outcome, self.source.as_ref())?;
-        export(&self.config, &self.prepared, &mut assembled, kind, &self.inputs, timing)?;
+        let report = match self.prepared.subject.as_ref() {
+            Subject::Onnx(model) => {
+                let mut assembled = assemble(&self.prepared, outcome, self.source.as_ref())?;
+                export(&self.config, model, &mut assembled, kind, &self.inputs, timing)?;
+                assembled.report
+            }
+            Subject::Language(language) => self.finish_language(language, outcome, kind, timing)?,
+        };
         visit("job.finish").map_err(|e| CoordinatorError::storage(self.folder.results(), "finish", e))?;
         let results = list_results(&self.folder.results())?;
-        Ok(Finished { exit: exit_code(&assembled, &self.config), results, assembled })
+        Ok(Finished { exit: exit_code(&report, &self.config, &self.prepared.subject), results, report })
+    }
+
+    /// One layer in memory at a time.
+    fn finish_language(
+        &self,
+        language: &LanguageModel,
+        outcome: &Outcome,
+        kind: &(String, String),
+        timing: &serde_json::Value,
+    ) -> Result<Report, CoordinatorError> {
+        let mut report = summarise(&self.prepared, outcome)?;
+        let staging = Staging::new(&self.config.output, self.config.force)?;
+        let solved = Solved { prepared: &self.prepared, outcome, roundings: self.source.as_ref() };
+        let (format, shard_bytes) = (self.config.language.format, self.config.language.file_bytes);
+        let options = checkpoint::Options { format, shard_bytes };
+        let exported = checkpoint::export(&language.checkpoint, &solved, options, &staging)?;
+        report.notes.extend(exported.notes);
+        write_records(&staging, &report, &self.config, kind, &self.inputs, timing)?;
+        staging.publish()?;
+        Ok(report)
     }
 }
 
-/// Kept layers count only if nobody asked for that.
-fn exit_code(assembled: &Assembled, config: &JobConfig) -> u8 {
+/// The layers of a job by name.
+struct Solved<'a> {
+    prepared: &'a Prepared,
+    outcome: &'a Outcome,
+    roundings: &'a dyn Roundings,
+}
+
+impl checkpoint::SolvedLayers for Solved<'_> {
+    fn forms(&self) -> Vec<checkpoint::LayerForm> {
+        let Prepared { plan, layers, .. } = self.prepared;
+        let solved = plan
+            .layers
+            .iter()
+            .zip(layers)
+            .filter(|(entry, _)| !self.outcome.given_up.contains_key(&entry.id));
+        solved.map(|(entry, layer)| form(layer, entry.grid)).collect()
+    }
+
+    fn layer(&self, name: &str) -> Result<Option<(Encodings, Vec<i32>)>, CoordinatorError> {
+        let entry = self.prepared.plan.layers.iter().find(|entry| entry.name == name);
+        entry.map_or(Ok(None), |entry| integers(entry, self.outcome, self.roundings))
+    }
+}
+
+/// The files of the model, and how the user would name them.
+fn model_inputs(subject: &Subject, model: &Path, shown: &Path) -> Vec<Input> {
+    match subject {
+        Subject::Onnx(_) => vec![Input { path: model.into(), shown: shown.into() }],
+        Subject::Language(language) => {
+            let named = |path: &PathBuf| match path.strip_prefix(model) {
+                Ok(name) => shown.join(name),
+                Err(_) => path.clone(),
+            };
+            let files = language.checkpoint.files().iter();
+            files.map(|path| Input { path: path.clone(), shown: named(path) }).collect()
+        }
+    }
+}
+
+/// Kept layers count only if nobody asked for that. What a language model keeps is meant to be kept: embeddings, heads,
+/// routers.
+fn exit_code(report: &Report, config: &JobConfig, subject: &Subject) -> u8 {
     let asked = |reason: &str| {
-        config.rules.iter().any(|rule| rule.skip && reason.contains(&format!("`{}`", rule.pattern)))
+        subject.onnx().is_none()
+            || config.rules.iter().any(|rule| rule.skip && reason.contains(&format!("`{}`", rule.pattern)))
     };
-    let kinds = || assembled.report.layers.iter().map(|layer| &layer.kind);
+    let kinds = || report.layers.iter().map(|layer| &layer.kind);
     if kinds().any(|kind| matches!(kind, OutcomeKind::Failed { .. })) {
         SOME_FAILED
     } else if kinds().any(|kind| matches!(kind, OutcomeKind::Kept { reason } if !asked(reason))) {

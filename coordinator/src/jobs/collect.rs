@@ -7,7 +7,8 @@ use super::{JobSpec, job_id};
 use crate::dataset::{DataFiles, Dataset};
 use crate::manifest::FileRecord;
 use crate::store::{FileRole, InputFile};
-use crate::{CoordinatorError, JobConfig};
+use crate::{CoordinatorError, JobConfig, LanguageModel};
+use halfstep_model::checkpoint::{Checkpoint, is_checkpoint};
 use halfstep_model::{Model, external_files};
 use halfstep_work::JobId;
 use std::path::{Path, PathBuf};
@@ -28,9 +29,15 @@ pub struct Collected {
 /// # Errors
 /// `Model`, `Dataset` or `Storage` for files that cannot be read, `BadInput` for names that cannot travel.
 pub fn collect(config: &JobConfig) -> Result<Collected, CoordinatorError> {
+    let model_is_folder = is_checkpoint(&config.model);
     // What is wrong with a model is said best by whoever reads it.
-    Model::read(&config.model)?;
-    let mut files = model_files(&config.model)?;
+    let mut files = match model_is_folder {
+        true => checkpoint_files(&LanguageModel::open(&config.model, &config.language)?.checkpoint)?,
+        false => {
+            Model::read(&config.model)?;
+            model_files(&config.model)?
+        }
+    };
     let data = DataFiles::list(&config.calibration, config.dataset.samples)?;
     if data.files.is_empty() {
         Dataset::open(&config.calibration, &config.dataset)?;
@@ -41,6 +48,7 @@ pub fn collect(config: &JobConfig) -> Result<Collected, CoordinatorError> {
     let calibration = if data.is_folder { &data.root } else { &data.files[0] };
     let spec = JobSpec {
         model: shown(&config.model),
+        model_is_folder,
         calibration: shown(calibration),
         calibration_is_folder: data.is_folder,
         calibration_key: data.key.clone(),
@@ -53,6 +61,7 @@ pub fn collect(config: &JobConfig) -> Result<Collected, CoordinatorError> {
         shard_size: config.shard_size,
         fold_batch_norm: config.fold_batch_norm,
         encodings: config.encodings.clone(),
+        language: config.language.clone(),
     }
     .to_json()?;
     Ok(Collected { id: job_id(&spec, &files), spec, files })
@@ -74,6 +83,20 @@ fn model_files(model: &Path) -> Result<Vec<InputFile>, CoordinatorError> {
         }
     }
     Ok(files)
+}
+
+/// Everything that the output needs of a checkpoint.
+fn checkpoint_files(checkpoint: &Checkpoint) -> Result<Vec<InputFile>, CoordinatorError> {
+    let all = checkpoint.files().iter().map(PathBuf::as_path);
+    let companions = checkpoint.companions()?;
+    let all = all.chain(companions.iter().map(|(_, path)| path.as_path()));
+    all.enumerate()
+        .map(|(index, file)| {
+            // The configuration comes first and stands for the model.
+            let role = if index == 0 { FileRole::Model } else { FileRole::ModelData };
+            input(role, checkpoint.folder(), file)
+        })
+        .collect()
 }
 
 fn input(role: FileRole, root: &Path, file: &Path) -> Result<InputFile, CoordinatorError> {

@@ -101,7 +101,11 @@ impl JobFolder {
         };
         let model_file = model.iter().find(|file| file.role == FileRole::Model);
         let model_file = model_file.ok_or_else(|| bad("job: has no model".into()))?;
-        let config = spec.config(one(&model_root, model_file).map_err(bad)?, calibration, self.results());
+        let model = match spec.model_is_folder {
+            true => model_root,
+            false => one(&model_root, model_file).map_err(bad)?,
+        };
+        let config = spec.config(model, calibration, self.results());
         Ok(Placed { config, data_root: (data_root, shown_root) })
     }
 

@@ -4,7 +4,7 @@
 
 use crate::dataset::DatasetOptions;
 use crate::store::InputFile;
-use crate::{CoordinatorError, EncodingsVersion, JobConfig, Rule};
+use crate::{CoordinatorError, EncodingsVersion, JobConfig, LanguageConfig, Rule};
 use halfstep_quant::GridSpec;
 use halfstep_work::{JobId, Partition, Propagation, SolverSettings};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,8 @@ const SPEC_BYTES_MAX: usize = 1 << 20;
 pub struct JobSpec {
     /// The model as the user named it; shown, and written into the manifest.
     pub model: String,
+    /// Whether that is the folder of a checkpoint.
+    pub model_is_folder: bool,
     /// The calibration file or folder as the user named it, without a key.
     pub calibration: String,
     /// Whether that is a folder.
@@ -43,6 +45,8 @@ pub struct JobSpec {
     pub fold_batch_norm: bool,
     /// Encodings files to write.
     pub encodings: Vec<EncodingsVersion>,
+    /// For language models.
+    pub language: LanguageConfig,
 }
 
 impl JobSpec {
@@ -85,6 +89,7 @@ impl JobSpec {
             shard_size: self.shard_size,
             fold_batch_norm: self.fold_batch_norm,
             encodings: self.encodings.clone(),
+            language: self.language.clone(),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::artefacts::Artefacts;
 use crate::dataset::DatasetOptions;
 use crate::store::{Change, FileRole, InputFile, JobRecord, JobStage, Store};
-use crate::{EncodingsVersion, JobConfig};
+use crate::{EncodingsVersion, JobConfig, LanguageConfig};
 use halfstep_proto::{BlobName, rounding, tensors};
 use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, Scheme};
 use halfstep_work::{
@@ -54,6 +54,7 @@ fn config(model: PathBuf, calibration: PathBuf) -> JobConfig {
         shard_size: None,
         fold_batch_norm: true,
         encodings: vec![EncodingsVersion::V1_0_0],
+        language: LanguageConfig::default(),
     }
 }
 

@@ -6,7 +6,7 @@
 use halfstep_coordinator::dataset::DatasetOptions;
 use halfstep_coordinator::jobs::{Collected, collect};
 use halfstep_coordinator::service::{Coordinator, CoordinatorOptions, Timing};
-use halfstep_coordinator::{EncodingsVersion, JobConfig};
+use halfstep_coordinator::{EncodingsVersion, JobConfig, LanguageConfig};
 use halfstep_proto::data::{DataClient, Fetched, Traffic};
 use halfstep_proto::wire::client_client::ClientClient;
 use halfstep_proto::wire::fleet_client::FleetClient;
@@ -73,6 +73,7 @@ pub(crate) fn config(seed: u64) -> JobConfig {
         shard_size: None,
         fold_batch_norm: true,
         encodings: vec![EncodingsVersion::V1_0_0],
+        language: LanguageConfig::default(),
     }
 }
 

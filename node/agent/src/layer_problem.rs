@@ -5,7 +5,7 @@ use crate::{failure, transit};
 use halfstep_compute::{Cpu, Device};
 use halfstep_exec::GroupMeans;
 use halfstep_model::{Activation as Follows, Layer};
-use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, estimate};
+use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, ScaleType, estimate};
 use halfstep_solver::{
     Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Step, Workspace,
     solve_watched,
@@ -35,6 +35,7 @@ impl LayerProblem {
         source: &dyn Source,
         groups: Vec<GroupMeans>,
         positions: u64,
+        scales: ScaleType,
     ) -> Result<Self, Failure> {
         let constant = |name: &str| -> Result<Vec<f32>, Failure> {
             let tensor = transit::tensor(&source.constant(name).map_err(failure::source)?)?;
@@ -47,8 +48,9 @@ impl LayerProblem {
             .map_err(|e| failure::internal(format!("layer `{}`: {e}", layer.name)))?;
         let bias = layer.bias.as_deref().map(constant).transpose()?;
         let bias = bias.map(|b| rows_of_bias(&b, layer));
-        let encodings =
+        let mut encodings =
             grid(&entry.grid, &weights, layer, &groups).map_err(|e| failure::quant(&layer.name, &e))?;
+        encodings.store_scales_as(scales);
         Ok(Self { weights, bias, encodings, groups, positions })
     }
 

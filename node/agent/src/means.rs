@@ -59,7 +59,8 @@ impl Job {
         if self.plan.solver.objective == Objective::Samples {
             self.gather_samples(attempt, id, &mut groups)?;
         }
-        LayerProblem::new(self.entry(id)?, layer, self.source().as_ref(), groups, positions)
+        let scales = self.program.scales();
+        LayerProblem::new(self.entry(id)?, layer, self.source().as_ref(), groups, positions, scales)
     }
 
     /// A slice reduced here, or from the first of its holders that has it.

@@ -8,6 +8,7 @@ use crate::program::Program;
 use crate::rates::Rates;
 use crate::{failure, transit};
 use halfstep_exec::{Agreement, Engine, LayerStatistics, Sampling, Unfolder, peak, sampled_positions};
+use halfstep_model::decoder::DecoderProgram;
 use halfstep_model::{Dim, Model, Segment, Tensor};
 use halfstep_work::{Failure, InputTensor, LayerId, Objective, Plan, SegmentId, ShardId, Source};
 use std::collections::BTreeMap;
@@ -95,7 +96,11 @@ pub fn probe(
 }
 
 fn has_fixed_batch(source: &dyn Source) -> Result<bool, Failure> {
-    let model = Model::from_bytes(source.program().map_err(failure::source)?).map_err(failure::model)?;
+    let blob = source.program().map_err(failure::source)?;
+    if DecoderProgram::is_one(&blob) {
+        return Ok(false);
+    }
+    let model = Model::from_bytes(blob).map_err(failure::model)?;
     let inputs = model.inputs();
     let mut data = inputs.iter().filter(|input| !model.has_initializer(&input.name));
     Ok(data.any(|input| matches!(input.dims.first(), Some(Dim::Known(_)))))
@@ -161,8 +166,7 @@ impl<'a> Walk<'a> {
     /// The first run warms caches up and is not timed.
     fn forward(&mut self, segment: &Segment, found: &mut SegmentProbe) -> Result<(), Failure> {
         let begun = Instant::now();
-        let model = self.program.sub_model(segment, self.source, BTreeMap::new())?;
-        let session = self.engine.load(model).map_err(failure::exec)?;
+        let (session, _) = self.program.load(self.engine, segment, self.source, BTreeMap::new())?;
         found.load_seconds = begun.elapsed().as_secs_f64();
         let inputs: Result<Vec<(&str, &Tensor)>, Failure> =
             segment.inputs.iter().map(|name| Ok((name.as_str(), self.held(name)?))).collect();

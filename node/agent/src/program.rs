@@ -1,20 +1,29 @@
-//! The node's reading of the model: layers, segments, and the sub-models it runs.
+//! The node's reading of the model: layers, segments, and what it runs of them.
 //!
-//! Built from the model's graph alone; constants are fetched when a segment needs them and dropped with it. A layer with
+//! An ONNX graph or a language model's decoder, whichever the program blob holds; the difference ends here.
+//! Built from the graph alone; constants are fetched when a segment needs them and dropped with it. A layer with
 //! several uses is tapped where it is solved: inputs of its earlier uses stay in the carry until then, so that the sums
 //! of a stage are all there is to know about its layers.
 
 use crate::{failure, transit};
-use bytes::Bytes;
-use halfstep_exec::Engine;
+use halfstep_exec::{DecoderSession, Engine, ExecError, Session};
+use halfstep_model::decoder::{CarryPrecision, DecoderProgram};
 use halfstep_model::{Cut, Layer, Model, Segment, Tensor, cut, extract, list_layers, outline};
+use halfstep_quant::ScaleType;
 use halfstep_work::{Failure, LayerId, Plan, Propagation, RangeId, SegmentId, Source};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
+/// What is run.
+enum Graph {
+    Onnx(Box<Model>),
+    Decoder(Box<DecoderProgram>),
+}
+
 pub(crate) struct Program {
-    model: Model,
+    graph: Graph,
     /// In plan order.
     pub(crate) layers: Vec<Layer>,
     pub(crate) cut: Cut,
@@ -26,8 +35,8 @@ impl Program {
     /// # Errors
     /// `Internal` if this node sees other layers or stages than the plan.
     pub(crate) fn new(plan: &Plan, source: &dyn Source) -> Result<Self, Failure> {
-        let model = Model::from_bytes(source.program().map_err(failure::source)?).map_err(failure::model)?;
-        let (listed, _) = list_layers(&model).map_err(failure::model)?;
+        let graph = Graph::read(source)?;
+        let listed = graph.layers()?;
         let mut by_name: BTreeMap<String, Layer> = listed.into_iter().map(|l| (l.name.clone(), l)).collect();
         let layers: Result<Vec<Layer>, Failure> = plan
             .layers
@@ -45,7 +54,7 @@ impl Program {
             })
             .collect();
         let layers = layers?;
-        let mut cut = cut(&model, &layers, &vec![true; layers.len()]).map_err(failure::model)?;
+        let mut cut = graph.cut(&layers)?;
         if cut.segments.len() != plan.stages.len() {
             return Err(failure::internal(format!(
                 "model: cut into {} segments, the plan has {} stages",
@@ -55,7 +64,7 @@ impl Program {
         }
         tap_where_solved(plan, &mut cut)?;
         let parted = parted(plan, &cut);
-        Ok(Self { model, layers, cut, parted })
+        Ok(Self { graph, layers, cut, parted })
     }
 
     /// Shows the engine everything it will have to run.
@@ -63,6 +72,8 @@ impl Program {
     /// # Errors
     /// `BadInput`, naming an operator that the engine does not have and its node.
     pub(crate) fn check(&self, engine: &dyn Engine) -> Result<(), Failure> {
+        // Every operator of a decoder is computed here.
+        let Graph::Onnx(model) = &self.graph else { return Ok(()) };
         let runs = |segment: &&Segment| !segment.outputs.is_empty();
         let nodes: Vec<usize> =
             self.cut.segments.iter().filter(runs).flat_map(|segment| &segment.nodes).copied().collect();
@@ -70,7 +81,7 @@ impl Program {
             return Ok(());
         }
         let begun = Instant::now();
-        let outline = outline(&self.model, &nodes).map_err(failure::model)?;
+        let outline = outline(model, &nodes).map_err(failure::model)?;
         engine.check(outline).map_err(failure::exec)?;
         tracing::debug!(nodes = nodes.len(), elapsed_ms = begun.elapsed().as_millis(), "operators checked");
         Ok(())
@@ -108,31 +119,119 @@ impl Program {
         runs_apart(plan, id, segment, |name| self.is_parted(plan.range_of(id), name))
     }
 
-    /// The segment as a model of its own; `replace` overrides constants by name.
-    pub(crate) fn sub_model(
+    /// The segment ready to run, and the bytes of its model; `replace` overrides constants by name.
+    pub(crate) fn load(
         &self,
+        engine: &dyn Engine,
         segment: &Segment,
         source: &dyn Source,
-        mut replace: BTreeMap<String, Tensor>,
-    ) -> Result<Bytes, Failure> {
-        let index = self.model.index();
-        let mut names: BTreeSet<String> = BTreeSet::new();
-        for node in &segment.nodes {
-            let read = index.reads(*node).iter().map(|name| name.to_string());
-            names.extend(read.filter(|name| self.model.has_initializer(name)));
+        replace: BTreeMap<String, Tensor>,
+    ) -> Result<(Arc<dyn Session>, usize), Failure> {
+        match &self.graph {
+            Graph::Onnx(model) => load_onnx(model, engine, segment, source, replace),
+            Graph::Decoder(program) => load_decoder(program, segment, source, replace),
         }
-        for name in names {
-            if let Entry::Vacant(vacant) = replace.entry(name) {
-                let constant = source.constant(vacant.key()).map_err(failure::source)?;
-                vacant.insert(transit::tensor(&constant)?);
-            }
+    }
+
+    /// Values of what passes from segment to segment.
+    pub(crate) fn carries(&self) -> CarryPrecision {
+        match &self.graph {
+            Graph::Onnx(_) => CarryPrecision::F32,
+            Graph::Decoder(program) => program.carries,
         }
-        extract(&self.model, &segment.nodes, &segment.inputs, &segment.outputs, &replace)
-            .map_err(failure::model)
+    }
+
+    /// Values that scales may have.
+    pub(crate) fn scales(&self) -> ScaleType {
+        match &self.graph {
+            Graph::Onnx(_) => ScaleType::F32,
+            Graph::Decoder(program) => program.scales,
+        }
     }
 
     pub(crate) fn layer(&self, id: LayerId) -> &Layer {
         &self.layers[id.index()]
+    }
+}
+
+impl Graph {
+    fn read(source: &dyn Source) -> Result<Self, Failure> {
+        let blob = source.program().map_err(failure::source)?;
+        if DecoderProgram::is_one(&blob) {
+            let program = DecoderProgram::from_bytes(&blob).map_err(failure::internal)?;
+            return Ok(Self::Decoder(Box::new(program)));
+        }
+        Ok(Self::Onnx(Box::new(Model::from_bytes(blob).map_err(failure::model)?)))
+    }
+
+    fn layers(&self) -> Result<Vec<Layer>, Failure> {
+        match self {
+            Self::Onnx(model) => list_layers(model).map(|(layers, _)| layers).map_err(failure::model),
+            Self::Decoder(program) => Ok(program.decoder.layers().0),
+        }
+    }
+
+    fn cut(&self, layers: &[Layer]) -> Result<Cut, Failure> {
+        let all = vec![true; layers.len()];
+        match self {
+            Self::Onnx(model) => cut(model.as_ref(), layers, &all).map_err(failure::model),
+            Self::Decoder(program) => cut(&program.decoder, layers, &all).map_err(failure::model),
+        }
+    }
+}
+
+fn fetch(source: &dyn Source, name: &str) -> Result<Tensor, Failure> {
+    transit::tensor(&source.constant(name).map_err(failure::source)?)
+}
+
+/// The segment as a model of its own, loaded by the engine.
+fn load_onnx(
+    model: &Model,
+    engine: &dyn Engine,
+    segment: &Segment,
+    source: &dyn Source,
+    mut replace: BTreeMap<String, Tensor>,
+) -> Result<(Arc<dyn Session>, usize), Failure> {
+    let index = model.index();
+    let mut names: BTreeSet<String> = BTreeSet::new();
+    for node in &segment.nodes {
+        let read = index.reads(*node).iter().map(|name| name.to_string());
+        names.extend(read.filter(|name| model.has_initializer(name)));
+    }
+    for name in names {
+        if let Entry::Vacant(vacant) = replace.entry(name) {
+            let constant = fetch(source, vacant.key())?;
+            vacant.insert(constant);
+        }
+    }
+    let sub_model = extract(model, &segment.nodes, &segment.inputs, &segment.outputs, &replace);
+    let sub_model = sub_model.map_err(failure::model)?;
+    let bytes = sub_model.len();
+    Ok((Arc::from(engine.load(sub_model).map_err(failure::exec)?), bytes))
+}
+
+fn load_decoder(
+    program: &DecoderProgram,
+    segment: &Segment,
+    source: &dyn Source,
+    mut replace: BTreeMap<String, Tensor>,
+) -> Result<(Arc<dyn Session>, usize), Failure> {
+    // What the source says is worth more than that a constant could not be had.
+    let mut lost = None;
+    let mut constant = |name: &str| match replace.remove(name) {
+        Some(tensor) => Ok(tensor),
+        None => fetch(source, name).map_err(|failure| {
+            let message = failure.message.clone();
+            lost = Some(failure);
+            ExecError::Internal(message)
+        }),
+    };
+    match DecoderSession::load(&program.decoder, &segment.nodes, &mut constant) {
+        Ok(session) => {
+            let bytes = session.bytes();
+            Ok((Arc::new(session), bytes))
+        }
+        Err(error) => Err(lost.unwrap_or_else(|| failure::exec(error))),
     }
 }
 
@@ -172,7 +271,8 @@ fn parted(plan: &Plan, cut: &Cut) -> Vec<BTreeSet<String>> {
         let id = SegmentId(index as u32);
         let Some(parted) = all.get_mut(plan.range_of(id).index()) else { continue };
         if runs_apart(plan, id, segment, |name| parted.contains(name)) {
-            parted.extend(segment.outputs.iter().cloned());
+            let own = segment.outputs.iter().filter(|name| !segment.shared.contains(name));
+            parted.extend(own.cloned());
         }
     }
     all

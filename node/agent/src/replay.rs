@@ -11,7 +11,8 @@ use crate::attempt::Attempt;
 use crate::carry_wire::{self, Live};
 use crate::job::{Job, lock};
 use crate::{failure, transit};
-use halfstep_exec::{CarryKey, Session, Stream, Unfolder, peak, sampled_positions};
+use halfstep_exec::{CarryKey, Session, Stream, Unfolder, peak, round_to_bf16, sampled_positions};
+use halfstep_model::decoder::CarryPrecision;
 use halfstep_model::{Layer, Segment, Tensor};
 use halfstep_work::{
     Done, Failure, FailureClass, Held, Holding, LayerId, PeakRecord, RangeId, SegmentId, ShardId, Wanted,
@@ -250,10 +251,12 @@ impl Job {
         if segment.nodes.is_empty() || segment.outputs.is_empty() {
             return Ok(());
         }
+        // The original first: the other stream takes over what is shared.
+        self.run(id, segment, lane, Stream::FullPrecision)?;
         if self.plan.range_of(id) == lane.0 && self.program.parts(&self.plan, id, segment) {
             self.run(id, segment, lane, Stream::Quantized)?;
         }
-        self.run(id, segment, lane, Stream::FullPrecision)
+        Ok(())
     }
 
     /// Graph inputs that any segment reads or any layer takes directly.
@@ -267,13 +270,19 @@ impl Job {
 
     fn run(&self, id: SegmentId, segment: &Segment, lane: LaneShard, stream: Stream) -> Result<(), Failure> {
         let session = self.session(id, segment, stream)?;
+        let takes_over = |name: &&String| stream == Stream::Quantized && segment.shared.contains(name);
+        let given = segment.inputs.iter().chain(segment.shared.iter().filter(takes_over));
         let inputs: Result<Vec<_>, Failure> =
-            segment.inputs.iter().map(|name| Ok((name.as_str(), self.tensor(lane, stream, name)?))).collect();
+            given.map(|name| Ok((name.as_str(), self.tensor(lane, stream, name)?))).collect();
         let inputs = inputs?;
         let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (*name, t.as_ref())).collect();
-        let names: Vec<&str> = segment.outputs.iter().map(String::as_str).collect();
+        let made = segment.outputs.iter().filter(|name| !takes_over(name));
+        let names: Vec<&str> = made.map(String::as_str).collect();
         let outputs = session.run(&views, &names).map_err(failure::exec)?;
-        for (name, tensor) in names.iter().zip(outputs) {
+        for (name, mut tensor) in names.iter().zip(outputs) {
+            if self.program.carries() == CarryPrecision::Bf16 {
+                round_to_bf16(&mut tensor);
+            }
             self.carry.put(key(lane, stream, name), Arc::new(tensor)).map_err(failure::exec)?;
         }
         Ok(())
@@ -294,9 +303,7 @@ impl Job {
                 Stream::Quantized => self.rounded_weights(id, segment)?,
                 Stream::FullPrecision => BTreeMap::new(),
             };
-            let model = self.program.sub_model(segment, self.source().as_ref(), replace)?;
-            let bytes = model.len();
-            Ok((Arc::from(self.engine.load(model).map_err(failure::exec)?), bytes))
+            self.program.load(self.engine.as_ref(), segment, self.source().as_ref(), replace)
         })
     }
 

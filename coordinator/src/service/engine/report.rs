@@ -77,7 +77,7 @@ pub(super) fn over(record: &JobRecord, done: Option<(&Finished, f64)>) -> Option
         JobStage::Cancelled => (CANCELLED, "cancelled".into()),
     };
     let count = |kind: fn(&OutcomeKind) -> bool| {
-        let layers = done.iter().flat_map(|(finished, _)| &finished.assembled.report.layers);
+        let layers = done.iter().flat_map(|(finished, _)| &finished.report.layers);
         layers.filter(|layer| kind(&layer.kind)).count()
     };
     Some(JobEvent::Finished {
