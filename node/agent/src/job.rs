@@ -11,6 +11,7 @@ use crate::sums::Sums;
 use crate::{attempt::Attempt, failure};
 use halfstep_compute::{Cpu, Device};
 use halfstep_exec::{CarryStore, Engine, MeanSlice, SliceForm};
+use halfstep_model::decoder::CarryPrecision;
 use halfstep_solver::Workspace;
 use halfstep_work::{
     Done, Failure, LayerId, LayerPlan, PeakRecord, Plan, Propagation, SegmentId, ShardId, SliceId, Source,
@@ -56,7 +57,7 @@ impl Job {
         plan: Arc<Plan>,
         source: Arc<dyn Source>,
         engine: Arc<dyn Engine>,
-        carry: CarryStore,
+        carry: impl FnOnce(CarryPrecision) -> CarryStore,
     ) -> Result<Self, Failure> {
         let program = Program::new(&plan, source.as_ref())?;
         program.check(engine.as_ref())?;
@@ -64,8 +65,8 @@ impl Job {
             plan,
             source: RwLock::new(source),
             engine,
+            carry: carry(program.carries()),
             program,
-            carry,
             lanes: Lanes::default(),
             sessions: Sessions::default(),
             captured: Mutex::default(),

@@ -82,7 +82,8 @@ impl Node for LocalNode {
             return Ok(());
         }
         plan.validate().map_err(failure::internal)?;
-        let carry = CarryStore::new(self.options.memory_budget, &self.options.spill_dir);
+        let NodeOptions { memory_budget, spill_dir, .. } = &self.options;
+        let carry = |precision| CarryStore::with_precision(*memory_budget, spill_dir, precision);
         let job = Job::new(plan, source, Arc::clone(&self.engine), carry)?;
         *self.job.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(job));
         Ok(())
