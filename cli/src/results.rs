@@ -16,6 +16,8 @@ const REPORT: &str = "report.json";
 const TIMING: &str = "timing.json";
 /// How the coordinator begins the reason of a layer that a rule of the user left out.
 const SKIPPED: &str = "skipped by pattern";
+/// What a language model keeps is meant to be kept: embeddings, output heads, routers. ONNX has no operators so called.
+const MEANT_TO_BE_KEPT: [&str; 2] = ["Embed", "Linear"];
 
 #[derive(Deserialize)]
 struct Report {
@@ -71,7 +73,8 @@ pub(crate) fn read(folder: &Path) -> Result<QuantizeOutcome, CliError> {
         let seconds = timing["layer_solve_thread_seconds"][&layer.name].as_f64().unwrap_or(0.0);
         match (layer.outcome, layer.solved) {
             (Outcome::Kept, _) => outcome.kept.push(Kept {
-                requested: layer.reason.starts_with(SKIPPED),
+                requested: layer.reason.starts_with(SKIPPED)
+                    || MEANT_TO_BE_KEPT.contains(&layer.op_type.as_str()),
                 name: layer.name,
                 op: layer.op_type,
                 reason: layer.reason,

@@ -107,7 +107,7 @@ fn what_belongs_to_the_model_is_carried_and_the_configuration_says_how_it_is_sto
     let again = quantize(&out, &data, &folder.path().join("again"), &grid);
     assert_eq!(again.status.code(), Some(BAD_INPUT));
     let stderr = String::from_utf8_lossy(&again.stderr);
-    assert!(stderr.contains("quantized already"), "{stderr}");
+    assert!(stderr.contains("already quantized"), "{stderr}");
 }
 
 #[test]
