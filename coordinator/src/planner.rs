@@ -128,7 +128,8 @@ fn prepare_language(config: &JobConfig) -> Result<(Prepared, Dataset), Coordinat
     let dataset = calibration_tokens(config, &model)?;
     let mut notes = dataset.notes().to_vec();
     let samples = dataset.samples();
-    let tokens = dataset.bytes_held() / samples.max(1) / size_of::<i64>();
+    let window = dataset.slice(0..samples.min(1))?;
+    let tokens = window.first().and_then(|ids| ids.shape.last()).copied().unwrap_or(1);
     let shard = config.shard_size.unwrap_or((SHARD_TOKENS / tokens.max(1)).max(1));
     let shards = shards(samples, shard, false, &mut notes)?;
     Ok((plan(config, Subject::Language(Box::new(model)), notes, shard, shards)?, dataset))

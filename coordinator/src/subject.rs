@@ -8,7 +8,7 @@ use crate::source::transit;
 use crate::{CoordinatorError, LanguageConfig};
 use bytes::Bytes;
 use halfstep_model::checkpoint::Checkpoint;
-use halfstep_model::decoder::{Decoder, DecoderProgram, DescribeOptions, TOKENS, describe};
+use halfstep_model::decoder::{Decoder, DecoderProgram, DescribeOptions, describe};
 use halfstep_model::{Cut, Dim, Dtype, Layer, Model, Unsupported, cut, list_layers, skeleton};
 use halfstep_work::{FailureClass, InputTensor, ScalarKind, SourceError};
 use std::path::Path;
@@ -56,6 +56,16 @@ impl LanguageModel {
     }
 }
 
+/// Whether no number of a float tensor has the exponent of infinities and NaN.
+fn is_finite(kind: ScalarKind, bytes: &[u8]) -> bool {
+    let half = |mask: u16| bytes.as_chunks::<2>().0.iter().all(|b| u16::from_le_bytes(*b) & mask != mask);
+    match kind {
+        ScalarKind::F16 => half(0x7c00),
+        ScalarKind::Bf16 => half(0x7f80),
+        _ => bytes.as_chunks::<4>().0.iter().all(|b| u32::from_le_bytes(*b) & 0x7f80_0000 != 0x7f80_0000),
+    }
+}
+
 fn check_constants(checkpoint: &Checkpoint, decoder: &Decoder) -> Result<(), CoordinatorError> {
     let expected: Vec<_> = decoder.nodes.iter().flat_map(|node| node.op.constants(decoder)).collect();
     Ok(checkpoint.check(&expected)?)
@@ -87,20 +97,11 @@ impl Subject {
                     // Doubles become floats here: nobody computes with them.
                     _ => return Ok(transit(name, &model.checkpoint.tensor(name).map_err(bad)?)),
                 };
+                if !is_finite(kind, &bytes) {
+                    // Says which element of which file it is.
+                    return Ok(transit(name, &model.checkpoint.tensor(name).map_err(bad)?));
+                }
                 Ok(InputTensor { name: name.to_owned(), kind, shape, bytes })
-            }
-        }
-    }
-
-    /// What it asks of data, in the data set's words.
-    ///
-    /// # Errors
-    /// `BadInput` for an input type that no data set has.
-    pub fn inputs(&self) -> Result<Vec<ModelInput>, CoordinatorError> {
-        match self {
-            Self::Onnx(model) => model_inputs(model),
-            Self::Language(_) => {
-                Ok(vec![ModelInput { name: TOKENS.into(), dtype: DType::I64, dims: vec![None, None] }])
             }
         }
     }
