@@ -1,0 +1,376 @@
+//! The solver's CUDA kernels, run on the host, against their CPU twins.
+//!
+//! Not here: the same kernels on a GPU (`cuda_device`), the decoder's and the statistics' kernels.
+
+mod shim;
+
+use std::sync::LazyLock;
+
+use halfstep_compute::cpu::step::reference_step;
+use halfstep_compute::cpu::{self, Isa, REFINE_BLOCK};
+use halfstep_compute::random::Stream;
+use halfstep_compute::{Activation, Cpu, Device, StepArgs, activation};
+use shim::values::{assert_close, assert_same, integers, uniform};
+use shim::{Arg, Array, Family, Grid, by_rows, by_warps, flat, fresh, indices, input, poisoned, size, state};
+
+static STEP: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("step"));
+static REFINE: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("refine"));
+static ROWS: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("rows"));
+static ACTIVATION: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("activation"));
+
+/// As the CPU's levels against f64 (`cpu/step.rs`).
+const STEP_ERROR_MAX: f64 = 5e-6;
+
+struct Weights {
+    gradient: Vec<f32>,
+    target: Vec<f32>,
+    lo: Vec<f32>,
+    delta: Vec<f32>,
+    v: Vec<f32>,
+    m1: Vec<f32>,
+    m2: Vec<f32>,
+}
+
+fn weights(stream: &mut Stream, len: usize) -> Weights {
+    let mut draw = |low, high| uniform(stream, len, low, high);
+    let mut weights = Weights {
+        gradient: draw(-1.0, 1.0),
+        target: draw(-1.0, 1.0),
+        lo: draw(-2.0, 2.0),
+        delta: draw(0.01, 0.2),
+        v: draw(-4.0, 4.0),
+        m1: draw(-0.1, 0.1),
+        m2: draw(1e-3, 1e-2),
+    };
+    for i in (0..len).step_by(11) {
+        weights.delta[i] = 0.0;
+    }
+    // Where h(v) meets its clamp the slope jumps: a rounding away from it either side is right.
+    let edge = cpu::inverse_rectified_sigmoid(1.0) as f32;
+    for v in &mut weights.v {
+        if (v.abs() - edge).abs() < 1e-4 {
+            *v = 0.5;
+        }
+    }
+    // Far outside, where exponentials overflow, and exactly in the middle, where the power's base is 0.
+    for (v, special) in weights.v.iter_mut().skip(1).zip([-200.0, -88.0, 88.0, 200.0, 0.0]) {
+        *v = special;
+    }
+    weights
+}
+
+fn expected_step(args: &StepArgs, w: &Weights, difference: bool) -> [Vec<f64>; 4] {
+    let mut out = [(); 4].map(|()| Vec::new());
+    for i in 0..w.v.len() {
+        let target = if difference { w.target[i] } else { 0.0 };
+        let data = f64::from(w.gradient[i]) - f64::from(target);
+        let before = [w.v[i], w.m1[i], w.m2[i]].map(f64::from);
+        let ([v, m1, m2], soft) = reference_step(args, data, w.lo[i].into(), w.delta[i].into(), before);
+        for (out, value) in out.iter_mut().zip([v, m1, m2, soft]) {
+            out.push(value);
+        }
+    }
+    out
+}
+
+fn step_arguments(args: &StepArgs, w: &Weights, difference: bool) -> Vec<Arg> {
+    let mut arguments = vec![Arg::U64(w.v.len() as u64), input(&w.gradient)];
+    if difference {
+        arguments.push(input(&w.target));
+    }
+    arguments.extend([
+        input(&w.lo),
+        input(&w.delta),
+        state(&w.v),
+        state(&w.m1),
+        state(&w.m2),
+        poisoned(w.v.len()),
+    ]);
+    let StepArgs { learning_rate, beta1, beta2, eps, bias1, bias2, lambda, beta, grad_scale } = *args;
+    let constants = [learning_rate, beta1, beta2, eps, bias1, bias2, lambda, beta, grad_scale];
+    arguments.extend(constants.map(Arg::F32));
+    arguments
+}
+
+#[test]
+fn the_fused_step_is_the_reference_step() {
+    let Some(family) = &*STEP else { return };
+    let mut stream = fresh();
+    for (lambda, beta) in [(0.0, 2.0), (0.01, 20.0), (0.3, 2.0), (0.3, 1.5), (0.3, 1.0)] {
+        let args = StepArgs { lambda, beta, grad_scale: 2.0, ..StepArgs::adam(0.01) }.at_iteration(7);
+        for (kernel, difference) in [("adaround_step_difference", true), ("adaround_step_given", false)] {
+            for len in [1, 3, 4, 13, 1023, 1024, 1025] {
+                let w = weights(&mut stream, len);
+                let outputs = family.outputs(kernel, &flat(len), &step_arguments(&args, &w, difference));
+                let want = expected_step(&args, &w, difference);
+                for ((got, want), name) in outputs.into_iter().zip(&want).zip(["v", "m1", "m2", "soft"]) {
+                    let what = format!("{kernel} lambda {lambda} beta {beta} length {len}: {name}");
+                    assert_close(&what, &got.f32(), want, STEP_ERROR_MAX);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn settled_moments_become_zero_and_fixed_weights_stay() {
+    let Some(family) = &*STEP else { return };
+    let args = StepArgs { lambda: 0.5, beta: 5.0, ..StepArgs::adam(0.01) };
+    let w = Weights {
+        gradient: vec![3.0; 2],
+        target: vec![0.0; 2],
+        lo: vec![1.5, 1.0],
+        delta: vec![0.0, 0.5],
+        v: vec![0.3, 9.0],
+        m1: vec![0.0, 1e-30],
+        m2: vec![0.0, 1e-30],
+    };
+    let outputs = family.outputs("adaround_step_given", &flat(2), &step_arguments(&args, &w, false));
+    let [v, m1, m2, soft]: [Array; 4] = outputs.try_into().unwrap();
+    assert_eq!((v.f32()[0], soft.f32()), (0.3, vec![1.5, 1.5]));
+    assert_eq!((m1.f32(), m2.f32()), (vec![0.0; 2], vec![0.0; 2]));
+}
+
+struct Descent {
+    h: Vec<f32>,
+    residual: Vec<f32>,
+    delta: Vec<f32>,
+    up: Vec<f32>,
+}
+
+/// `exact`: small integers, so that no sum rounds and every level of the CPU agrees.
+fn descent(stream: &mut Stream, rows: usize, cols: usize, exact: bool) -> Descent {
+    let samples = cols + 3;
+    let x = integers(stream, samples * cols, -3, 3);
+    let mut h = vec![0.0; cols * cols];
+    cpu::matmul_tn(cols, cols, samples, 1.0, &x, cols, &x, cols, 0.0, &mut h, cols);
+    let size = (samples * 9) as i32;
+    let mut residual = integers(stream, rows * cols, -size, size);
+    let up = integers(stream, rows * cols, 0, 1);
+    let mut delta = integers(stream, rows * cols, 0, 5);
+    delta.iter_mut().for_each(|d| *d = d.min(1.0));
+    if !exact {
+        h.iter_mut().for_each(|h| *h *= 0.123);
+        residual.iter_mut().for_each(|r| *r *= 0.0371);
+        delta.iter_mut().for_each(|d| *d *= 0.3 + stream.unit_f32());
+    }
+    Descent { h, residual, delta, up }
+}
+
+#[test]
+fn refinement_flips_exactly_what_the_cpu_flips() {
+    let (Some(family), mut stream) = (&*REFINE, fresh()) else { return };
+    // Without fused multiply-add the CPU rounds twice.
+    let fused = cpu::isa() >= Isa::Avx2;
+    for (rows, cols) in [(1, 1), (1, 13), (7, 31), (8, 32), (9, 33), (50, 30), (5, 127), (17, 131), (3, 257)]
+    {
+        for block in
+            [0..cols.min(REFINE_BLOCK), cols / 2..cols.min(cols / 2 + REFINE_BLOCK), cols / 3..cols / 3 + 1]
+        {
+            for exact in [true, false] {
+                if !exact && !fused {
+                    continue;
+                }
+                let Descent { h, residual, delta, up } = descent(&mut stream, rows, cols, exact);
+                let width = block.len();
+                let (mut want_up, mut want_flips) = (up.clone(), vec![f32::NAN; rows * width]);
+                let want = cpu::refine_block(
+                    rows,
+                    cols,
+                    block.clone(),
+                    &h,
+                    &residual,
+                    &delta,
+                    &mut want_up,
+                    &mut want_flips,
+                );
+                let arguments = [
+                    size(rows),
+                    size(cols),
+                    size(block.start),
+                    size(width),
+                    input(&h),
+                    input(&residual),
+                    input(&delta),
+                    state(&up),
+                    poisoned(rows * width),
+                    Arg::Out(Array::U32(vec![u32::MAX; rows])),
+                ];
+                let outputs = family.outputs("refine_block", &by_warps(rows), &arguments);
+                let [got_up, got_flips, counts]: [Array; 3] = outputs.try_into().unwrap();
+                let what = format!("[{rows}, {cols}] {block:?} exact {exact}");
+                assert_same(&format!("{what}: up"), &got_up.f32(), &want_up);
+                assert_eq!(got_flips.f32(), want_flips, "{what}: flips");
+                assert_eq!(total(family, rows, counts), want, "{what}: count");
+            }
+        }
+    }
+}
+
+fn total(family: &Family, rows: usize, counts: Array) -> u64 {
+    let one = [Grid { blocks: [1; 3], threads: [256, 1, 1] }];
+    let arguments = [size(rows), Arg::In(counts), Arg::Out(Array::U64(vec![u64::MAX]))];
+    match family.outputs("sum_counts", &one, &arguments).remove(0) {
+        Array::U64(total) => total[0],
+        other => unreachable!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_nan_residual_flips_nothing_and_large_counts_do_not_wrap() {
+    let Some(family) = &*REFINE else { return };
+    let h = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0];
+    let arguments = [
+        size(1),
+        size(3),
+        size(0),
+        size(3),
+        input(&h),
+        input(&[f32::NAN; 3]),
+        input(&[1.0; 3]),
+        state(&[0.0; 3]),
+        poisoned(3),
+        Arg::Out(Array::U32(vec![7])),
+    ];
+    let outputs = family.outputs("refine_block", &by_warps(1), &arguments);
+    assert_eq!(outputs, [Array::F32(vec![0.0; 3]), Array::F32(vec![0.0; 3]), Array::U32(vec![0])]);
+    for rows in [0, 1, 255, 256, 257, 1000] {
+        let counts = Array::U32(vec![u32::MAX - 1; rows]);
+        assert_eq!(total(family, rows, counts), rows as u64 * u64::from(u32::MAX - 1));
+    }
+}
+
+#[test]
+fn rows_are_filled_gathered_and_mirrored_as_on_the_cpu() {
+    let (Some(family), mut stream) = (&*ROWS, fresh()) else { return };
+    for len in [1, 3, 4, 5, 1021, 1024] {
+        let filled =
+            family.outputs("fill", &flat(len), &[Arg::U64(len as u64), Arg::F32(-0.5), poisoned(len)]);
+        assert_eq!(filled[0], Array::F32(vec![-0.5; len]));
+    }
+    for (count, width) in [(1, 1), (5, 3), (9, 4), (8, 31), (7, 128), (33, 300)] {
+        let rows = 11;
+        let source = uniform(&mut stream, rows * width, -1.0, 1.0);
+        let chosen: Vec<u32> = (0..count).map(|_| stream.index(rows as u32)).collect();
+        let mut want = Cpu.zeros(count * width).unwrap();
+        Cpu.gather_rows(&Cpu.upload(&source).unwrap(), width, &chosen, &mut want).unwrap();
+        let arguments = [size(count), size(width), input(&source), indices(&chosen), poisoned(count * width)];
+        let got = family.outputs("gather_rows", &by_rows(count), &arguments).remove(0);
+        assert_same(&format!("gather [{count}, {width}]"), &got.f32(), &want);
+    }
+    for k in [1, 2, 31, 32, 33, 67, 96, 101] {
+        let g = uniform(&mut stream, k * k, -1.0, 1.0);
+        let mut want = g.clone();
+        cpu::mirror_lower(&mut want, k);
+        let tiles = k.div_ceil(32) as u32;
+        let grids = [Grid { blocks: [tiles, tiles, 1], threads: [32, 8, 1] }];
+        let got = family.outputs("mirror_lower", &grids, &[size(k), state(&g)]).remove(0);
+        assert_same(&format!("mirror {k}"), &got.f32(), &want);
+    }
+}
+
+const ACTIVATIONS: [Activation; 13] = [
+    Activation::Identity,
+    Activation::Relu,
+    Activation::Clip { min: 0.0, max: 6.0 },
+    Activation::Clip { min: -1.25, max: 0.5 },
+    Activation::LeakyRelu { slope: 0.01 },
+    Activation::PRelu { slope: -0.3 },
+    Activation::PRelu { slope: 1.5 },
+    Activation::Sigmoid,
+    Activation::Tanh,
+    Activation::HardSwish,
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+];
+
+/// Kind, `a` and `b`, as the kernels number them.
+fn coded(activation: Activation) -> (u32, f32, f32) {
+    match activation {
+        Activation::Identity => (0, 0.0, 0.0),
+        Activation::Relu => (1, 0.0, 0.0),
+        Activation::Clip { min, max } => (2, min, max),
+        Activation::LeakyRelu { slope } | Activation::PRelu { slope } => (3, slope, 0.0),
+        Activation::Sigmoid => (4, 0.0, 0.0),
+        Activation::Tanh => (5, 0.0, 0.0),
+        Activation::HardSwish => (6, 0.0, 0.0),
+        Activation::Silu => (7, 0.0, 0.0),
+        Activation::Gelu => (8, 0.0, 0.0),
+        Activation::GeluTanh => (9, 0.0, 0.0),
+    }
+}
+
+/// Both sides may be off by the CPU's stated error; a product of two such, by the size of the factors (here below 32).
+const ACTIVATION_ERROR_MAX: f64 = 2.0 * activation::ERROR_MAX;
+
+/// Numbers off the kinks, which lie at multiples of 1/4.
+fn off_kinks(stream: &mut Stream, len: usize) -> Vec<f32> {
+    let mut x = uniform(stream, len, -30.0, 30.0);
+    for x in &mut x {
+        if (*x * 4.0 - (*x * 4.0).round()).abs() < 0.01 {
+            *x += 0.1;
+        }
+    }
+    x
+}
+
+#[test]
+fn every_activation_is_the_cpus() {
+    let (Some(family), mut stream) = (&*ACTIVATION, fresh()) else { return };
+    for activation in ACTIVATIONS {
+        for (rows, width) in [(1, 1), (3, 7), (9, 32), (2, 257), (5, 1024)] {
+            let x = off_kinks(&mut stream, rows * width);
+            let up = uniform(&mut stream, rows * width, -2.0, 2.0);
+            let mut want = x.clone();
+            activation.apply(&mut want);
+            let want64: Vec<f64> = want.iter().map(|y| f64::from(*y)).collect();
+            let (kind, a, b) = coded(activation);
+            let head = [size(rows), size(width), Arg::U32(kind), Arg::F32(a), Arg::F32(b)];
+            let what = format!("{activation:?} [{rows}, {width}]");
+            let arguments = [&head[..], &[input(&x), poisoned(x.len())]].concat();
+            let got = family.outputs("activate", &by_rows(rows), &arguments).remove(0).f32();
+            assert_close(&what, &got, &want64, ACTIVATION_ERROR_MAX * 1.0);
+            // Halves of one matrix: the gate first, then the other factor.
+            let both: Vec<f32> =
+                x.chunks(width).zip(up.chunks(width)).flat_map(|(x, up)| [x, up].concat()).collect();
+            let stride = size(2 * width);
+            let tail = [input(&both), stride.clone(), input(&both[width..]), stride, poisoned(x.len())];
+            let product: Vec<f64> = want64.iter().zip(&up).map(|(y, up)| y * f64::from(*up)).collect();
+            let got = family.outputs("gate", &by_rows(rows), &[&head[..], &tail].concat()).remove(0).f32();
+            assert_close(&format!("gate {what}"), &got, &product, 2.0 * ACTIVATION_ERROR_MAX);
+        }
+    }
+}
+
+#[test]
+fn activation_residuals_are_the_cpus_with_one_entry_or_one_per_row() {
+    let (Some(family), mut stream) = (&*ACTIVATION, fresh()) else { return };
+    for (rows, cols) in [(1, 1), (13, 5), (13, 64), (26, 129)] {
+        let z = off_kinks(&mut stream, rows * cols);
+        let target = uniform(&mut stream, rows * cols, -2.0, 2.0);
+        let bias: Vec<f32> = (0..rows).map(|row| row as f32 * 0.25 - 1.0).collect();
+        let all: Vec<Activation> = (0..rows).map(|row| ACTIVATIONS[row % 13]).collect();
+        for activations in std::iter::once(all).chain(ACTIVATIONS.map(|one| vec![one])) {
+            let bias = if activations.len() == rows { &bias[..] } else { &[] };
+            let mut want = Cpu.upload(&z).unwrap();
+            let target_buffer = Cpu.upload(&target).unwrap();
+            Cpu.activation_residual(&activations, bias, rows, cols, &mut want, &target_buffer).unwrap();
+            let table: Vec<f32> = activations
+                .iter()
+                .enumerate()
+                .flat_map(|(row, activation)| {
+                    let (kind, a, b) = coded(*activation);
+                    [kind as f32, a, b, bias.get(row).copied().unwrap_or(0.0)]
+                })
+                .collect();
+            let arguments =
+                [size(rows), size(cols), size(activations.len()), input(&table), state(&z), input(&target)];
+            let got = family.outputs("activation_residual", &by_rows(rows), &arguments).remove(0).f32();
+            // (f(x) - target) f'(x): each factor's error times the other factor, both below 32.
+            let want: Vec<f64> = want.iter().map(|z| f64::from(*z)).collect();
+            let what = format!("{activations:?} [{rows}, {cols}]");
+            assert_close(&what, &got, &want, 64.0 * activation::ERROR_MAX);
+        }
+    }
+}
