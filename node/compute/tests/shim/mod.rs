@@ -124,6 +124,8 @@ pub enum Arg {
     In(Array),
     /// An array that is written; as it is before.
     Out(Array),
+    /// The array of an earlier argument, for kernels that may work in place.
+    Same(usize),
     /// No array.
     Null,
 }
@@ -231,16 +233,20 @@ pub fn kernels(source: &str) -> Vec<String> {
 impl Family {
     /// Compiles and loads `{name}.cu`; `None`, with the reason printed, where there is no C++ compiler.
     pub fn load(name: &str) -> Option<Self> {
+        Self::of(&folder().join(format!("{name}.cu")))
+    }
+
+    /// The same of any file.
+    pub fn of(source: &Path) -> Option<Self> {
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
         if Command::new(&compiler).arg("--version").output().is_err() {
             println!("skipped: no C++ compiler `{compiler}` to run kernels on the host with");
             return None;
         }
-        let source = folder().join(format!("{name}.cu"));
-        let kernels = kernels(&std::fs::read_to_string(&source).unwrap());
+        let kernels = kernels(&std::fs::read_to_string(source).unwrap());
         let place = tempfile::tempdir().unwrap();
         let (wrapper, library) = (place.path().join("kernels.cpp"), place.path().join("kernels.so"));
-        std::fs::write(&wrapper, wrapper_of(&source, &kernels)).unwrap();
+        std::fs::write(&wrapper, wrapper_of(source, &kernels)).unwrap();
         let output = Command::new(&compiler)
             .args([
                 "-std=c++17",
@@ -257,11 +263,11 @@ impl Family {
                 "-fsanitize=bounds,alignment,shift",
                 "-fsanitize-undefined-trap-on-error",
             ])
-            .args(["-fPIC", "-shared", "-o"])
+            .args(["-U_FORTIFY_SOURCE", "-fPIC", "-shared", "-o"])
             .args([&library, &wrapper])
             .output()
             .unwrap();
-        assert!(output.status.success(), "{name}.cu: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{}: {}", source.display(), String::from_utf8_lossy(&output.stderr));
         // SAFETY: the library was built just now from our own sources and runs nothing when loaded.
         let library = unsafe { Library::new(&library) }.unwrap();
         Some(Self { library, kernels, turn: Mutex::new(()) })
@@ -313,12 +319,13 @@ impl Family {
                 _ => None,
             })
             .collect();
+        let places: Vec<Option<u64>> = placed
+            .iter_mut()
+            .map(|placed| placed.as_mut().map(|placed| placed.pointer().expose_provenance() as u64))
+            .collect();
         // Each argument's value in eight bytes, as the driver wants a pointer to each.
-        let (mut values, sizes): (Vec<u64>, Vec<usize>) = arguments
-            .iter()
-            .zip(&mut placed)
-            .map(|(argument, placed)| value(argument, placed.as_mut()))
-            .unzip();
+        let (mut values, sizes): (Vec<u64>, Vec<usize>) =
+            arguments.iter().zip(&places).map(|(argument, place)| value(argument, *place, &places)).unzip();
         let mut pointers: Vec<*mut c_void> =
             values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
         let _turn = self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -338,16 +345,16 @@ impl Family {
     }
 }
 
-fn value(argument: &Arg, placed: Option<&mut Placed>) -> (u64, usize) {
+/// An argument's value and size; `place`: where its array is, `places`: where all are.
+fn value(argument: &Arg, place: Option<u64>, places: &[Option<u64>]) -> (u64, usize) {
     match argument {
         Arg::U32(x) => (u64::from(*x), 4),
         Arg::I32(x) => (u64::from(x.cast_unsigned()), 4),
         Arg::U64(x) => (*x, 8),
         Arg::F32(x) => (u64::from(x.to_bits()), 4),
         Arg::F64(x) => (x.to_bits(), 8),
-        Arg::In(_) | Arg::Out(_) | Arg::Null => {
-            (placed.map_or(0, |placed| placed.pointer().expose_provenance() as u64), 8)
-        }
+        Arg::Same(at) => (places[*at].expect("an array"), 8),
+        Arg::In(_) | Arg::Out(_) | Arg::Null => (place.unwrap_or(0), 8),
     }
 }
 

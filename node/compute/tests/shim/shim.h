@@ -1,21 +1,23 @@
 // Runs CUDA kernels on the host, one CUDA thread at a time.
 //
 // A CUDA thread is a fiber with a stack of its own. It runs until it ends or comes to a barrier or a warp collective, where it
-// waits until every thread that must come has come. Blocks, and threads between barriers, run in an order drawn from a seed;
-// shared memory is filled with NaN patterns before each block. So a missing barrier, memory read before it is written, or
-// a result that depends on the order of blocks shows as different bytes under different seeds; threads that miss
-// a barrier, or call different collectives, end the launch with a sentence.
+// waits until every thread that must come has come. Blocks, warps between barriers and lanes between collectives run in an
+// order drawn from a seed; shared memory is filled with one of two poisons before each block. So a missing barrier, memory
+// read before it is written, or a result that depends on the order of blocks shows as different bytes under different
+// seeds; threads that miss a barrier, or call different collectives, end the launch with a sentence.
 //
 // What cannot show here: the hardware's rounding of its quick functions, races inside one stretch of code between barriers that
 // no order of whole stretches exposes, coalescing, speed.
 //
 // Not here: which kernels there are (the test writes that table).
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -25,6 +27,7 @@
 #define __device__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
 // One section, so that all of it can be poisoned. The shim's own entry makes sure that it exists.
 #define __shared__ static __attribute__((section("shared_memory")))
 
@@ -47,22 +50,23 @@ static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
 static inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
 static inline int __ffs(unsigned bits) { return __builtin_ffs((int)bits); }
+static inline float __fadd_rn(float x, float y) { return x + y; }
+static inline float __fsub_rn(float x, float y) { return x - y; }
+static inline float __fmul_rn(float x, float y) { return x * y; }
 static inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-// Rounds to the nearest integer, ties to even; what does not fit is the nearest limit, NaN is 0, as PTX has it.
-static inline long long __double2ll_rn(double x) {
-    if (x != x) return 0;
-    if (x >= 9223372036854775808.0) return INT64_MAX;
-    if (x <= -9223372036854775808.0) return INT64_MIN;
-    return (long long)nearbyint(x);
-}
+static inline long long __double_as_longlong(double x) { long long bits; memcpy(&bits, &x, 8); return bits; }
+template <class T>
+static inline T max(T a, T b) { return a > b ? a : b; }
 
 // ---- Fibers.
 namespace shim {
 
 enum class Wait { Ready, Barrier, Collective, Done };
 
+// A fiber outlives its CUDA thread: it takes the next block's. Switching by `_longjmp` asks the system for nothing.
 struct Fiber {
-    ucontext_t context;
+    jmp_buf resume;
+    bool begun;
     Index index;
     Wait wait;
     int collective;      // which one it waits for
@@ -70,12 +74,13 @@ struct Fiber {
     uint64_t slot[2];    // what it gives to the collective; two, since a fast lane may be one ahead of a slow one
 };
 
-static const size_t STACK = 64 * 1024;
+static const size_t STACK = 64 * 1024, FIBERS_MAX = 1024;
 static const unsigned LANES = 32;
 
-static std::vector<Fiber> fibers;
-static std::vector<char> stacks;
-static ucontext_t scheduler;
+static Fiber fibers[FIBERS_MAX];
+static size_t threads;
+static char* stacks;
+static jmp_buf scheduler;
 static size_t running;
 static const char* fault;
 static void (*entry)(void**);
@@ -102,7 +107,7 @@ static void permute(std::vector<size_t>& order, size_t n, bool shuffled) {
 static void pause(Wait wait) {
     Fiber& fiber = fibers[running];
     fiber.wait = wait;
-    swapcontext(&fiber.context, &scheduler);
+    if (_setjmp(fiber.resume) == 0) _longjmp(scheduler, 1);
 }
 
 // All lanes of the warp meet; afterwards each may read what any lane gave.
@@ -132,87 +137,96 @@ static T take(uint64_t bits) {
 }
 
 static void body() {
-    entry(parameters);
-    fibers[running].wait = Wait::Done;
-    swapcontext(&fibers[running].context, &scheduler);
+    for (;;) {
+        entry(parameters);
+        pause(Wait::Done);
+    }
 }
 
-static void start(size_t threads) {
-    fibers.resize(threads);
-    if (stacks.size() < threads * STACK) stacks.resize(threads * STACK);
+// Goes on with a fiber until it waits.
+static __attribute__((noinline)) void resume(size_t number) {
+    Fiber& fiber = fibers[number];
+    running = number;
+    threadIdx = fiber.index;
+    if (_setjmp(scheduler) != 0) return;
+    if (fiber.begun) _longjmp(fiber.resume, 1);
+    fiber.begun = true;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = stacks + number * STACK;
+    context.uc_stack.ss_size = STACK;
+    context.uc_link = nullptr;
+    makecontext(&context, body, 0);
+    setcontext(&context);
+}
+
+static void start() {
     for (size_t i = 0; i < threads; i++) {
-        Fiber& fiber = fibers[i];
         const unsigned linear = (unsigned)i;
-        fiber.index = {linear % blockDim.x, linear / blockDim.x % blockDim.y, linear / blockDim.x / blockDim.y};
-        fiber.wait = Wait::Ready;
-        fiber.phase = 0;
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = &stacks[i * STACK];
-        fiber.context.uc_stack.ss_size = STACK;
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, body, 0);
+        fibers[i].index = {linear % blockDim.x, linear / blockDim.x % blockDim.y, linear / blockDim.x / blockDim.y};
+        fibers[i].wait = Wait::Ready;
+        fibers[i].phase = 0;
     }
 }
 
-static bool warp_is_complete(size_t first) {
-    if (first + LANES > fibers.size()) {
-        fault = "a collective in a warp that is not whole";
-        return false;
+// Whether every lane of a warp has come to the same collective.
+static bool warp_has_met(size_t first, size_t end) {
+    size_t met = 0, done = 0;
+    for (size_t i = first; i < end; i++) {
+        met += fibers[i].wait == Wait::Collective && fibers[i].collective == fibers[first].collective;
+        done += fibers[i].wait == Wait::Done;
     }
-    for (size_t lane = 0; lane < LANES; lane++) {
-        const Fiber& fiber = fibers[first + lane];
-        if (fiber.wait == Wait::Done) fault = "a collective that a lane which had ended should have joined";
-        if (fiber.wait != Wait::Collective) return false;
-        if (fiber.collective != fibers[first].collective) {
-            fault = "lanes of one warp at different collectives";
-            return false;
+    if (met == LANES) return true;
+    for (size_t i = first; i < end; i++) {
+        if (fibers[i].wait == Wait::Collective && done > 0) fault = "a collective that some lanes have passed by";
+        if (fibers[i].wait == Wait::Collective && end - first < LANES) fault = "a collective in a warp that is not whole";
+    }
+    return false;
+}
+
+// Runs a warp until each lane has ended or waits for lanes that do not come before the next barrier.
+static void run_warp(size_t first, std::vector<size_t>& order, bool shuffled) {
+    const size_t end = first + LANES < threads ? first + LANES : threads;
+    while (!fault) {
+        permute(order, end - first, shuffled);
+        for (size_t i : order) {
+            if (fibers[first + i].wait == Wait::Ready) resume(first + i);
         }
+        if (!warp_has_met(first, end)) return;
+        for (size_t i = first; i < end; i++) fibers[i].wait = Wait::Ready;
+    }
+}
+
+// Opens the barrier if all wait there who have not ended; false if not, or if nobody waits.
+static bool open_barrier() {
+    size_t waiting = 0, done = 0;
+    for (size_t i = 0; i < threads; i++) {
+        waiting += fibers[i].wait == Wait::Barrier;
+        done += fibers[i].wait == Wait::Done;
+    }
+    if (waiting == 0 || waiting + done < threads) return false;
+    for (size_t i = 0; i < threads; i++) {
+        if (fibers[i].wait == Wait::Barrier) fibers[i].wait = Wait::Ready;
     }
     return true;
-}
-
-// Lets those go on whom nobody keeps waiting any more; false if there are none.
-static bool release() {
-    bool moved = false;
-    size_t at_barrier = 0, done = 0;
-    for (size_t i = 0; i < fibers.size(); i++) {
-        at_barrier += fibers[i].wait == Wait::Barrier;
-        done += fibers[i].wait == Wait::Done;
-        if (fibers[i].wait != Wait::Collective) continue;
-        const size_t first = i - i % LANES;
-        if (!warp_is_complete(first)) continue;
-        for (size_t lane = 0; lane < LANES; lane++) fibers[first + lane].wait = Wait::Ready;
-        moved = true;
-    }
-    if (at_barrier > 0 && at_barrier + done == fibers.size()) {
-        for (Fiber& fiber : fibers) {
-            if (fiber.wait == Wait::Barrier) fiber.wait = Wait::Ready;
-        }
-        moved = true;
-    }
-    return moved;
 }
 
 static bool all_done() {
-    for (const Fiber& fiber : fibers) {
-        if (fiber.wait != Wait::Done) return false;
+    for (size_t i = 0; i < threads; i++) {
+        if (fibers[i].wait != Wait::Done) return false;
     }
     return true;
 }
 
+// Warp after warp from barrier to barrier, so that each is as far ahead of the others as it can be.
 static void run_block(bool shuffled) {
-    std::vector<size_t> order;
-    start((size_t)blockDim.x * blockDim.y * blockDim.z);
+    std::vector<size_t> warps, lanes;
+    start();
     while (!fault) {
-        permute(order, fibers.size(), shuffled);
-        for (size_t i : order) {
-            if (fibers[i].wait != Wait::Ready) continue;
-            running = i;
-            threadIdx = fibers[i].index;
-            swapcontext(&scheduler, &fibers[i].context);
-        }
+        permute(warps, (threads + LANES - 1) / LANES, shuffled);
+        for (size_t warp : warps) run_warp(warp * LANES, lanes, shuffled);
         if (all_done()) return;
-        if (!release() && !fault) fault = "a barrier or collective that some threads never reach";
+        if (!open_barrier() && !fault) fault = "a barrier or collective that some threads never reach";
     }
 }
 
@@ -253,16 +267,22 @@ static const char* launch(const Kernel& kernel, const unsigned* grid, const unsi
     }
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
+    threads = (size_t)block[0] * block[1] * block[2];
+    if (threads == 0 || threads > FIBERS_MAX) return "a block of no threads, or of more than 1024";
+    if (!stacks) stacks = (char*)malloc(FIBERS_MAX * STACK);
     entry = kernel.entry, parameters = arguments, state = seed, fault = nullptr;
     std::vector<size_t> order;
     permute(order, (size_t)grid[0] * grid[1] * grid[2], seed != 0);
     for (size_t i : order) {
         const unsigned linear = (unsigned)i;
         blockIdx = {linear % grid[0], linear / grid[0] % grid[1], linear / grid[0] / grid[1]};
-        // Two patterns of NaN, so that poison that is used shows even where it was expected.
+        // NaN, or a huge number: what is read before it is written differs from order to order.
         memset(__start_shared_memory, seed % 2 ? 0xff : 0x7f, (size_t)(__stop_shared_memory - __start_shared_memory));
         run_block(seed != 0);
-        if (fault) return fault;
+        if (!fault) continue;
+        // Fibers wait in the middle of a kernel: they are given up.
+        for (Fiber& fiber : fibers) fiber.begun = false;
+        return fault;
     }
     return nullptr;
 }
