@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 use shim::{Arg, Family, Grid, input, poisoned};
 
 static BROKEN: LazyLock<Option<Family>> =
-    LazyLock::new(|| Family::of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shim/broken.cu")));
+    LazyLock::new(|| Family::on_host(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shim/broken.cu")));
 
 const BLOCK: Grid = Grid { blocks: [1; 3], threads: [256, 1, 1] };
 const TWO: Grid = Grid { blocks: [3, 1, 1], ..BLOCK };

@@ -4,12 +4,11 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-mod nvrtc;
 mod shim;
 
 use std::collections::BTreeMap;
 
-use nvrtc::Nvrtc;
+use shim::nvrtc::Nvrtc;
 
 /// Ampere, consumer Ampere, Ada, Hopper, Blackwell, consumer Blackwell.
 const ARCHITECTURES: [i32; 6] = [80, 86, 89, 90, 100, 120];

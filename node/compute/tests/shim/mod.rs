@@ -3,6 +3,8 @@
 //! [`Family::outputs`] launches a kernel in several ways that must not matter: grids, orders of blocks and threads, alignment
 //! of the arrays. All must give the same bytes, leave inputs and the memory around every array untouched.
 //!
+//! With `HALFSTEP_TEST_KERNELS_ON=gpu` the same tests run on the first GPU instead ([`gpu`]).
+//!
 //! Not here: which kernels there are, what they should compute (the tests beside this folder).
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(unreachable_pub, reason = "a module of tests")]
@@ -14,6 +16,8 @@
     reason = "loads a library built here; tests"
 )]
 
+mod gpu;
+pub mod nvrtc;
 pub mod values;
 
 use std::ffi::{CStr, c_char, c_void};
@@ -211,15 +215,22 @@ type Launch = unsafe extern "C" fn(
 
 /// The kernels of one `.cu` file.
 pub struct Family {
-    library: Library,
+    place: Place,
     kernels: Vec<String>,
     /// The shim runs one launch at a time.
     turn: Mutex<()>,
 }
 
-/// Folder of the `.cu` files.
+/// Where kernels run.
+enum Place {
+    Host(Library),
+    Gpu(gpu::Module),
+}
+
+/// Folder of the `.cu` files; below the working folder if the tests were carried to another machine.
 pub fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("cu")
+    let built_from = Path::new(env!("CARGO_MANIFEST_DIR")).join("cu");
+    if built_from.exists() { built_from } else { "node/compute/cu".into() }
 }
 
 /// Names of the kernels that a source declares, in order.
@@ -233,11 +244,17 @@ pub fn kernels(source: &str) -> Vec<String> {
 impl Family {
     /// Compiles and loads `{name}.cu`; `None`, with the reason printed, where there is no C++ compiler.
     pub fn load(name: &str) -> Option<Self> {
-        Self::of(&folder().join(format!("{name}.cu")))
+        let source = folder().join(format!("{name}.cu"));
+        if std::env::var("HALFSTEP_TEST_KERNELS_ON").is_ok_and(|place| place == "gpu") {
+            let text = std::fs::read_to_string(source).unwrap();
+            let module = gpu::Module::load(name, &text).unwrap_or_else(|error| panic!("{name}.cu: {error}"));
+            return Some(Self { place: Place::Gpu(module), kernels: kernels(&text), turn: Mutex::new(()) });
+        }
+        Self::on_host(&source)
     }
 
-    /// The same of any file.
-    pub fn of(source: &Path) -> Option<Self> {
+    /// The same of any file, on the host.
+    pub fn on_host(source: &Path) -> Option<Self> {
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
         if Command::new(&compiler).arg("--version").output().is_err() {
             println!("skipped: no C++ compiler `{compiler}` to run kernels on the host with");
@@ -270,7 +287,7 @@ impl Family {
         assert!(output.status.success(), "{}: {}", source.display(), String::from_utf8_lossy(&output.stderr));
         // SAFETY: the library was built just now from our own sources and runs nothing when loaded.
         let library = unsafe { Library::new(&library) }.unwrap();
-        Some(Self { library, kernels, turn: Mutex::new(()) })
+        Some(Self { place: Place::Host(library), kernels, turn: Mutex::new(()) })
     }
 
     /// What `kernel` writes: its `Out` arrays. The same for every grid, order and alignment, or the test fails.
@@ -319,30 +336,53 @@ impl Family {
                 _ => None,
             })
             .collect();
-        let places: Vec<Option<u64>> = placed
-            .iter_mut()
-            .map(|placed| placed.as_mut().map(|placed| placed.pointer().expose_provenance() as u64))
-            .collect();
-        // Each argument's value in eight bytes, as the driver wants a pointer to each.
-        let (mut values, sizes): (Vec<u64>, Vec<usize>) =
-            arguments.iter().zip(&places).map(|(argument, place)| value(argument, *place, &places)).unzip();
-        let mut pointers: Vec<*mut c_void> =
-            values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
         let _turn = self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // SAFETY: `launch` has this signature in the wrapper below; every pointer stands for memory alive until the end of
-        // this function, and the shim compares number and sizes of the arguments with the kernel's before it calls it.
-        let message = unsafe {
-            let launch: Symbol<'_, Launch> =
-                self.library.get(b"launch").map_err(|error| error.to_string())?;
-            let (blocks, threads) = (grid.blocks.as_ptr(), grid.threads.as_ptr());
-            launch(index, blocks, threads, pointers.as_mut_ptr(), sizes.as_ptr(), sizes.len(), order)
-        };
-        if !message.is_null() {
-            // SAFETY: the shim returns string literals.
-            return Err(unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned());
+        match &self.place {
+            Place::Host(library) => launch_on_host(library, index, grid, arguments, &mut placed, order)?,
+            Place::Gpu(module) => {
+                let mut values: Vec<u64> =
+                    arguments.iter().map(|argument| value(argument, None, &[]).0).collect();
+                module.launch(kernel, grid, &mut values, &mut placed, &same(arguments))?;
+            }
         }
         results(arguments, &placed)
     }
+}
+
+fn launch_on_host(
+    library: &Library,
+    kernel: usize,
+    grid: Grid,
+    arguments: &[Arg],
+    placed: &mut [Option<Placed>],
+    order: u64,
+) -> Result<(), String> {
+    let places: Vec<Option<u64>> = placed
+        .iter_mut()
+        .map(|placed| placed.as_mut().map(|placed| placed.pointer().expose_provenance() as u64))
+        .collect();
+    // Each argument's value in eight bytes, as the driver wants a pointer to each.
+    let (mut values, sizes): (Vec<u64>, Vec<usize>) =
+        arguments.iter().zip(&places).map(|(argument, place)| value(argument, *place, &places)).unzip();
+    let mut pointers: Vec<*mut c_void> =
+        values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
+    // SAFETY: `launch` has this signature in the wrapper below; every pointer stands for memory that outlives this
+    // function, and the shim compares number and sizes of the arguments with the kernel's before it calls it.
+    let message = unsafe {
+        let launch: Symbol<'_, Launch> = library.get(b"launch").map_err(|error| error.to_string())?;
+        let (blocks, threads) = (grid.blocks.as_ptr(), grid.threads.as_ptr());
+        launch(kernel, blocks, threads, pointers.as_mut_ptr(), sizes.as_ptr(), sizes.len(), order)
+    };
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the shim returns string literals.
+    Err(unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned())
+}
+
+/// Which earlier argument's array each argument is.
+fn same(arguments: &[Arg]) -> Vec<Option<usize>> {
+    arguments.iter().map(|argument| if let Arg::Same(at) = argument { Some(*at) } else { None }).collect()
 }
 
 /// An argument's value and size; `place`: where its array is, `places`: where all are.
@@ -353,7 +393,7 @@ fn value(argument: &Arg, place: Option<u64>, places: &[Option<u64>]) -> (u64, us
         Arg::U64(x) => (*x, 8),
         Arg::F32(x) => (u64::from(x.to_bits()), 4),
         Arg::F64(x) => (x.to_bits(), 8),
-        Arg::Same(at) => (places[*at].expect("an array"), 8),
+        Arg::Same(at) => (places.get(*at).copied().flatten().unwrap_or(0), 8),
         Arg::In(_) | Arg::Out(_) | Arg::Null => (place.unwrap_or(0), 8),
     }
 }

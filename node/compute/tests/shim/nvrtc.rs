@@ -1,7 +1,7 @@
 //! NVRTC, loaded from where it can be found without a GPU or a driver: the ten functions that compile a source.
 //!
 //! Not here: which sources (`cuda_sources`); the product's own use of NVRTC (`halfstep_compute`).
-#![allow(unreachable_pub, reason = "a module of tests")]
+#![allow(dead_code, unreachable_pub, reason = "a module of tests, of which each file uses a part")]
 #![expect(unsafe_code, clippy::unwrap_used, clippy::print_stdout, reason = "calls a C library; tests")]
 
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -33,7 +33,9 @@ fn places() -> Vec<PathBuf> {
     places.push("/usr/local/cuda/lib64/libnvrtc.so".into());
     let python = std::env::var("HALFSTEP_PYTHON").unwrap_or_else(|_| "python3".into());
     if let Ok(output) = Command::new(python).args(["-c", WHEELS]).output() {
-        places.extend(String::from_utf8_lossy(&output.stdout).lines().map(PathBuf::from));
+        // An empty name would be this very program.
+        let found = String::from_utf8_lossy(&output.stdout);
+        places.extend(found.lines().filter(|line| !line.is_empty()).map(PathBuf::from));
     }
     places
 }
@@ -71,8 +73,18 @@ impl Nvrtc {
         architectures
     }
 
-    /// PTX of a source, or the compiler's log; `name` is for the log.
+    /// PTX of a source for a virtual architecture, or the compiler's log; `name` is for the log.
     pub fn compile(&self, name: &str, source: &str, architecture: c_int) -> Result<String, String> {
+        let ptx = self.translate(name, source, &format!("compute_{architecture}"), "PTX")?;
+        Ok(String::from_utf8_lossy(&ptx).trim_end_matches('\0').to_owned())
+    }
+
+    /// Machine code of a source for a real architecture, which a driver older than this NVRTC loads too.
+    pub fn machine_code(&self, name: &str, source: &str, architecture: c_int) -> Result<Vec<u8>, String> {
+        self.translate(name, source, &format!("sm_{architecture}"), "CUBIN")
+    }
+
+    fn translate(&self, name: &str, source: &str, architecture: &str, what: &str) -> Result<Vec<u8>, String> {
         let create: unsafe extern "C" fn(
             *mut Program,
             *const c_char,
@@ -85,32 +97,32 @@ impl Nvrtc {
             self.call("nvrtcCompileProgram");
         let destroy: unsafe extern "C" fn(*mut Program) -> c_int = self.call("nvrtcDestroyProgram");
         let (source, name) = (CString::new(source).unwrap(), CString::new(name).unwrap());
-        let option = CString::new(format!("--gpu-architecture=compute_{architecture}")).unwrap();
+        let option = CString::new(format!("--gpu-architecture={architecture}")).unwrap();
         let mut program = null_mut();
         // SAFETY: strings end in 0 and outlive the calls; there are no headers.
         let made = unsafe { create(&mut program, source.as_ptr(), name.as_ptr(), 0, null(), null()) };
         assert_eq!(made, 0, "nvrtcCreateProgram");
         // SAFETY: the program was created above; one option.
         let compiled = unsafe { compile(program, 1, &option.as_ptr()) };
-        let (log, ptx) = (self.text(program, "ProgramLog"), self.text(program, "PTX"));
+        let (log, code) = (self.bytes(program, "ProgramLog"), self.bytes(program, what));
         // SAFETY: destroyed once and not used after.
         unsafe { destroy(&mut program) };
-        if compiled == 0 { Ok(ptx) } else { Err(log) }
+        if compiled == 0 { Ok(code) } else { Err(String::from_utf8_lossy(&log).into_owned()) }
     }
 
     /// `nvrtcGet{what}`, after `nvrtcGet{what}Size`.
-    fn text(&self, program: Program, what: &str) -> String {
+    fn bytes(&self, program: Program, what: &str) -> Vec<u8> {
         let size: unsafe extern "C" fn(Program, *mut usize) -> c_int =
             self.call(&format!("nvrtcGet{what}Size"));
         let get: unsafe extern "C" fn(Program, *mut c_char) -> c_int = self.call(&format!("nvrtcGet{what}"));
         let mut bytes = 0;
         // SAFETY: the program lives; one number is written.
         if unsafe { size(program, &mut bytes) } != 0 || bytes == 0 {
-            return String::new();
+            return Vec::new();
         }
-        let mut text = vec![0u8; bytes];
+        let mut content = vec![0u8; bytes];
         // SAFETY: as many bytes are written as the call before said.
-        unsafe { get(program, text.as_mut_ptr().cast()) };
-        String::from_utf8_lossy(&text).trim_end_matches('\0').to_owned()
+        unsafe { get(program, content.as_mut_ptr().cast()) };
+        content
     }
 }
