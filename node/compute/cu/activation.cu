@@ -122,7 +122,7 @@ static __device__ __forceinline__ void row(
 // `table`: [entries, 4], `entries` is 1 (for all rows) or `rows`: kind (0 identity, 1 relu, 2 clip, 3 leaky relu and prelu,
 // 4 sigmoid, 5 tanh, 6 hard swish, 7 silu, 8 gelu, 9 gelu by tanh), `a` (a clip's lower bound, a slope), `b` (a clip's upper
 // bound), bias. Threads along x share a row, threads along y and blocks along x take rows.
-extern "C" __global__ void __launch_bounds__(256) activation_residual(
+extern "C" __global__ void __launch_bounds__(256, 4) activation_residual(
     u32 rows, u32 cols, u32 entries, const float* __restrict__ table, float* __restrict__ z,
     const float* __restrict__ target) {
     const bool wide = cols % 4 == 0 && (((u64)z | (u64)target) & 15) == 0;
@@ -134,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(256) activation_residual(
 }
 
 // `out` = f(x); `x`, `out`: [rows, width], may be the same. `kind`, `a`, `b`: as above. Grid as above.
-extern "C" __global__ void __launch_bounds__(256) activate(
+extern "C" __global__ void __launch_bounds__(256, 4) activate(
     u32 rows, u32 width, u32 kind, float a, float b, const float* x, float* out) {
     const bool wide = width % 4 == 0 && (((u64)x | (u64)out) & 15) == 0;
     for (u32 r = blockIdx.x * blockDim.y + threadIdx.y; r < rows; r += gridDim.x * blockDim.y) {
@@ -145,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(256) activate(
 
 // `out` = f(gate) * up; `out`: [rows, width]; `gate`, `up`: rows of `width` numbers, `gate_stride` and `up_stride` apart (two
 // halves of one matrix have its width as stride). `kind`, `a`, `b`: as above. Grid as above.
-extern "C" __global__ void __launch_bounds__(256) gate(
+extern "C" __global__ void __launch_bounds__(256, 4) gate(
     u32 rows, u32 width, u32 kind, float a, float b, const float* __restrict__ gate, u32 gate_stride,
     const float* __restrict__ up, u32 up_stride, float* __restrict__ out) {
     const bool wide = (width | gate_stride | up_stride) % 4 == 0 && (((u64)gate | (u64)up | (u64)out) & 15) == 0;

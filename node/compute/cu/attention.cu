@@ -96,7 +96,7 @@ static __device__ __forceinline__ void score(
                 four(k, key + (u64)row * k.stride + depth + column, row < keys ? left : 0);
         }
         __syncthreads();
-#pragma unroll 4
+#pragma unroll 1
         for (u32 column = 0; column < DEPTH; column += 4) {
             float4 a[SIDE], b[SIDE];
 #pragma unroll
@@ -262,8 +262,8 @@ extern "C" __global__ void __launch_bounds__(256) attention_128(
               tokens(k, k_stride, head_dim), tokens(v, v_stride, head_dim), out);
 }
 
-// The same, heads of at most 256 numbers.
-extern "C" __global__ void __launch_bounds__(256) attention_256(
+// The same, heads of at most 256 numbers. One block a multiprocessor, so that no sum is spilled.
+extern "C" __global__ void __launch_bounds__(256, 1) attention_256(
     const u32* __restrict__ starts, u32 heads, u32 kv_heads, u32 head_dim, float scale, float softcap, u32 window,
     const float* __restrict__ q, u32 q_stride, const float* __restrict__ k, u32 k_stride, const float* __restrict__ v,
     u32 v_stride, float* __restrict__ out) {

@@ -28,32 +28,41 @@ fn sources() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn every_source_compiles_for_every_architecture() {
+fn every_kernel_compiles_for_every_architecture_and_keeps_its_numbers_in_registers() {
     let Some(nvrtc) = Nvrtc::find() else { return };
     let known = nvrtc.architectures();
     for architecture in ARCHITECTURES {
         if !known.contains(&architecture) {
-            println!("skipped: this NVRTC does not know compute_{architecture}, only {known:?}");
+            println!("skipped: this NVRTC does not know architecture {architecture}, only {known:?}");
             continue;
         }
         for (name, source) in sources() {
-            let ptx = nvrtc.compile(&format!("{name}.cu"), &source, architecture);
-            let ptx = ptx.unwrap_or_else(|log| panic!("{name}.cu for compute_{architecture}:\n{log}"));
+            let report = nvrtc.resources(&format!("{name}.cu"), &source, architecture);
+            let report = report.unwrap_or_else(|log| panic!("{name}.cu for sm_{architecture}:\n{log}"));
             for kernel in shim::kernels(&source) {
-                assert!(
-                    ptx.contains(&format!(".entry {kernel}(")),
-                    "{name}.cu: no kernel {kernel} in its PTX"
-                );
+                assert_no_stack(&report, &kernel, architecture);
             }
         }
     }
+}
+
+/// The assembler's report names each function, and on the line below its use of memory.
+fn assert_no_stack(report: &str, kernel: &str, architecture: i32) {
+    let mut lines =
+        report.lines().skip_while(|line| !line.ends_with(&format!("Function properties for {kernel}")));
+    let used = lines.nth(1).unwrap_or_default();
+    let expected = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
+    assert!(
+        used.ends_with(&format!(" {expected}")),
+        "{kernel} for sm_{architecture}: `{used}` of:\n{report}"
+    );
 }
 
 #[test]
 fn a_broken_source_is_refused_with_its_file_and_line() {
     let Some(nvrtc) = Nvrtc::find() else { return };
     let log = nvrtc
-        .compile("broken.cu", "extern \"C\" __global__ void f() {\n    undeclared = 1;\n}\n", 90)
+        .machine_code("broken.cu", "extern \"C\" __global__ void f() {\n    undeclared = 1;\n}\n", 90)
         .unwrap_err();
     assert!(log.contains("broken.cu(2)") && log.contains("undeclared"), "{log}");
 }

@@ -73,18 +73,20 @@ impl Nvrtc {
         architectures
     }
 
-    /// PTX of a source for a virtual architecture, or the compiler's log; `name` is for the log.
-    pub fn compile(&self, name: &str, source: &str, architecture: c_int) -> Result<String, String> {
-        let ptx = self.translate(name, source, &format!("compute_{architecture}"), "PTX")?;
-        Ok(String::from_utf8_lossy(&ptx).trim_end_matches('\0').to_owned())
-    }
-
-    /// Machine code of a source for a real architecture, which a driver older than this NVRTC loads too.
+    /// Machine code of a source for an architecture, or the compiler's log; `name` is for the log.
+    ///
+    /// Not PTX: a driver older than this NVRTC would refuse that.
     pub fn machine_code(&self, name: &str, source: &str, architecture: c_int) -> Result<Vec<u8>, String> {
-        self.translate(name, source, &format!("sm_{architecture}"), "CUBIN")
+        Ok(self.translate(name, source, architecture)?.0)
     }
 
-    fn translate(&self, name: &str, source: &str, architecture: &str, what: &str) -> Result<Vec<u8>, String> {
+    /// What each kernel needs on a real architecture, in the assembler's words.
+    pub fn resources(&self, name: &str, source: &str, architecture: c_int) -> Result<String, String> {
+        Ok(self.translate(name, source, architecture)?.1)
+    }
+
+    /// Code and log.
+    fn translate(&self, name: &str, source: &str, architecture: c_int) -> Result<(Vec<u8>, String), String> {
         let create: unsafe extern "C" fn(
             *mut Program,
             *const c_char,
@@ -97,17 +99,19 @@ impl Nvrtc {
             self.call("nvrtcCompileProgram");
         let destroy: unsafe extern "C" fn(*mut Program) -> c_int = self.call("nvrtcDestroyProgram");
         let (source, name) = (CString::new(source).unwrap(), CString::new(name).unwrap());
-        let option = CString::new(format!("--gpu-architecture={architecture}")).unwrap();
+        let options = [format!("--gpu-architecture=sm_{architecture}"), "--ptxas-options=-v".into()];
+        let options = options.map(|option| CString::new(option).unwrap());
+        let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
         let mut program = null_mut();
         // SAFETY: strings end in 0 and outlive the calls; there are no headers.
         let made = unsafe { create(&mut program, source.as_ptr(), name.as_ptr(), 0, null(), null()) };
         assert_eq!(made, 0, "nvrtcCreateProgram");
-        // SAFETY: the program was created above; one option.
-        let compiled = unsafe { compile(program, 1, &option.as_ptr()) };
-        let (log, code) = (self.bytes(program, "ProgramLog"), self.bytes(program, what));
+        // SAFETY: the program was created above; options end in 0 and outlive the call.
+        let compiled = unsafe { compile(program, pointers.len() as c_int, pointers.as_ptr()) };
+        let (log, code) = (self.bytes(program, "ProgramLog"), self.bytes(program, "CUBIN"));
         // SAFETY: destroyed once and not used after.
         unsafe { destroy(&mut program) };
-        if compiled == 0 { Ok(code) } else { Err(String::from_utf8_lossy(&log).into_owned()) }
+        if compiled == 0 { Ok((code, text(&log))) } else { Err(text(&log)) }
     }
 
     /// `nvrtcGet{what}`, after `nvrtcGet{what}Size`.
@@ -125,4 +129,8 @@ impl Nvrtc {
         unsafe { get(program, content.as_mut_ptr().cast()) };
         content
     }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
 }
