@@ -11,6 +11,7 @@ use std::ops::{Deref, DerefMut, Range};
 use crate::activation::{self, Activation};
 use crate::cpu;
 use crate::cpu::step::{Gradient, StepArgs};
+use crate::shape::{self, area, span};
 
 /// What can go wrong on a device.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,16 @@ pub enum DeviceError {
         /// Exclusive limit.
         limit: usize,
     },
+    /// The device has no room; with less beside it, or another device, the same may succeed.
+    #[error("{device}: out of memory, {asked} bytes asked for{}", left(*.free))]
+    OutOfMemory {
+        /// The device's description.
+        device: String,
+        /// Bytes that were asked for.
+        asked: usize,
+        /// Bytes that were free when it failed, where the device says so.
+        free: Option<usize>,
+    },
     /// The device or its driver failed.
     #[error("{device}: {reason}")]
     Failed {
@@ -53,6 +64,10 @@ pub enum DeviceError {
         /// What it said.
         reason: String,
     },
+}
+
+fn left(free: Option<usize>) -> String {
+    free.map_or_else(String::new, |free| format!(", {free} free"))
 }
 
 /// A read-only matrix inside a buffer: row-major from `offset`, rows `stride` apart.
@@ -196,6 +211,15 @@ pub trait Device: Send + Sync {
     /// A new buffer with the host's values.
     fn upload(&self, host: &[f32]) -> Result<Self::Buffer, DeviceError>;
 
+    /// Lets other queues of the same device read `buffer` from now on; it is not written any more.
+    ///
+    /// # Errors
+    /// `Failed` if what it waits for failed.
+    fn share(&self, buffer: &mut Self::Buffer) -> Result<(), DeviceError> {
+        let _ = buffer;
+        Ok(())
+    }
+
     /// Overwrites the start of `buffer`.
     fn write(&self, host: &[f32], buffer: &mut Self::Buffer) -> Result<(), DeviceError>;
 
@@ -210,6 +234,18 @@ pub trait Device: Send + Sync {
         b: MatRef<'_, Self::Buffer>,
         out: MatMut<'_, Self::Buffer>,
     ) -> Result<(), DeviceError>;
+
+    /// `matmul` where the result only steers a search, as a gradient does: a device may round the factors to fewer
+    /// digits (TF32: 10 bits) where that is faster. Never for what is compared or reported.
+    fn matmul_rough(
+        &self,
+        product: Product,
+        a: MatRef<'_, Self::Buffer>,
+        b: MatRef<'_, Self::Buffer>,
+        out: MatMut<'_, Self::Buffer>,
+    ) -> Result<(), DeviceError> {
+        self.matmul(product, a, b, out)
+    }
 
     /// `g += x^T x`, `x: [n, k]`, `g: [k, k]`, both triangles of `g` written (the upper copied from the lower).
     fn gram(&self, x: &Self::Buffer, n: usize, k: usize, g: &mut Self::Buffer) -> Result<(), DeviceError>;
@@ -287,13 +323,9 @@ impl DerefMut for CpuBuffer {
     }
 }
 
-/// `rows * cols`, saturating: a shape that overflows fits no buffer.
-fn area(rows: usize, cols: usize) -> usize {
-    rows.saturating_mul(cols)
-}
-
 fn first<'a>(operand: &'static str, slice: &'a [f32], len: usize) -> Result<&'a [f32], DeviceError> {
-    slice.get(..len).ok_or(DeviceError::Length { operand, expected: len, actual: slice.len() })
+    shape::length(operand, slice.len(), len)?;
+    Ok(&slice[..len])
 }
 
 fn first_mut<'a>(
@@ -301,33 +333,8 @@ fn first_mut<'a>(
     slice: &'a mut [f32],
     len: usize,
 ) -> Result<&'a mut [f32], DeviceError> {
-    let actual = slice.len();
-    slice.get_mut(..len).ok_or(DeviceError::Length { operand, expected: len, actual })
-}
-
-/// Checks a stored matrix of `rows` by `cols` and returns the elements it spans.
-fn span(
-    operand: &'static str,
-    len: usize,
-    offset: usize,
-    stride: usize,
-    rows: usize,
-    cols: usize,
-) -> Result<Range<usize>, DeviceError> {
-    if rows > 1 && stride < cols {
-        return Err(DeviceError::Stride { operand, stride, columns: cols });
-    }
-    let end = match rows.checked_sub(1) {
-        Some(before) => {
-            before.checked_mul(stride).and_then(|n| n.checked_add(cols)).and_then(|n| n.checked_add(offset))
-        }
-        None => Some(offset),
-    };
-    let expected = end.unwrap_or(usize::MAX);
-    if expected > len {
-        return Err(DeviceError::Length { operand, expected, actual: len });
-    }
-    Ok(offset..expected)
+    shape::length(operand, slice.len(), len)?;
+    Ok(&mut slice[..len])
 }
 
 fn operand<'a>(
@@ -350,9 +357,10 @@ impl Device for Cpu {
 
     fn zeros(&self, len: usize) -> Result<CpuBuffer, DeviceError> {
         let mut values = Vec::new();
-        values.try_reserve_exact(len).map_err(|_| DeviceError::Failed {
+        values.try_reserve_exact(len).map_err(|_| DeviceError::OutOfMemory {
             device: self.describe(),
-            reason: format!("out of memory: {len} f32 asked for"),
+            asked: len.saturating_mul(size_of::<f32>()),
+            free: None,
         })?;
         values.resize(len, 0.0);
         Ok(CpuBuffer(values))
@@ -427,28 +435,15 @@ impl Device for Cpu {
 
     fn refine_block(
         &self,
-        shape: &RefineShape,
+        refine: &RefineShape,
         h: &CpuBuffer,
         residual: &CpuBuffer,
         delta: &CpuBuffer,
         up: &mut CpuBuffer,
         flips: &mut CpuBuffer,
     ) -> Result<u64, DeviceError> {
-        let RefineShape { rows, cols, ref block } = *shape;
-        if block.end > cols || block.start > block.end {
-            return Err(DeviceError::Index {
-                operand: "refine block",
-                index: block.end,
-                limit: cols.saturating_add(1),
-            });
-        }
-        if block.len() > cpu::REFINE_BLOCK {
-            return Err(DeviceError::Index {
-                operand: "refine block length",
-                index: block.len(),
-                limit: cpu::REFINE_BLOCK + 1,
-            });
-        }
+        let RefineShape { rows, cols, ref block } = *refine;
+        shape::refine_block(refine)?;
         let len = area(rows, cols);
         Ok(cpu::refine_block(
             rows,
@@ -475,10 +470,7 @@ impl Device for Cpu {
         }
         let limit = source.len() / k;
         for (&index, row) in indices.iter().zip(out.chunks_exact_mut(k)) {
-            let index = index as usize;
-            if index >= limit {
-                return Err(DeviceError::Index { operand: "gather source", index, limit });
-            }
+            let index = shape::row("gather source", index, limit)?;
             row.copy_from_slice(&source[index * k..(index + 1) * k]);
         }
         Ok(())
@@ -493,20 +485,7 @@ impl Device for Cpu {
         z: &mut CpuBuffer,
         target: &CpuBuffer,
     ) -> Result<(), DeviceError> {
-        if activations.len() != 1 && activations.len() != rows {
-            return Err(DeviceError::Length {
-                operand: "activations",
-                expected: rows,
-                actual: activations.len(),
-            });
-        }
-        if !bias.is_empty() && bias.len() != rows {
-            return Err(DeviceError::Length {
-                operand: "activation bias",
-                expected: rows,
-                actual: bias.len(),
-            });
-        }
+        shape::per_row(activations, bias, rows)?;
         let len = area(rows, cols);
         let z = first_mut("activation z", z, len)?;
         let target = first("activation target", target, len)?;
@@ -541,7 +520,7 @@ mod tests {
         let error = Cpu.write(&[0.0; 4], &mut buffer).unwrap_err();
         assert_eq!(error.to_string(), "write: buffer too short, expected at least 4 elements, actual 3");
         assert!(Cpu.download(&buffer, &mut [0.0; 4]).is_err());
-        assert!(matches!(Cpu.zeros(usize::MAX / 2), Err(DeviceError::Failed { .. })));
+        assert!(matches!(Cpu.zeros(usize::MAX / 2), Err(DeviceError::OutOfMemory { .. })));
     }
 
     #[test]

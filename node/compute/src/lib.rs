@@ -2,16 +2,19 @@
 //!
 //! [`Device`] is what the solver is generic over: buffers of f32, products, Gram matrices, the fused AdaRound
 //! step and the refinement kernel. [`Cpu`] implements it with the plain functions of [`cpu`], which are also
-//! the twins other devices are tested against. [`random`] is the counter-based generator every device shares.
+//! the twins other devices are tested against; [`cuda::Cuda`] with cuBLAS and the kernels in `cu/`, through libraries
+//! found at run time. [`random`] is the counter-based generator every device shares.
 //!
-//! All results are a function of the arguments and the instruction-set level alone, never of thread count.
+//! All results are a function of the arguments and the device's kind ([`Device::describe`]) alone, never of thread count.
 //!
 //! Not here: schedules, optimiser loops, guards (`solver`); running models (`exec`); choosing encodings (`quant`).
 
 pub mod activation;
 pub mod cpu;
+pub mod cuda;
 mod device;
 pub mod random;
+mod shape;
 
 pub use activation::Activation;
 pub use cpu::step::{Gradient, StepArgs};

@@ -1,0 +1,170 @@
+//! cuBLAS on one stream: row-major products and Gram matrices of f32.
+//!
+//! Its default algorithms sum in a fixed order for a shape, so equal arguments give equal bits on one kind of device.
+//! Not here: which shapes are allowed (`shape`), how row-major becomes column-major (`column_major`).
+#![expect(unsafe_code, reason = "cuBLAS takes raw device pointers; shapes are checked by the caller")]
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::cublas::result::{CublasError, create_handle, destroy_handle, gemm_ex, set_stream};
+use cudarc::cublas::sys;
+use cudarc::driver::CudaStream;
+
+use super::column_major::{ColumnMajor, Factor};
+
+/// Bytes that cuBLAS takes for itself per handle, at most.
+pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// How the factors of a product are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Digits {
+    /// All 24 bits.
+    Full,
+    /// TF32: 11 bits, the sums still in f32.
+    Rough,
+}
+
+/// A handle bound to a stream.
+pub(super) struct Blas {
+    handle: sys::cublasHandle_t,
+    /// The handle's, as long as that lives.
+    stream: Arc<CudaStream>,
+}
+
+// SAFETY: a handle is used from any thread that has its context current; cuBLAS locks what calls share.
+unsafe impl Send for Blas {}
+// SAFETY: as above; nothing of the handle is changed after it was made.
+unsafe impl Sync for Blas {}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // A context that cannot be used any more has taken the handle with it.
+        if self.stream.context().bind_to_thread().is_ok() {
+            // SAFETY: made by `new`, destroyed once.
+            let _ = unsafe { destroy_handle(self.handle) };
+        }
+    }
+}
+
+fn operation(factor: Factor) -> sys::cublasOperation_t {
+    match factor.transposed {
+        true => sys::cublasOperation_t::CUBLAS_OP_T,
+        false => sys::cublasOperation_t::CUBLAS_OP_N,
+    }
+}
+
+impl Blas {
+    /// The context is current.
+    pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Self, CublasError> {
+        let handle = create_handle()?;
+        let blas = Self { handle, stream: Arc::clone(stream) };
+        // SAFETY: the handle was made a line above; the stream lives as long as it.
+        unsafe { set_stream(handle, stream.cu_stream().cast()) }?;
+        Ok(blas)
+    }
+
+    /// `out = alpha * first * second + beta * out`, column-major; no dimension is 0.
+    ///
+    /// # Safety
+    /// The addresses are the device's, of arrays that hold what `args` says of them; `out` overlaps neither factor. The
+    /// context is current.
+    pub(super) unsafe fn product(
+        &self,
+        args: &ColumnMajor,
+        digits: Digits,
+        (alpha, beta): (f32, f32),
+        first: u64,
+        second: u64,
+        out: u64,
+    ) -> Result<(), CublasError> {
+        let compute = match digits {
+            Digits::Full => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            Digits::Rough => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+        };
+        let f32_kind = sys::cudaDataType::CUDA_R_32F;
+        // SAFETY: the caller's promise; alpha and beta live until the call returns, which has read them by then.
+        unsafe {
+            gemm_ex(
+                self.handle,
+                operation(args.first),
+                operation(args.second),
+                args.m,
+                args.n,
+                args.k,
+                (&raw const alpha).cast(),
+                first as *const c_void,
+                f32_kind,
+                args.first.leading,
+                second as *const c_void,
+                f32_kind,
+                args.second.leading,
+                (&raw const beta).cast(),
+                out as *mut c_void,
+                f32_kind,
+                args.leading,
+                compute,
+                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        }
+    }
+
+    /// `out = beta * out`, `[rows, columns]` in our order; with `beta` 0, `out` is not read.
+    ///
+    /// # Safety
+    /// As [`Self::product`].
+    pub(super) unsafe fn scale(
+        &self,
+        (rows, columns, leading): (i32, i32, i32),
+        beta: f32,
+        out: u64,
+    ) -> Result<(), CublasError> {
+        let (plain, nothing) = (sys::cublasOperation_t::CUBLAS_OP_N, 0f32);
+        let out = out as *mut f32;
+        // SAFETY: the caller's promise; adding nothing of the array itself is allowed where the layouts are equal.
+        unsafe {
+            sys::cublasSgeam(
+                self.handle,
+                plain,
+                plain,
+                columns,
+                rows,
+                &raw const beta,
+                out,
+                leading,
+                &raw const nothing,
+                out,
+                leading,
+                out,
+                leading,
+            )
+        }
+        .result()
+    }
+
+    /// `g += x^T x`, the lower triangle of `g` in our order, all bits; `x`: `[n, k]`, `g`: `[k, k]`.
+    ///
+    /// # Safety
+    /// As [`Self::product`].
+    pub(super) unsafe fn gram_lower(&self, n: i32, k: i32, x: u64, g: u64) -> Result<(), CublasError> {
+        let one = 1f32;
+        // Column by column our lower triangle is the upper one, and `x` is its transpose, `[k, n]`.
+        // SAFETY: the caller's promise.
+        unsafe {
+            sys::cublasSsyrk_v2(
+                self.handle,
+                sys::cublasFillMode_t::CUBLAS_FILL_MODE_UPPER,
+                sys::cublasOperation_t::CUBLAS_OP_N,
+                k,
+                n,
+                &raw const one,
+                x as *const f32,
+                k,
+                &raw const one,
+                g as *mut f32,
+                k,
+            )
+        }
+        .result()
+    }
+}

@@ -1,0 +1,457 @@
+//! Which kernels there are, and the arguments and grid of each: pure, compared with the sources by a test.
+//!
+//! Not here: compiling (`compile`), running (`device`), what they compute (`cu/`).
+
+use crate::cpu::step::StepArgs;
+
+/// Threads of most blocks.
+const THREADS: u32 = 256;
+/// Threads along x and y where a row is narrow.
+const NARROW: (u32, u32) = (32, 8);
+/// Widest row that is narrow.
+const NARROW_WIDTH: u32 = 512;
+/// Side of the tiles in which a triangle is mirrored.
+const TILE: u32 = 32;
+
+/// A file of kernels, embedded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct File {
+    pub(super) name: &'static str,
+    pub(super) source: &'static str,
+}
+
+macro_rules! file {
+    ($name:literal) => {
+        File { name: $name, source: include_str!(concat!("../../cu/", $name)) }
+    };
+}
+
+/// All files that [`Kernel`]s are in.
+pub(super) const FILES: [File; 4] =
+    [file!("step.cu"), file!("refine.cu"), file!("rows.cu"), file!("activation.cu")];
+
+/// The kernels that a device needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub(super) enum Kernel {
+    StepDifference,
+    StepGiven,
+    RefineBlock,
+    SumCounts,
+    GatherRows,
+    MirrorLower,
+    ActivationResidual,
+}
+
+impl Kernel {
+    /// In the order of their numbers.
+    pub(super) const ALL: [Self; 7] = [
+        Self::StepDifference,
+        Self::StepGiven,
+        Self::RefineBlock,
+        Self::SumCounts,
+        Self::GatherRows,
+        Self::MirrorLower,
+        Self::ActivationResidual,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::StepDifference => "adaround_step_difference",
+            Self::StepGiven => "adaround_step_given",
+            Self::RefineBlock => "refine_block",
+            Self::SumCounts => "sum_counts",
+            Self::GatherRows => "gather_rows",
+            Self::MirrorLower => "mirror_lower",
+            Self::ActivationResidual => "activation_residual",
+        }
+    }
+
+    /// Where it is.
+    pub(super) fn file(self) -> File {
+        match self {
+            Self::StepDifference | Self::StepGiven => FILES[0],
+            Self::RefineBlock | Self::SumCounts => FILES[1],
+            Self::GatherRows | Self::MirrorLower => FILES[2],
+            Self::ActivationResidual => FILES[3],
+        }
+    }
+}
+
+/// A number for the sources: results of other sources may have other bits.
+pub(super) const fn sources_hash() -> u32 {
+    // FNV-1a, folded.
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut file = 0;
+    while file < FILES.len() {
+        let bytes = FILES[file].source.as_bytes();
+        let mut at = 0;
+        while at < bytes.len() {
+            hash = (hash ^ bytes[at] as u64).wrapping_mul(0x0000_0100_0000_01b3);
+            at += 1;
+        }
+        file += 1;
+    }
+    (hash ^ (hash >> 32)) as u32
+}
+
+/// An argument's value. Addresses are the device's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Value {
+    U32(u32),
+    U64(u64),
+    F32(f32),
+    /// Of an array that is read.
+    Read(u64),
+    /// Of an array that is written.
+    Write(u64),
+}
+
+/// An argument, by the name it has in the source.
+pub(super) type Argument = (&'static str, Value);
+
+/// Everything that a launch is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Launch<const N: usize> {
+    pub(super) kernel: Kernel,
+    /// Blocks along x, y.
+    pub(super) grid: (u32, u32),
+    /// Threads along x, y.
+    pub(super) block: (u32, u32),
+    pub(super) arguments: [Argument; N],
+}
+
+/// What grids are fitted to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    pub(super) multiprocessors: u32,
+}
+
+impl Size {
+    /// One thread for every four of `len` elements, at most what the device holds.
+    fn flat(self, len: usize) -> (u32, u32) {
+        (at_most(len.div_ceil(4 * THREADS as usize), 16 * self.multiprocessors), 1)
+    }
+
+    /// Threads that share rows of `width`, and blocks that take `rows`.
+    fn rows(self, rows: u32, width: u32) -> ((u32, u32), (u32, u32)) {
+        let block = if width <= NARROW_WIDTH { NARROW } else { (THREADS, 1) };
+        ((at_most(rows.div_ceil(block.1) as usize, 32 * self.multiprocessors), 1), block)
+    }
+
+    /// A warp for every row.
+    fn warps(self, rows: u32) -> (u32, u32) {
+        (at_most(rows.div_ceil(THREADS / 32) as usize, 32 * self.multiprocessors), 1)
+    }
+}
+
+/// At least one block, at most `most`.
+fn at_most(blocks: usize, most: u32) -> u32 {
+    u32::try_from(blocks).unwrap_or(u32::MAX).clamp(1, most.max(1))
+}
+
+/// Addresses of what a step reads and writes besides its gradient.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StepState {
+    pub(super) lo: u64,
+    pub(super) delta: u64,
+    pub(super) v: u64,
+    pub(super) m1: u64,
+    pub(super) m2: u64,
+    pub(super) soft: u64,
+}
+
+impl StepState {
+    fn arguments(self) -> [Argument; 6] {
+        [
+            ("lo", Value::Read(self.lo)),
+            ("delta", Value::Read(self.delta)),
+            ("v", Value::Write(self.v)),
+            ("m1", Value::Write(self.m1)),
+            ("m2", Value::Write(self.m2)),
+            ("soft", Value::Write(self.soft)),
+        ]
+    }
+}
+
+fn constants(args: &StepArgs) -> [Argument; 9] {
+    [
+        ("learning_rate", Value::F32(args.learning_rate)),
+        ("beta1", Value::F32(args.beta1)),
+        ("beta2", Value::F32(args.beta2)),
+        ("eps", Value::F32(args.eps)),
+        ("bias1", Value::F32(args.bias1)),
+        ("bias2", Value::F32(args.bias2)),
+        ("lambda", Value::F32(args.lambda)),
+        ("beta", Value::F32(args.beta)),
+        ("grad_scale", Value::F32(args.grad_scale)),
+    ]
+}
+
+pub(super) fn step_difference(
+    size: Size,
+    len: usize,
+    product: u64,
+    target: u64,
+    state: StepState,
+    args: &StepArgs,
+) -> Launch<18> {
+    let [lo, delta, v, m1, m2, soft] = state.arguments();
+    let [rate, beta1, beta2, eps, bias1, bias2, lambda, beta, scale] = constants(args);
+    let len_argument = ("len", Value::U64(len as u64));
+    let (product, target) = (("product", Value::Read(product)), ("target", Value::Read(target)));
+    Launch {
+        kernel: Kernel::StepDifference,
+        grid: size.flat(len),
+        block: (THREADS, 1),
+        arguments: [
+            len_argument,
+            product,
+            target,
+            lo,
+            delta,
+            v,
+            m1,
+            m2,
+            soft,
+            rate,
+            beta1,
+            beta2,
+            eps,
+            bias1,
+            bias2,
+            lambda,
+            beta,
+            scale,
+        ],
+    }
+}
+
+pub(super) fn step_given(
+    size: Size,
+    len: usize,
+    gradient: u64,
+    state: StepState,
+    args: &StepArgs,
+) -> Launch<17> {
+    let [lo, delta, v, m1, m2, soft] = state.arguments();
+    let [rate, beta1, beta2, eps, bias1, bias2, lambda, beta, scale] = constants(args);
+    let (len_argument, gradient) = (("len", Value::U64(len as u64)), ("gradient", Value::Read(gradient)));
+    Launch {
+        kernel: Kernel::StepGiven,
+        grid: size.flat(len),
+        block: (THREADS, 1),
+        arguments: [
+            len_argument,
+            gradient,
+            lo,
+            delta,
+            v,
+            m1,
+            m2,
+            soft,
+            rate,
+            beta1,
+            beta2,
+            eps,
+            bias1,
+            bias2,
+            lambda,
+            beta,
+            scale,
+        ],
+    }
+}
+
+/// Addresses of what refinement reads and writes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RefineState {
+    pub(super) h: u64,
+    pub(super) residual: u64,
+    pub(super) delta: u64,
+    pub(super) up: u64,
+    pub(super) flips: u64,
+    pub(super) counts: u64,
+}
+
+/// `start` and `width` are the block's.
+pub(super) fn refine_block(
+    size: Size,
+    rows: u32,
+    cols: u32,
+    start: u32,
+    width: u32,
+    state: RefineState,
+) -> Launch<10> {
+    Launch {
+        kernel: Kernel::RefineBlock,
+        grid: size.warps(rows),
+        block: (THREADS, 1),
+        arguments: [
+            ("rows", Value::U32(rows)),
+            ("cols", Value::U32(cols)),
+            ("start", Value::U32(start)),
+            ("width", Value::U32(width)),
+            ("h", Value::Read(state.h)),
+            ("residual", Value::Read(state.residual)),
+            ("delta", Value::Read(state.delta)),
+            ("up", Value::Write(state.up)),
+            ("flips", Value::Write(state.flips)),
+            ("counts", Value::Write(state.counts)),
+        ],
+    }
+}
+
+pub(super) fn sum_counts(rows: u32, counts: u64, total: u64) -> Launch<3> {
+    Launch {
+        kernel: Kernel::SumCounts,
+        grid: (1, 1),
+        block: (THREADS, 1),
+        arguments: [
+            ("rows", Value::U32(rows)),
+            ("counts", Value::Read(counts)),
+            ("total", Value::Write(total)),
+        ],
+    }
+}
+
+pub(super) fn gather_rows(
+    size: Size,
+    count: u32,
+    width: u32,
+    source: u64,
+    indices: u64,
+    out: u64,
+) -> Launch<5> {
+    let (grid, block) = size.rows(count, width);
+    Launch {
+        kernel: Kernel::GatherRows,
+        grid,
+        block,
+        arguments: [
+            ("count", Value::U32(count)),
+            ("width", Value::U32(width)),
+            ("source", Value::Read(source)),
+            ("indices", Value::Read(indices)),
+            ("out", Value::Write(out)),
+        ],
+    }
+}
+
+pub(super) fn mirror_lower(k: u32, g: u64) -> Launch<2> {
+    let tiles = k.div_ceil(TILE);
+    Launch {
+        kernel: Kernel::MirrorLower,
+        grid: (tiles, tiles),
+        block: (TILE, THREADS / TILE),
+        arguments: [("k", Value::U32(k)), ("g", Value::Write(g))],
+    }
+}
+
+pub(super) fn activation_residual(
+    size: Size,
+    rows: u32,
+    cols: u32,
+    entries: u32,
+    table: u64,
+    z: u64,
+    target: u64,
+) -> Launch<6> {
+    let (grid, block) = size.rows(rows, cols);
+    Launch {
+        kernel: Kernel::ActivationResidual,
+        grid,
+        block,
+        arguments: [
+            ("rows", Value::U32(rows)),
+            ("cols", Value::U32(cols)),
+            ("entries", Value::U32(entries)),
+            ("table", Value::Read(table)),
+            ("z", Value::Write(z)),
+            ("target", Value::Read(target)),
+        ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: Size = Size { multiprocessors: 4 };
+
+    /// A kernel's parameters as its source declares them: type and name.
+    fn declared(kernel: Kernel) -> Vec<(String, String)> {
+        let source = kernel.file().source;
+        let head = format!(" {}(", kernel.name());
+        let start = source
+            .match_indices(&head)
+            .find(|(at, _)| source[..*at].rsplit('}').next().unwrap().contains("__global__"));
+        let start =
+            start.unwrap_or_else(|| panic!("{}: no kernel `{}`", kernel.file().name, kernel.name())).0;
+        let list = &source[start + head.len()..];
+        let list = &list[..list.find(')').unwrap()];
+        let parameter = |text: &str| {
+            let text = text.replace("__restrict__", " ");
+            let (kind, name) = text.trim().rsplit_once([' ', '*']).unwrap();
+            let pointer = if text.contains('*') { "*" } else { "" };
+            (format!("{}{pointer}", kind.trim().trim_end_matches('*').trim()), name.to_owned())
+        };
+        list.split(',').map(parameter).collect()
+    }
+
+    fn check<const N: usize>(launch: Launch<N>) {
+        let declared = declared(launch.kernel);
+        let names: Vec<&str> = declared.iter().map(|(_, name)| name.as_str()).collect();
+        let given: Vec<&str> = launch.arguments.iter().map(|(name, _)| *name).collect();
+        assert_eq!(given, names, "{:?}", launch.kernel);
+        for ((kind, name), (_, value)) in declared.iter().zip(launch.arguments) {
+            let expected: &[&str] = match value {
+                Value::U32(_) => &["u32"],
+                Value::U64(_) => &["u64"],
+                Value::F32(_) => &["float"],
+                Value::Read(_) => &["const float*", "const u32*"],
+                Value::Write(_) => &["float*", "u32*", "u64*"],
+            };
+            assert!(
+                expected.contains(&kind.as_str()),
+                "{:?}: `{name}` is {kind}, given {value:?}",
+                launch.kernel
+            );
+        }
+        assert!(launch.block.0 * launch.block.1 <= THREADS && launch.grid.0 > 0 && launch.grid.1 > 0);
+    }
+
+    #[test]
+    fn arguments_stand_in_the_order_and_with_the_types_of_the_sources() {
+        let args = StepArgs::adam(0.1);
+        let state = StepState { lo: 1, delta: 2, v: 3, m1: 4, m2: 5, soft: 6 };
+        check(step_difference(SIZE, 10, 7, 8, state, &args));
+        check(step_given(SIZE, 10, 7, state, &args));
+        let refine = RefineState { h: 1, residual: 2, delta: 3, up: 4, flips: 5, counts: 6 };
+        check(refine_block(SIZE, 3, 5, 1, 2, refine));
+        check(sum_counts(3, 1, 2));
+        check(gather_rows(SIZE, 3, 5, 1, 2, 3));
+        check(mirror_lower(33, 1));
+        check(activation_residual(SIZE, 3, 5, 1, 1, 2, 3));
+    }
+
+    #[test]
+    fn every_kernel_has_its_number_and_stands_in_its_file() {
+        for (number, kernel) in Kernel::ALL.into_iter().enumerate() {
+            assert_eq!(kernel as usize, number);
+            assert!(!declared(kernel).is_empty());
+        }
+    }
+
+    #[test]
+    fn grids_cover_small_and_huge_shapes_within_the_device() {
+        assert_eq!(SIZE.flat(1), (1, 1));
+        assert_eq!(SIZE.flat(1025), (2, 1));
+        assert_eq!(SIZE.flat(usize::MAX), (64, 1));
+        assert_eq!(SIZE.rows(17, 512), ((3, 1), NARROW));
+        assert_eq!(SIZE.rows(17, 513), ((17, 1), (256, 1)));
+        assert_eq!(SIZE.rows(u32::MAX, 1), ((128, 1), NARROW));
+        assert_eq!(SIZE.warps(9), (2, 1));
+        assert_eq!(mirror_lower(33, 0).grid, (2, 2));
+    }
+}

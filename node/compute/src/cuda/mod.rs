@@ -1,0 +1,21 @@
+//! CUDA: NVIDIA's devices behind the interface, through libraries found at run time.
+//!
+//! One binary runs with and without them. [`probe`] says what is there and what is missing; [`Cuda::open`] takes a device
+//! that is usable. Products are cuBLAS's, everything else the kernels in `cu/`, compiled by NVRTC for the device found.
+//! A [`Cuda`] is a lane: one stream with its own cuBLAS handle; threads take one each with [`Cuda::lane`].
+//!
+//! Not here: several devices in one solve, exchange between devices.
+
+mod blas;
+mod column_major;
+mod compile;
+mod device;
+mod error;
+mod kernels;
+mod libraries;
+mod modules;
+mod probe;
+
+pub use device::{Cuda, CudaBuffer, Precision};
+pub use libraries::{LibraryError, open_libraries};
+pub use probe::{Found, Gpu, Probe, probe};
