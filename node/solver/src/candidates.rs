@@ -28,12 +28,12 @@ pub(crate) trait Judge<V> {
 }
 
 /// The gram objective's judge.
-pub(crate) struct ByQuadratic<'a> {
-    pub(crate) quadratic: &'a Quadratic<'a>,
+pub(crate) struct ByQuadratic<'a, B> {
+    pub(crate) quadratic: &'a Quadratic<'a, B>,
     pub(crate) cells: &'a Cells,
 }
 
-impl Judge<RowValue> for ByQuadratic<'_> {
+impl<B: Send + Sync> Judge<RowValue> for ByQuadratic<'_, B> {
     fn prefers(&self, row: usize, a: &Candidate<RowValue>, b: &Candidate<RowValue>) -> bool {
         a.values[row].damped < b.values[row].damped
     }

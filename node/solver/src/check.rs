@@ -5,7 +5,7 @@
 use crate::problem::{GramView, SamplesView};
 use crate::{Activation, RowProblem, SolveError, Statistics};
 
-/// Checks shapes, encodings, finiteness; everything after it may index freely.
+/// Checks shapes, encodings, finiteness of everything but the statistics; after both everything may index freely.
 pub(crate) fn check(problem: &RowProblem<'_>) -> Result<(), SolveError> {
     let (rows, cols) = (problem.rows, problem.cols);
     let encodings = problem.encodings;
@@ -19,14 +19,17 @@ pub(crate) fn check(problem: &RowProblem<'_>) -> Result<(), SolveError> {
     finite("output scale", &[problem.output_scale], 1, 0)?;
     problem.activation.per_row(rows)?;
     match &problem.statistics {
-        Statistics::Gram(moments) => {
-            if problem.activation != Activation::Identity {
-                return Err(SolveError::ActivationNeedsSamples {
-                    activation: format!("{:?}", problem.activation),
-                });
-            }
-            gram(moments, cols)
+        Statistics::Gram(_) if problem.activation != Activation::Identity => {
+            Err(SolveError::ActivationNeedsSamples { activation: format!("{:?}", problem.activation) })
         }
+        _ => Ok(()),
+    }
+}
+
+/// Checks the statistics of `cols` inputs.
+pub(crate) fn check_statistics(statistics: &Statistics<'_>, cols: usize) -> Result<(), SolveError> {
+    match statistics {
+        Statistics::Gram(moments) => gram(moments, cols),
         Statistics::Samples(view) => samples(view, cols),
     }
 }

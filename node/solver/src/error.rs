@@ -14,7 +14,9 @@ pub enum ErrorKind {
     Settings,
     /// The data (weights, statistics, samples) cannot be used.
     Data,
-    /// The device failed; another node or a smaller chunk may succeed.
+    /// The device has no room; the same may succeed with less beside it, or on another node.
+    Memory,
+    /// The device failed; another node may succeed.
     Device,
 }
 
@@ -87,6 +89,9 @@ pub enum SolveError {
         /// The activation.
         activation: String,
     },
+    /// The statistics on the device are not the problem's.
+    #[error("statistics: expected those that were prepared")]
+    Unprepared,
     /// The encodings are not usable.
     #[error("encodings of rows from {first_row}: {source}")]
     Encodings {
@@ -104,13 +109,14 @@ impl SolveError {
     /// Whose fault it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Length { .. } | Self::ActivationNeedsSamples { .. } => ErrorKind::Caller,
+            Self::Length { .. } | Self::ActivationNeedsSamples { .. } | Self::Unprepared => ErrorKind::Caller,
             Self::Setting { .. } => ErrorKind::Settings,
             Self::NonFinite { .. }
             | Self::NegativeDiagonal { .. }
             | Self::Overflow { .. }
             | Self::NoSamples { .. }
             | Self::Encodings { .. } => ErrorKind::Data,
+            Self::Device(DeviceError::OutOfMemory { .. }) => ErrorKind::Memory,
             Self::Device(_) => ErrorKind::Device,
         }
     }

@@ -20,10 +20,11 @@ const BLOCK: usize = 64;
 const DAMPING_MIN: f64 = 1e-6;
 
 /// The choice (1.0: ceil) of every weight, `[rows, cols]`.
-pub(crate) fn choose(quadratic: &Quadratic<'_>, cells: &Cells) -> Vec<f32> {
+pub(crate) fn choose<B>(quadratic: &Quadratic<'_, B>, cells: &Cells) -> Vec<f32> {
     let (rows, cols) = (quadratic.rows, quadratic.cols);
     let order = ascending_diagonal(quadratic.moments.h, cols);
-    let Some(factor) = factor_damped(quadratic.moments.h, f64::from(quadratic.damping), &order) else {
+    let Some(factor) = factor_damped(quadratic.moments.h, f64::from(quadratic.prepared.damping), &order)
+    else {
         return cells.nearest_up.clone();
     };
     let pick = |matrix: &[f32]| permute_columns(matrix, &order);

@@ -17,6 +17,7 @@ mod error;
 mod fixture;
 mod gptq;
 mod grid;
+mod prepared;
 mod problem;
 mod quadratic;
 mod refine;
@@ -27,7 +28,8 @@ mod solve;
 mod workspace;
 
 pub use error::{ErrorKind, SolveError};
+pub use prepared::Prepared;
 pub use problem::{Activation, ChunkReport, GramView, RowProblem, SamplesView, Solution, Statistics};
 pub use settings::{Settings, Start};
-pub use solve::{solve, solve_watched};
+pub use solve::{solve, solve_prepared, solve_watched};
 pub use workspace::{Step, Workspace};

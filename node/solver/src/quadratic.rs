@@ -14,19 +14,19 @@ use halfstep_compute::{
 };
 
 use crate::grid::Cells;
+use crate::prepared::Prepared;
 use crate::problem::GramView;
 use crate::workspace::{Arrays, Step, Watch};
 use crate::{RowProblem, Settings, schedule};
 
 /// Host side of the quadratic.
 #[derive(Debug)]
-pub(crate) struct Quadratic<'a> {
+pub(crate) struct Quadratic<'a, B> {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) moments: GramView<'a>,
+    pub(crate) prepared: &'a Prepared<B>,
     w: &'a [f32],
-    /// `d`: what is added to the diagonal of H.
-    pub(crate) damping: f32,
     /// `w (H - C)`, `[rows, cols]`, plain units.
     pub(crate) linear: Vec<f32>,
     /// `unit[row]`: device values are plain values times this.
@@ -35,8 +35,6 @@ pub(crate) struct Quadratic<'a> {
     constant: Vec<f64>,
     /// `w G w'` of each row.
     energy: Vec<f64>,
-    /// Euclidean norms of the columns of H - C.
-    gap_norm: Vec<f32>,
 }
 
 /// One rounding's objective in one row, plain units, without `k`.
@@ -53,52 +51,48 @@ pub(crate) struct RowValue {
 /// f32 products of a few thousand terms are off by less than this fraction of the sum of magnitudes.
 const PRODUCT_ERROR: f64 = 4e-6;
 
-impl<'a> Quadratic<'a> {
-    /// Prepares a chunk, using `arrays` as scratch. `moments` is checked.
-    pub(crate) fn new<D: Device>(
+impl<'a, B: Send + Sync> Quadratic<'a, B> {
+    /// Prepares a chunk, using `arrays` as scratch. `moments` are those that `prepared` was made from.
+    pub(crate) fn new<D: Device<Buffer = B>>(
         device: &D,
         problem: &RowProblem<'a>,
+        prepared: &'a Prepared<B>,
         moments: GramView<'a>,
         cells: &Cells,
         settings: &Settings,
-        arrays: &mut Arrays<D::Buffer>,
+        arrays: &mut Arrays<B>,
     ) -> Result<Self, DeviceError> {
         let (rows, cols) = (problem.rows, problem.cols);
-        let GramView { h, c, .. } = moments;
-        let g = moments.g_energy.unwrap_or(h);
-        let trace: f64 = (0..cols).map(|j| f64::from(h[j * cols + j])).sum();
-        let gap: Vec<f32> = h.iter().zip(c).map(|(h, c)| h - c).collect();
-        let mut product = |matrix: &[f32]| weights_times(device, problem, matrix, arrays);
-        let linear = product(&gap)?;
-        let excess: Vec<f32> = g.iter().zip(c).map(|(g, c)| g - c).collect();
+        device.write(problem.w, &mut arrays.soft)?;
+        let mut product = |matrix: Option<&B>| match matrix {
+            Some(matrix) => weights_times(device, rows, cols, matrix, arrays),
+            None => Ok(vec![0.0; rows * cols]),
+        };
+        let linear = product(prepared.gap.as_ref())?;
         let constant = row_dots(&linear, problem.w, cols);
-        let constant =
-            constant.iter().zip(row_dots(&product(&excess)?, problem.w, cols)).map(|(a, b)| a + b).collect();
-        let energy = row_dots(&product(g)?, problem.w, cols);
+        let excess = product(prepared.excess.as_ref())?;
+        let constant = constant.iter().zip(row_dots(&excess, problem.w, cols)).map(|(a, b)| a + b).collect();
+        let energy = row_dots(&product(Some(&prepared.energy))?, problem.w, cols);
         Ok(Self {
             rows,
             cols,
             moments,
+            prepared,
             w: problem.w,
-            damping: (f64::from(settings.damping) * trace / cols as f64) as f32,
             linear,
-            unit: units(cells, h, rows, cols, problem.output_scale, settings.normalize),
+            unit: units(cells, moments.h, rows, cols, problem.output_scale, settings.normalize),
             constant,
             energy,
-            gap_norm: column_norms(&gap, cols),
         })
     }
 
-    /// Puts the chunk on the device: damped H, low, delta, target.
-    pub(crate) fn load<D: Device>(
+    /// Puts the chunk on the device: low, delta, target.
+    pub(crate) fn load<D: Device<Buffer = B>>(
         &self,
         device: &D,
         cells: &Cells,
-        arrays: &mut Arrays<D::Buffer>,
+        arrays: &mut Arrays<B>,
     ) -> Result<(), DeviceError> {
-        let mut damped = self.moments.h.to_vec();
-        damped.iter_mut().step_by(self.cols + 1).for_each(|diagonal| *diagonal += self.damping);
-        device.write(&damped, &mut arrays.h)?;
         device.write(&self.in_units(&cells.low, 1.0), &mut arrays.low)?;
         device.write(&self.in_units(&cells.delta, 1.0), &mut arrays.delta)?;
         device.write(&self.in_units(&self.linear, -1.0), &mut arrays.target)
@@ -110,28 +104,24 @@ impl<'a> Quadratic<'a> {
         lines.flat_map(|(line, unit)| line.iter().map(move |value| value * unit * sign)).collect()
     }
 
-    /// `product = errors * H` on the device, for errors in `soft`.
-    pub(crate) fn multiply<D: Device>(
-        &self,
-        device: &D,
-        arrays: &mut Arrays<D::Buffer>,
-    ) -> Result<(), DeviceError> {
+    /// `product = errors * H` on the device, for errors in `soft`, to be compared or carried along.
+    fn multiply<D: Device<Buffer = B>>(&self, device: &D, arrays: &mut Arrays<B>) -> Result<(), DeviceError> {
         let Self { rows, cols, .. } = *self;
         device.matmul(
             Product::new(rows, cols, cols),
             MatRef::new(&arrays.soft, cols),
-            MatRef::new(&arrays.h, cols),
+            MatRef::new(&self.prepared.damped, cols),
             MatMut::new(&mut arrays.product, cols),
         )
     }
 
     /// Writes the errors of a rounding (plain host choices) to `soft` and their product with H to `product`.
-    pub(crate) fn place<D: Device>(
+    pub(crate) fn place<D: Device<Buffer = B>>(
         &self,
         device: &D,
         cells: &Cells,
         up: &[f32],
-        arrays: &mut Arrays<D::Buffer>,
+        arrays: &mut Arrays<B>,
     ) -> Result<Vec<f32>, DeviceError> {
         let errors: Vec<f32> = up.iter().enumerate().map(|(index, up)| cells.error(index, *up)).collect();
         device.write(&self.in_units(&errors, 1.0), &mut arrays.soft)?;
@@ -140,12 +130,12 @@ impl<'a> Quadratic<'a> {
     }
 
     /// The objective of a rounding in each row, without `k`.
-    pub(crate) fn evaluate<D: Device>(
+    pub(crate) fn evaluate<D: Device<Buffer = B>>(
         &self,
         device: &D,
         cells: &Cells,
         up: &[f32],
-        arrays: &mut Arrays<D::Buffer>,
+        arrays: &mut Arrays<B>,
     ) -> Result<Vec<RowValue>, DeviceError> {
         let errors = self.place(device, cells, up, arrays)?;
         let mut product = vec![0.0; self.rows * self.cols];
@@ -167,11 +157,11 @@ impl<'a> Quadratic<'a> {
             damped += e * (f64::from(p) * inverse + 2.0 * f64::from(b));
             square += e * e;
             spread += e.abs() * f64::from(self.moments.h[j * self.cols + j]).sqrt();
-            gap += e.abs() * f64::from(self.gap_norm[j]);
+            gap += e.abs() * f64::from(self.prepared.gap_norm[j]);
         }
         let weight_norm = self.row(self.w, row).iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
         let uncertainty = PRODUCT_ERROR * (spread * spread + 2.0 * gap * weight_norm);
-        RowValue { damped, plain: damped - f64::from(self.damping) * square, uncertainty }
+        RowValue { damped, plain: damped - f64::from(self.prepared.damping) * square, uncertainty }
     }
 
     /// The undamped objective of one row's errors without `k`, in f64 throughout.
@@ -204,15 +194,22 @@ impl<'a> Quadratic<'a> {
     }
 
     /// AdaRound: leaves the rounding variables in `arrays.v`.
-    pub(crate) fn adaround<D: Device>(
+    pub(crate) fn adaround<D: Device<Buffer = B>>(
         &self,
         device: &D,
         settings: &Settings,
-        arrays: &mut Arrays<D::Buffer>,
+        arrays: &mut Arrays<B>,
         watch: Watch<'_>,
     ) -> Result<(), DeviceError> {
+        let Self { rows, cols, .. } = *self;
         for t in 0..settings.iterations {
-            self.multiply(device, arrays)?;
+            // A gradient only steers: what is found is measured by `evaluate`.
+            device.matmul_rough(
+                Product::new(rows, cols, cols),
+                MatRef::new(&arrays.soft, cols),
+                MatRef::new(&self.prepared.damped, cols),
+                MatMut::new(&mut arrays.product, cols),
+            )?;
             let (lambda, beta) = schedule::rounding(t, settings);
             let (beta1, beta2) = settings.adam;
             let args = StepArgs {
@@ -225,7 +222,7 @@ impl<'a> Quadratic<'a> {
             };
             let Arrays { low, delta, target, soft, product, v, m1, m2, .. } = arrays;
             let buffers = StepBuffers {
-                len: self.rows * self.cols,
+                len: rows * cols,
                 gradient: StepGradient::Difference { product, target },
                 lo: low,
                 delta,
@@ -259,14 +256,14 @@ pub(crate) fn begin<D: Device>(
     device.write(&soft, &mut arrays.m2)
 }
 
-impl Quadratic<'_> {
+impl<B: Send + Sync> Quadratic<'_, B> {
     /// [`begin`] in row units.
-    pub(crate) fn begin<D: Device>(
+    pub(crate) fn begin<D: Device<Buffer = B>>(
         &self,
         device: &D,
         start: &[f32],
         cells: &Cells,
-        arrays: &mut Arrays<D::Buffer>,
+        arrays: &mut Arrays<B>,
     ) -> Result<(), DeviceError> {
         begin(device, start, &self.in_units(&cells.low, 1.0), &self.in_units(&cells.delta, 1.0), arrays)
     }
@@ -285,24 +282,19 @@ fn units(cells: &Cells, h: &[f32], rows: usize, cols: usize, output_scale: f32, 
     if normalize { (0..rows).map(unit).collect() } else { vec![output_scale.abs(); rows] }
 }
 
-/// `W * matrix`, `[rows, cols]`.
+/// `soft * matrix`, `[rows, cols]`.
 fn weights_times<D: Device>(
     device: &D,
-    problem: &RowProblem<'_>,
-    matrix: &[f32],
+    rows: usize,
+    cols: usize,
+    matrix: &D::Buffer,
     arrays: &mut Arrays<D::Buffer>,
 ) -> Result<Vec<f32>, DeviceError> {
-    let (rows, cols) = (problem.rows, problem.cols);
     let mut out = vec![0.0; rows * cols];
-    if matrix.iter().all(|value| *value == 0.0) {
-        return Ok(out);
-    }
-    device.write(matrix, &mut arrays.h)?;
-    device.write(problem.w, &mut arrays.soft)?;
     device.matmul(
         Product::new(rows, cols, cols),
         MatRef::new(&arrays.soft, cols),
-        MatRef::new(&arrays.h, cols),
+        MatRef::new(matrix, cols),
         MatMut::new(&mut arrays.product, cols),
     )?;
     device.download(&arrays.product, &mut out)?;
@@ -314,25 +306,17 @@ fn row_dots(a: &[f32], b: &[f32], cols: usize) -> Vec<f64> {
     a.chunks_exact(cols).zip(b.chunks_exact(cols)).map(dot).collect()
 }
 
-fn column_norms(matrix: &[f32], cols: usize) -> Vec<f32> {
-    let mut squares = vec![0.0f32; cols];
-    for line in matrix.chunks_exact(cols) {
-        squares.iter_mut().zip(line).for_each(|(square, value)| *square += value * value);
-    }
-    squares.iter().map(|square| square.sqrt()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fixture::{Fixture, spec};
     use crate::{Activation, Statistics, Workspace};
-    use halfstep_compute::Cpu;
+    use halfstep_compute::{Cpu, CpuBuffer};
 
     fn with_quadratic(
         settings: &Settings,
         alpha: f32,
-        test: impl Fn(&Fixture, &Cells, &Quadratic<'_>, &mut Workspace<halfstep_compute::CpuBuffer>),
+        test: impl Fn(&Fixture, &Cells, &Quadratic<'_, CpuBuffer>, &mut Workspace<CpuBuffer>),
     ) {
         let fixture = Fixture::new(3, 4, 9, 40, spec(4));
         let moments = GramView { h: &fixture.h, c: &fixture.c, g_energy: Some(&fixture.g), count: 40.0 };
@@ -351,7 +335,8 @@ mod tests {
         let cells = Cells::new(&fixture.w, &fixture.encodings, &[false; 9]);
         let mut workspace = Workspace::new();
         let arrays = workspace.arrays(&Cpu, 4, 9).unwrap();
-        let quadratic = Quadratic::new(&Cpu, &problem, moments, &cells, settings, arrays).unwrap();
+        let prepared = Prepared::new(&Cpu, &problem.statistics, 9, settings).unwrap();
+        let quadratic = Quadratic::new(&Cpu, &problem, &prepared, moments, &cells, settings, arrays).unwrap();
         test(&fixture, &cells, &quadratic, &mut workspace);
     }
 
@@ -371,7 +356,8 @@ mod tests {
                     let square: f64 = errors.iter().map(|e| e * e).sum();
                     let unit = f64::from(quadratic.unit[row]);
                     unit * unit
-                        * (fixture.objective(row, &rounded, |y| y) + f64::from(quadratic.damping) * square)
+                        * (fixture.objective(row, &rounded, |y| y)
+                            + f64::from(quadratic.prepared.damping) * square)
                 };
                 for row in 0..4 {
                     let unit = f64::from(quadratic.unit[row]);

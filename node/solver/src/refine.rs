@@ -15,7 +15,7 @@ use crate::workspace::{Arrays, Step, Watch};
 /// Improves `up` in place by at most `sweeps` sweeps; returns how many were run. The chunk must be loaded.
 pub(crate) fn refine<D: Device>(
     device: &D,
-    quadratic: &Quadratic<'_>,
+    quadratic: &Quadratic<'_, D::Buffer>,
     cells: &Cells,
     sweeps: u32,
     up: &mut [f32],
@@ -39,7 +39,7 @@ pub(crate) fn refine<D: Device>(
 /// Sweeps until nothing flips, at most `sweeps`; returns how many sweeps and flips there were.
 fn descend<D: Device>(
     device: &D,
-    quadratic: &Quadratic<'_>,
+    quadratic: &Quadratic<'_, D::Buffer>,
     sweeps: u32,
     arrays: &mut Arrays<D::Buffer>,
     watch: Watch<'_>,
@@ -59,7 +59,7 @@ fn descend<D: Device>(
 /// `product = errors * H + b` and `v = up` on the device.
 fn residual<D: Device>(
     device: &D,
-    quadratic: &Quadratic<'_>,
+    quadratic: &Quadratic<'_, D::Buffer>,
     cells: &Cells,
     up: &[f32],
     arrays: &mut Arrays<D::Buffer>,
@@ -77,11 +77,12 @@ fn residual<D: Device>(
 /// One pass over all columns; returns the number of flips.
 fn sweep<D: Device>(
     device: &D,
-    quadratic: &Quadratic<'_>,
+    quadratic: &Quadratic<'_, D::Buffer>,
     arrays: &mut Arrays<D::Buffer>,
 ) -> Result<u64, DeviceError> {
     let (rows, cols) = (quadratic.rows, quadratic.cols);
-    let Arrays { h, delta, product, v, flips, .. } = arrays;
+    let Arrays { delta, product, v, flips, .. } = arrays;
+    let h = &quadratic.prepared.damped;
     let mut total = 0;
     for start in (0..cols).step_by(cpu::REFINE_BLOCK) {
         let block = start..cols.min(start + cpu::REFINE_BLOCK);

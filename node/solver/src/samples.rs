@@ -21,6 +21,7 @@ use crate::{RowProblem, Settings, SolveError, schedule};
 const BLOCK: usize = 512;
 
 /// Second moments of samples, on the host.
+#[derive(Debug)]
 pub(crate) struct Moments {
     h: Vec<f32>,
     c: Vec<f32>,
@@ -155,7 +156,7 @@ impl<'a, B: Send + Sync> Samples<'a, B> {
     pub(crate) fn adaround<D: Device<Buffer = B>>(
         &self,
         device: &D,
-        quadratic: &Quadratic<'_>,
+        quadratic: &Quadratic<'_, B>,
         start: &[f32],
         cells: &Cells,
         settings: &Settings,
@@ -210,7 +211,7 @@ impl<B: Send + Sync> Minibatch<B> {
     fn new<D: Device<Buffer = B>>(
         device: &D,
         samples: &Samples<'_, B>,
-        quadratic: &Quadratic<'_>,
+        quadratic: &Quadratic<'_, B>,
         batch: usize,
     ) -> Result<Self, DeviceError> {
         let (rows, cols, n) = (samples.problem.rows, samples.problem.cols, samples.n);
@@ -261,7 +262,7 @@ impl<B: Send + Sync> Minibatch<B> {
     ) -> Result<(), DeviceError> {
         let (rows, cols, batch) = (samples.problem.rows, samples.problem.cols, self.indices.len());
         let alpha = samples.problem.output_scale;
-        device.matmul(
+        device.matmul_rough(
             Product { alpha, ..Product::new(rows, batch, cols) },
             MatRef::new(&arrays.soft, cols),
             MatRef::transposed(&self.x, cols),
@@ -281,7 +282,7 @@ impl<B: Send + Sync> Minibatch<B> {
             MatRef::new(&self.z, batch),
             MatMut::new(&mut self.scaled, batch),
         )?;
-        device.matmul(
+        device.matmul_rough(
             Product { alpha, ..Product::new(rows, cols, batch) },
             MatRef::new(&self.scaled, batch),
             MatRef::new(&self.x, cols),
@@ -294,7 +295,7 @@ impl<B: Send + Sync> Minibatch<B> {
 mod tests {
     use super::*;
     use crate::fixture::{Fixture, spec};
-    use crate::{Statistics, Workspace};
+    use crate::{Prepared, Statistics, Workspace};
     use halfstep_compute::{Cpu, CpuBuffer};
 
     /// A fixture's problem under the samples objective.
@@ -358,12 +359,14 @@ mod tests {
         let fixture = Fixture::new(8, ROWS, COLS, 24, spec(3));
         let bias = [0.2, -0.3, 0.1];
         let problem = problem(&fixture, activation, &bias, ALPHA);
-        let moments = Moments::of(&Cpu, view(&fixture), COLS).unwrap();
+        let settings = Settings::default();
+        let prepared = Prepared::new(&Cpu, &problem.statistics, COLS, &settings).unwrap();
+        let moments = prepared.moments(&problem, &settings).unwrap();
         let cells = Cells::new(&fixture.w, &fixture.encodings, &[false; COLS]);
         let mut workspace: Workspace<CpuBuffer> = Workspace::new();
         let arrays = workspace.arrays(&Cpu, ROWS, COLS).unwrap();
         let quadratic =
-            Quadratic::new(&Cpu, &problem, moments.view(), &cells, &Settings::default(), arrays).unwrap();
+            Quadratic::new(&Cpu, &problem, &prepared, moments, &cells, &settings, arrays).unwrap();
         let samples = Samples::new(&Cpu, &problem, view(&fixture)).unwrap();
         let mut batch = Minibatch::new(&Cpu, &samples, &quadratic, 7).unwrap();
         batch.indices.copy_from_slice(&[3, 0, 23, 11, 7, 8, 15]);

@@ -11,9 +11,10 @@ use halfstep_compute::{Device, DeviceError, cpu};
 use crate::candidates::{ByQuadratic, ByValue, Candidate, select};
 use crate::check::check;
 use crate::grid::Cells;
+use crate::prepared::Prepared;
 use crate::problem::GramView;
 use crate::quadratic::{Quadratic, RowValue};
-use crate::samples::{Moments, Samples};
+use crate::samples::Samples;
 use crate::workspace::{Arrays, Step, Watch};
 use crate::{
     Activation, ChunkReport, RowProblem, Settings, Solution, SolveError, Start, Statistics, Workspace, gptq,
@@ -48,15 +49,35 @@ pub fn solve_watched<D: Device>(
     workspace: &mut Workspace<D::Buffer>,
     watch: &mut dyn FnMut(Step),
 ) -> Result<Solution, SolveError> {
+    check(problem)?;
+    let prepared = Prepared::new(device, &problem.statistics, problem.cols, settings)?;
+    solve_prepared(device, &prepared, problem, settings, workspace, watch)
+}
+
+/// [`solve_watched`] with statistics that are on the device already: those of the problem, whatever its rows.
+///
+/// The result is the same, bit for bit. That the problem's statistics are the prepared ones is the caller's to see to;
+/// their width and the damping are checked.
+///
+/// # Errors
+/// The same.
+pub fn solve_prepared<D: Device>(
+    device: &D,
+    prepared: &Prepared<D::Buffer>,
+    problem: &RowProblem<'_>,
+    settings: &Settings,
+    workspace: &mut Workspace<D::Buffer>,
+    watch: &mut dyn FnMut(Step),
+) -> Result<Solution, SolveError> {
     settings.validate()?;
     check(problem)?;
+    let moments = prepared.moments(problem, settings)?;
     let arrays = workspace.arrays(device, problem.rows, problem.cols)?;
     match problem.statistics {
-        Statistics::Gram(moments) => run(device, problem, moments, None, settings, arrays, watch),
+        Statistics::Gram(_) => run(device, problem, (prepared, moments), None, settings, arrays, watch),
         Statistics::Samples(view) => {
-            let moments = Moments::of(device, view, problem.cols)?;
             let samples = Samples::new(device, problem, view)?;
-            run(device, problem, moments.view(), Some(&samples), settings, arrays, watch)
+            run(device, problem, (prepared, moments), Some(&samples), settings, arrays, watch)
         }
     }
 }
@@ -66,22 +87,22 @@ struct Chunk<'a, D: Device> {
     device: &'a D,
     settings: &'a Settings,
     cells: &'a Cells,
-    quadratic: &'a Quadratic<'a>,
+    quadratic: &'a Quadratic<'a, D::Buffer>,
     samples: Option<&'a Samples<'a, D::Buffer>>,
 }
 
 fn run<'a, D: Device>(
     device: &D,
     problem: &RowProblem<'a>,
-    moments: GramView<'a>,
+    (prepared, moments): (&'a Prepared<D::Buffer>, GramView<'a>),
     samples: Option<&Samples<'_, D::Buffer>>,
     settings: &Settings,
     arrays: &mut Arrays<D::Buffer>,
     watch: Watch<'_>,
 ) -> Result<Solution, SolveError> {
-    let dead: Vec<bool> = (0..problem.cols).map(|j| moments.h[j * problem.cols + j] == 0.0).collect();
-    let cells = Cells::new(problem.w, problem.encodings, &dead);
-    let quadratic = Quadratic::new(device, problem, moments, &cells, settings, arrays)?;
+    let dead = &prepared.dead;
+    let cells = Cells::new(problem.w, problem.encodings, dead);
+    let quadratic = Quadratic::new(device, problem, prepared, moments, &cells, settings, arrays)?;
     let chunk = Chunk { device, settings, cells: &cells, quadratic: &quadratic, samples };
     let mut report = ChunkReport {
         dead_inputs: dead.iter().filter(|dead| **dead).count(),

@@ -4,11 +4,9 @@
 
 use halfstep_compute::{Device, DeviceError, cpu};
 
-/// The device arrays of one chunk shape. Square ones are `[cols, cols]`, the others `[rows, cols]`.
+/// The device arrays of one chunk shape, `[rows, cols]` each.
 #[derive(Debug)]
 pub(crate) struct Arrays<B> {
-    /// Damped H.
-    pub(crate) h: B,
     /// Lower errors, in row units.
     pub(crate) low: B,
     /// Scales, in row units; 0: fixed.
@@ -31,7 +29,6 @@ pub(crate) struct Arrays<B> {
 impl<B> Arrays<B> {
     fn new<D: Device<Buffer = B>>(device: &D, size: Size) -> Result<Self, DeviceError> {
         Ok(Self {
-            h: device.zeros(size.square)?,
             low: device.zeros(size.area)?,
             delta: device.zeros(size.area)?,
             target: device.zeros(size.area)?,
@@ -49,7 +46,6 @@ impl<B> Arrays<B> {
 #[derive(Debug, Clone, Copy, Default)]
 struct Size {
     area: usize,
-    square: usize,
     flips: usize,
 }
 
@@ -93,14 +89,9 @@ impl<B> Workspace<B> {
         rows: usize,
         cols: usize,
     ) -> Result<&mut Arrays<B>, DeviceError> {
-        let needed = Size {
-            area: rows.saturating_mul(cols),
-            square: cols.saturating_mul(cols),
-            flips: rows.saturating_mul(cols.min(cpu::REFINE_BLOCK)),
-        };
-        let fits = needed.area <= self.size.area
-            && needed.square <= self.size.square
-            && needed.flips <= self.size.flips;
+        let needed =
+            Size { area: rows.saturating_mul(cols), flips: rows.saturating_mul(cols.min(cpu::REFINE_BLOCK)) };
+        let fits = needed.area <= self.size.area && needed.flips <= self.size.flips;
         let kept = if fits { self.arrays.take() } else { None };
         let arrays = match kept {
             Some(arrays) => arrays,
