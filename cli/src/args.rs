@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Check the files of a finished run against their manifest
     Verify(VerifyArgs),
+    /// Show what this machine can solve on, and what is missing to use its GPUs
+    Devices(DevicesArgs),
     /// Run the coordinator of a fleet: it plans jobs, leases work and writes results
     #[command(after_help = Exit::table(), after_long_help = Exit::table())]
     Coordinator(CoordinatorArgs),
@@ -174,6 +176,23 @@ pub(crate) struct VerifyArgs {
     /// Check the files named in this manifest.json
     #[arg(value_name = "MANIFEST")]
     pub(crate) manifest: PathBuf,
+
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevicesArgs {
+    /// Look for CUDA's libraries (cuBLAS, NVRTC) in this folder too; repeatable
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "HALFSTEP_CUDA_LIBRARIES",
+        value_delimiter = ':',
+        hide_env_values = true
+    )]
+    pub(crate) cuda_libraries: Vec<PathBuf>,
 
     /// Print JSON instead of text
     #[arg(long)]

@@ -7,13 +7,15 @@ use std::io::{self, IsTerminal, Write};
 use serde::Serialize;
 
 use crate::answers::{EvalRequest, QuantizeOutcome};
-use crate::args::{Cli, Command, EvalArgs, InspectArgs, PlanArgs, QuantizeArgs, ShowArgs, VerifyArgs};
+use crate::args::{
+    Cli, Command, DevicesArgs, EvalArgs, InspectArgs, PlanArgs, QuantizeArgs, ShowArgs, VerifyArgs,
+};
 use crate::config::{DataConfig, RunConfig};
 use crate::exit::{CliError, Exit};
 use crate::job_file;
 use crate::options::JobOptions;
 use crate::render::progress::{Mode, Renderer};
-use crate::{eval, fleet, perplexity, quantize, render, survey, verify};
+use crate::{devices, eval, fleet, perplexity, quantize, render, survey, verify};
 
 /// Runs a command.
 ///
@@ -26,6 +28,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Inspect(args) => inspect(&args),
         Command::Eval(args) => run_eval(args),
         Command::Verify(args) => check(&args),
+        Command::Devices(args) => show_devices(&args),
         Command::Coordinator(args) => fleet::coordinator(&args),
         Command::Node(args) => fleet::node(args),
         Command::Submit(args) => fleet::submit(args),
@@ -125,6 +128,11 @@ fn run_eval(args: EvalArgs) -> Result<Exit, CliError> {
 fn check(args: &VerifyArgs) -> Result<Exit, CliError> {
     let done = verify::verify(&args.manifest)?;
     show(args.json, &done, render::verified)
+}
+
+fn show_devices(args: &DevicesArgs) -> Result<Exit, CliError> {
+    let report = devices::report(&args.cuda_libraries)?;
+    show(args.json, &report, devices::text)
 }
 
 pub(crate) fn with_file(flags: JobOptions, file: Option<&std::path::Path>) -> Result<JobOptions, CliError> {

@@ -14,7 +14,7 @@ use crate::exit::CliError;
 use crate::options::{
     Carries, Colours, DataOptions, EncodingsVersion, GranularityKind, JobOptions, Layout, OutputFormat,
 };
-use crate::values::{ByteSize, Override};
+use crate::values::{ByteSize, DeviceArg, GradientsArg, Override};
 
 /// A quantization job, complete.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -73,13 +73,35 @@ pub(crate) struct RoundingConfig {
     pub(crate) choose_partition: bool,
 }
 
-/// What the job may use; never changes its result.
+/// What solves run on.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct DeviceConfig {
+    pub(crate) device: DeviceArg,
+    pub(crate) gradients: GradientsArg,
+    /// Searched for CUDA's libraries besides the system's folders.
+    pub(crate) libraries: Vec<PathBuf>,
+}
+
+impl DeviceConfig {
+    /// Fills in defaults.
+    pub(crate) fn new(
+        device: Option<DeviceArg>,
+        gradients: Option<GradientsArg>,
+        libraries: Vec<PathBuf>,
+    ) -> Self {
+        let (device, gradients) = (device.unwrap_or_default(), gradients.unwrap_or_default());
+        Self { device, gradients, libraries }
+    }
+}
+
+/// What the job may use; changes its result only by the kind of device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Resources {
     pub(crate) memory_budget: ByteSize,
     pub(crate) spill_dir: Option<PathBuf>,
     /// `None`: one per core.
     pub(crate) threads: Option<usize>,
+    pub(crate) device: DeviceConfig,
     pub(crate) onnxruntime: Option<PathBuf>,
 }
 
@@ -247,6 +269,7 @@ fn resources(options: &JobOptions) -> Resources {
         memory_budget: options.memory_budget.unwrap_or(ByteSize(defaults::MEMORY_BUDGET)),
         spill_dir: options.spill_dir.clone(),
         threads: options.threads,
+        device: DeviceConfig::new(options.device.clone(), options.gradients, options.cuda_libraries.clone()),
         onnxruntime: options.onnxruntime.clone(),
     }
 }

@@ -91,7 +91,7 @@ fn relative_to(options: &mut JobOptions, folder: &Path) {
         &mut options.spill_dir,
         &mut options.onnxruntime,
     ];
-    for path in paths.into_iter().flatten() {
+    for path in paths.into_iter().flatten().chain(&mut options.cuda_libraries) {
         let moved: PathBuf = folder.join(&*path);
         *path = moved;
     }

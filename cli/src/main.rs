@@ -7,6 +7,7 @@ mod args;
 mod cluster;
 mod commands;
 mod config;
+mod devices;
 #[cfg(test)]
 #[path = "../tests/support/drive.rs"]
 mod drive;

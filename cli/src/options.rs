@@ -11,7 +11,8 @@ use halfstep_work::{Objective, Propagation, StartPoint};
 use serde::{Deserialize, Serialize};
 
 use crate::values::{
-    BetaRange, ByteSize, Override, PartitionArg, RangeArg, bits, fraction, named, non_negative,
+    BetaRange, ByteSize, DeviceArg, GradientsArg, Override, PartitionArg, RangeArg, bits, fraction, named,
+    non_negative,
 };
 
 /// How scales are shared.
@@ -227,6 +228,31 @@ pub(crate) struct JobOptions {
     #[arg(long, value_name = "N", help_heading = "Resources")]
     pub(crate) threads: Option<usize>,
 
+    /// Solve on auto, cpu, cuda (all devices) or cuda:0,1 (these) [default: auto]
+    ///
+    /// `auto` takes every CUDA device that can be used, else the CPU, and says what it took; the manifest records it.
+    /// Results are bit-identical within one kind of device, not between kinds. `halfstep devices` shows what there is.
+    #[arg(long, value_name = "DEVICE", help_heading = "Resources")]
+    pub(crate) device: Option<DeviceArg>,
+
+    /// Compute gradients on CUDA devices in tf32 or f32 [default: tf32]
+    ///
+    /// A gradient only steers: what is compared and reported is computed in f32 either way. f32 is several times slower.
+    #[arg(long, value_name = "DIGITS", help_heading = "Resources")]
+    pub(crate) gradients: Option<GradientsArg>,
+
+    /// Look for CUDA's libraries (cuBLAS, NVRTC) in this folder too; repeatable
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "HALFSTEP_CUDA_LIBRARIES",
+        value_delimiter = ':',
+        hide_env_values = true,
+        help_heading = "Resources"
+    )]
+    #[serde(default)]
+    pub(crate) cuda_libraries: Vec<PathBuf>,
+
     /// Run the network by this ONNX Runtime library instead of the built-in engine
     #[arg(
         long,
@@ -391,6 +417,9 @@ impl JobOptions {
             memory_budget: self.memory_budget.or(below.memory_budget),
             spill_dir: self.spill_dir.or(below.spill_dir),
             threads: self.threads.or(below.threads),
+            device: self.device.or(below.device),
+            gradients: self.gradients.or(below.gradients),
+            cuda_libraries: or_list(self.cuda_libraries, below.cuda_libraries),
             onnxruntime: self.onnxruntime.or(below.onnxruntime),
             encodings: or_list(self.encodings, below.encodings),
             format: self.format.or(below.format),

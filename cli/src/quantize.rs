@@ -15,10 +15,10 @@ use halfstep_coordinator::jobs::collect;
 use crate::answers::{Progress, QuantizeOutcome};
 use crate::cluster::Cluster;
 use crate::config::{Resources, RunConfig};
-use crate::engine;
 use crate::exit::{CliError, Exit};
 use crate::fleet::{Again, Follower, Shutdown, end_of, fetch_into, submit_over};
 use crate::results;
+use crate::{devices, engine};
 
 /// Quantizes a network.
 ///
@@ -31,12 +31,13 @@ pub(crate) fn quantize(
     let job = config.to_job();
     check_target(&job.output, job.force)?;
     let collected = collect(&job)?;
-    let state = StateFolder::beside(&job.output)?;
     let node = node(&config.resources)?;
-    let workers = match halfstep_work::Node::describe(&node).slots {
+    let state = StateFolder::beside(&job.output)?;
+    let threads = match halfstep_work::Node::describe(&node).slots {
         1 => "1 thread".to_owned(),
         slots => format!("{slots} threads"),
     };
+    let workers = devices::workers(threads, node.devices());
     let shutdown = Shutdown::listen(Again::Ends)?;
     let runtime = crate::fleet::runtime()?;
     let ran = runtime.block_on(async {
@@ -72,7 +73,7 @@ pub(crate) fn quantize(
 /// The node of this process.
 ///
 /// # Errors
-/// Bad input if the ONNX Runtime library cannot be loaded.
+/// Bad input if the ONNX Runtime library cannot be loaded, bad configuration if the device cannot be used.
 pub(crate) fn node(resources: &Resources) -> Result<LocalNode, CliError> {
     let threads = resources.threads.unwrap_or_else(engine::cores);
     let options = NodeOptions {
@@ -80,7 +81,8 @@ pub(crate) fn node(resources: &Resources) -> Result<LocalNode, CliError> {
         memory_budget: usize::try_from(resources.memory_budget.0).unwrap_or(usize::MAX),
         spill_dir: resources.spill_dir.clone().unwrap_or_else(std::env::temp_dir),
     };
-    Ok(LocalNode::new(engine::open(resources.onnxruntime.as_deref())?, options))
+    let devices = devices::open(&resources.device)?;
+    Ok(LocalNode::new(engine::open(resources.onnxruntime.as_deref())?, options).solving_on(devices))
 }
 
 /// Where an interrupted run leaves what it has.

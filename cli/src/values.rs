@@ -28,7 +28,7 @@ macro_rules! text_form {
         }
     )*};
 }
-text_form!(ByteSize, RangeArg, BetaRange, Override, PartitionArg, LinkSpeed);
+text_form!(ByteSize, RangeArg, BetaRange, Override, PartitionArg, LinkSpeed, DeviceArg, GradientsArg);
 
 /// A number of bytes: `4GiB`, `512MB`, `1000000`, `0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -141,6 +141,76 @@ impl FromStr for PartitionArg {
                 Ok(Self(Some(Partition::Grid { ranges: count(ranges, 2)?, nodes: count(nodes, 1)? })))
             }
             _ => Err(refuse()),
+        }
+    }
+}
+
+/// What to solve on: `auto`, `cpu`, `cuda`, `cuda:0,1`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) enum DeviceArg {
+    #[default]
+    Auto,
+    Cpu,
+    /// Numbers of devices; none: all.
+    Cuda(Vec<usize>),
+}
+
+impl FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refuse = || format!("`{text}` is not a device, expected auto, cpu, cuda or cuda:0,1");
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(Vec::new())),
+            Some(("cuda", numbers)) => {
+                let numbers = numbers.split(',').map(|number| number.parse().map_err(|_| refuse()));
+                Ok(Self::Cuda(numbers.collect::<Result<_, _>>()?))
+            }
+            _ => Err(refuse()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(numbers) if numbers.is_empty() => f.write_str("cuda"),
+            Self::Cuda(numbers) => {
+                let numbers: Vec<String> = numbers.iter().map(usize::to_string).collect();
+                write!(f, "cuda:{}", numbers.join(","))
+            }
+        }
+    }
+}
+
+impl From<DeviceArg> for String {
+    fn from(device: DeviceArg) -> Self {
+        device.to_string()
+    }
+}
+
+/// How gradients are computed on CUDA devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(try_from = "String", rename_all = "lowercase")]
+pub(crate) enum GradientsArg {
+    #[default]
+    Tf32,
+    F32,
+}
+
+impl FromStr for GradientsArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "tf32" => Ok(Self::Tf32),
+            "f32" => Ok(Self::F32),
+            _ => Err(format!("`{text}` is not a number format, expected tf32 or f32")),
         }
     }
 }
@@ -340,6 +410,22 @@ mod tests {
         ] {
             assert_eq!(text.parse::<PartitionArg>().ok().map(|p| p.0), expect, "{text}");
         }
+        for (text, expect) in [
+            ("auto", Some(DeviceArg::Auto)),
+            ("cpu", Some(DeviceArg::Cpu)),
+            ("cuda", Some(DeviceArg::Cuda(vec![]))),
+            ("cuda:3", Some(DeviceArg::Cuda(vec![3]))),
+            ("cuda:0,1", Some(DeviceArg::Cuda(vec![0, 1]))),
+            ("cuda:", None),
+            ("cuda:a", None),
+            ("gpu", None),
+        ] {
+            let parsed = text.parse::<DeviceArg>().ok();
+            assert_eq!(parsed, expect, "{text}");
+            assert!(parsed.is_none_or(|device| device.to_string() == text));
+        }
+        assert_eq!("f32".parse(), Ok(GradientsArg::F32));
+        assert!("bf16".parse::<GradientsArg>().is_err());
         assert_eq!("10Gbit".parse(), Ok(LinkSpeed(1.25e9)));
         assert_eq!("8 Mbit".parse(), Ok(LinkSpeed(1e6)));
         assert_eq!("1KiB".parse(), Ok(LinkSpeed(1024.0)));

@@ -42,6 +42,7 @@ fn help_says_what_there_is_and_what_exit_codes_mean() {
       inspect      List the layers of a network and what would be rounded
       eval         Measure networks on data: top-1, agreement with the original, noise, perplexity
       verify       Check the files of a finished run against their manifest
+      devices      Show what this machine can solve on, and what is missing to use its GPUs
       coordinator  Run the coordinator of a fleet: it plans jobs, leases work and writes results
       node         Work for a coordinator: leave it running on every machine that should help
       submit       Give a coordinator a network to quantize
@@ -194,4 +195,38 @@ fn verify_exits_65_and_names_the_changed_file() {
     let (code, stderr) = refused(&["verify", manifest.to_str().unwrap()]);
     let expect = format!("error: file `{}`: has 1 bytes, the manifest says 0\n", file.display());
     assert_eq!((code, stderr), (65, expect));
+}
+
+#[test]
+fn devices_reports_on_any_machine_for_people_and_programs() {
+    let output = halfstep(&["devices"]);
+    assert_eq!(output.status.code(), Some(0));
+    let report = text(&output.stdout);
+    assert!(report.lines().nth(1).unwrap().starts_with("cpu "), "{report}");
+    let verdict = report.lines().last().unwrap();
+    assert!(verdict.starts_with("CUDA can be used") || verdict.starts_with("CUDA cannot be used: "), "{report}");
+    let json: serde_json::Value = serde_json::from_slice(&halfstep(&["devices", "--json"]).stdout).unwrap();
+    assert_eq!(json["cuda"]["usable"], verdict.starts_with("CUDA can be used"));
+    assert_eq!(json["cuda"]["reason"].is_null(), json["cuda"]["usable"].as_bool().unwrap());
+}
+
+#[test]
+fn a_device_that_cannot_be_used_exits_78_and_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out").display().to_string();
+    let run = |more: &[&str]| {
+        let example = |name: &str| format!("{}/../examples/fashion-mnist/{name}", env!("CARGO_MANIFEST_DIR"));
+        let (model, data) = (example("model.onnx"), example("calibration.npz"));
+        let base = ["quantize", &model, "--calibration", &data, "--output", &output];
+        refused(&[&base[..], more].concat())
+    };
+    // No machine has so many.
+    let (code, stderr) = run(&["--device", "cuda:4095"]);
+    assert_eq!(code, 78, "{stderr}");
+    assert!(stderr.contains("error: device `cuda:4095`: "), "{stderr}");
+    assert!(stderr.contains("hint: `halfstep devices`"), "{stderr}");
+    let (code, stderr) = run(&["--device", "cpu", "--cuda-libraries", "/no/such/folder"]);
+    assert_eq!(code, 78, "{stderr}");
+    assert!(stderr.contains("CUDA libraries `/no/such/folder`: cannot be listed"), "{stderr}");
+    assert!(!folder.path().join("out").exists() && !folder.path().join(".out.halfstep").exists());
 }

@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::args::ShowArgs;
 use crate::options::JobOptions;
-use crate::values::{ByteSize, LinkSpeed};
+use crate::values::{ByteSize, DeviceArg, GradientsArg, LinkSpeed};
 
 /// Port of a coordinator unless told otherwise.
 pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:7421";
@@ -111,6 +111,29 @@ pub(crate) struct NodeArgs {
     /// Put files of activations into this folder [default: a temporary one]
     #[arg(long, value_name = "DIR")]
     pub(crate) spill_dir: Option<PathBuf>,
+
+    /// Solve on auto, cpu, cuda (all devices) or cuda:0,1 (these) [default: auto]
+    ///
+    /// `auto` takes every CUDA device that can be used, else the CPU, and says what it took; the manifest records it.
+    /// Results are bit-identical within one kind of device, not between kinds. `halfstep devices` shows what there is.
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<DeviceArg>,
+
+    /// Compute gradients on CUDA devices in tf32 or f32 [default: tf32]
+    ///
+    /// A gradient only steers: what is compared and reported is computed in f32 either way. f32 is several times slower.
+    #[arg(long, value_name = "DIGITS")]
+    pub(crate) gradients: Option<GradientsArg>,
+
+    /// Look for CUDA's libraries (cuBLAS, NVRTC) in this folder too; repeatable
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "HALFSTEP_CUDA_LIBRARIES",
+        value_delimiter = ':',
+        hide_env_values = true
+    )]
+    pub(crate) cuda_libraries: Vec<PathBuf>,
 
     /// Run networks by this ONNX Runtime library instead of the built-in engine
     #[arg(long, value_name = "LIB", env = "HALFSTEP_ONNXRUNTIME", hide_env_values = true)]

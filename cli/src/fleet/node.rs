@@ -10,10 +10,10 @@ use super::args::NodeArgs;
 use super::connect::{runtime, transport, unusable};
 use super::coordinator::say;
 use super::{Again, Shutdown};
-use crate::config::{Resources, defaults};
+use crate::config::{DeviceConfig, Resources, defaults};
 use crate::exit::{CliError, Exit};
-use crate::quantize;
 use crate::values::ByteSize;
+use crate::{devices, quantize};
 
 /// Works until a signal asks it to stop.
 ///
@@ -46,9 +46,13 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
         memory_budget: arguments.memory_budget.unwrap_or(ByteSize(defaults::MEMORY_BUDGET)),
         spill_dir: arguments.spill_dir,
         threads: arguments.threads,
+        device: DeviceConfig::new(arguments.device, arguments.gradients, arguments.cuda_libraries),
         onnxruntime: arguments.onnxruntime,
     };
     let node = quantize::node(&resources)?;
+    if let Some(line) = devices::line(node.devices()) {
+        say(&line);
+    }
     let drain = Drain::new();
     let runtime = runtime()?;
     let ran = runtime.block_on(async {

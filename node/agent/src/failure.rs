@@ -1,5 +1,6 @@
 //! Errors of the node's parts as failures the scheduler can read.
 
+use halfstep_compute::DeviceError;
 use halfstep_exec::ExecError;
 use halfstep_model::ModelError;
 use halfstep_quant::QuantError;
@@ -39,8 +40,20 @@ pub(crate) fn solve(layer: &str, error: &SolveError) -> Failure {
     let class = match error.kind() {
         ErrorKind::Data => FailureClass::NonFinite,
         ErrorKind::Settings => FailureClass::BadInput,
-        ErrorKind::Device => FailureClass::OutOfMemory,
+        ErrorKind::Memory => FailureClass::OutOfMemory,
+        ErrorKind::Device => DEVICE,
         ErrorKind::Caller => FailureClass::Internal,
+    };
+    Failure::new(class, format!("layer `{layer}`: {error}"))
+}
+
+/// A device that fails is this node's trouble: another may have better luck.
+const DEVICE: FailureClass = FailureClass::Hung;
+
+pub(crate) fn device(layer: &str, error: &DeviceError) -> Failure {
+    let class = match error {
+        DeviceError::OutOfMemory { .. } => FailureClass::OutOfMemory,
+        _ => DEVICE,
     };
     Failure::new(class, format!("layer `{layer}`: {error}"))
 }

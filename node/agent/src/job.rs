@@ -2,6 +2,7 @@
 //!
 //! Not here: moving carries (`replay`), sums (`sums`), means and problems (`means`), other nodes' questions (`serve`).
 
+use crate::devices::Devices;
 use crate::layer_problem::LayerProblem;
 use crate::lazy::Lazy;
 use crate::program::Program;
@@ -9,10 +10,8 @@ use crate::replay::{LaneShard, Lanes};
 use crate::sessions::Sessions;
 use crate::sums::Sums;
 use crate::{attempt::Attempt, failure};
-use halfstep_compute::{Cpu, Device};
 use halfstep_exec::{CarryStore, Engine, MeanSlice, SliceForm};
 use halfstep_model::decoder::CarryPrecision;
-use halfstep_solver::Workspace;
 use halfstep_work::{
     Done, Failure, LayerId, LayerPlan, PeakRecord, Plan, Propagation, SegmentId, ShardId, SliceId, Source,
     Task,
@@ -30,6 +29,7 @@ pub(crate) struct Job {
     /// Replaced when the job is opened again, over a new connection.
     source: RwLock<Arc<dyn Source>>,
     pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) devices: Arc<Devices>,
     pub(crate) program: Program,
     pub(crate) carry: CarryStore,
     pub(crate) lanes: Lanes,
@@ -41,7 +41,6 @@ pub(crate) struct Job {
     pub(crate) settled: Condvar,
     pub(crate) means: Mutex<BTreeMap<(LayerId, SliceId), Arc<MeanSlice>>>,
     pub(crate) problems: Mutex<HashMap<LayerId, Arc<Lazy<LayerProblem>>>>,
-    pub(crate) workspaces: Mutex<Vec<Workspace<<Cpu as Device>::Buffer>>>,
 }
 
 /// Peaks of one shard at the end of a segment.
@@ -57,6 +56,7 @@ impl Job {
         plan: Arc<Plan>,
         source: Arc<dyn Source>,
         engine: Arc<dyn Engine>,
+        devices: Arc<Devices>,
         carry: impl FnOnce(CarryPrecision) -> CarryStore,
     ) -> Result<Self, Failure> {
         let program = Program::new(&plan, source.as_ref())?;
@@ -65,6 +65,7 @@ impl Job {
             plan,
             source: RwLock::new(source),
             engine,
+            devices,
             carry: carry(program.carries()),
             program,
             lanes: Lanes::default(),
@@ -74,7 +75,6 @@ impl Job {
             settled: Condvar::new(),
             means: Mutex::default(),
             problems: Mutex::default(),
-            workspaces: Mutex::default(),
         })
     }
 

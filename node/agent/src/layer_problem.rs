@@ -1,15 +1,12 @@
 //! Everything about one layer that its chunks share, and the solve of one chunk.
 
 use crate::attempt::Attempt;
+use crate::devices::{Lane, OnDevices};
 use crate::{failure, transit};
-use halfstep_compute::{Cpu, Device};
 use halfstep_exec::GroupMeans;
 use halfstep_model::{Activation as Follows, Layer};
 use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, ScaleType, estimate};
-use halfstep_solver::{
-    Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Step, Workspace,
-    solve_watched,
-};
+use halfstep_solver::{Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Step};
 use halfstep_work::{
     ChunkId, ChunkReport, Failure, LayerId, LayerPlan, Objective, Rounding, SolverSettings, Source,
     StartPoint,
@@ -17,14 +14,14 @@ use halfstep_work::{
 use std::ops::Range;
 use std::time::Instant;
 
-type CpuWorkspace = Workspace<<Cpu as Device>::Buffer>;
-
 /// A layer whose statistics are complete.
 pub(crate) struct LayerProblem {
     weights: Vec<f32>,
     bias: Option<Vec<f32>>,
     encodings: Encodings,
     groups: Vec<GroupMeans>,
+    /// The same, where chunks have been solved.
+    prepared: OnDevices,
     positions: u64,
 }
 
@@ -51,7 +48,7 @@ impl LayerProblem {
         let mut encodings =
             grid(&entry.grid, &weights, layer, &groups).map_err(|e| failure::quant(&layer.name, &e))?;
         encodings.store_scales_as(scales);
-        Ok(Self { weights, bias, encodings, groups, positions })
+        Ok(Self { weights, bias, encodings, groups, prepared: OnDevices::default(), positions })
     }
 
     /// Decides the rounding of one chunk; also the seconds spent refining. The attempt is told of every iteration.
@@ -62,7 +59,7 @@ impl LayerProblem {
         rows: Range<usize>,
         layer: &Layer,
         settings: &SolverSettings,
-        workspace: &mut CpuWorkspace,
+        lane: &mut Lane,
         attempt: &Attempt<'_>,
     ) -> Result<(Rounding, f64), Failure> {
         let per_group = (layer.rows / layer.groups.max(1)).max(1);
@@ -78,7 +75,8 @@ impl LayerProblem {
             let encodings = self.encodings.slice_rows(start..end);
             let problem = self.problem(id, layer, settings, &encodings, start..end, group);
             let settings = solver_settings(settings);
-            let solution = solve_watched(&Cpu, &problem, &settings, workspace, &mut |step| clock.tell(step))
+            let solution = lane
+                .solve(&self.prepared, group, &problem, &settings, &mut |step| clock.tell(step))
                 .map_err(|e| failure::solve(&layer.name, &e))?;
             q.extend_from_slice(&solution.q);
             add(&mut report, &solution.report);

@@ -9,6 +9,7 @@ mod blocks;
 mod carry_wire;
 mod collective;
 mod daemon;
+mod devices;
 pub mod failpoints;
 mod failure;
 mod forward;
@@ -28,8 +29,10 @@ mod sums;
 mod transit;
 
 pub use daemon::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon};
+pub use devices::{DeviceChoice, Devices};
 pub use forward::{Forward, ForwardError};
 pub use forward_decoder::{DecoderForward, Predictions, Scores};
+pub use halfstep_compute::cuda;
 pub use halfstep_exec::{CarryUse, CountingEngine, Engine, ExecError, NodeCounts, OrtEngine, RtenEngine};
 pub use halfstep_model::checkpoint::is_checkpoint;
 pub use local::{LocalNode, NodeOptions};

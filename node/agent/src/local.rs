@@ -3,11 +3,11 @@
 //! Not here: the work itself (`job` and what it names), the connection to a coordinator (`daemon`).
 
 use crate::attempt::Attempt;
+use crate::devices::Devices;
 use crate::failure;
 use crate::job::{Job, lock};
 use crate::rates::probe_flops;
 use bytes::Bytes;
-use halfstep_compute::{Cpu, Device};
 use halfstep_exec::{CarryStore, CarryUse, Engine};
 use halfstep_work::{
     Cost, Done, Failure, Grant, Inventory, LeaseId, Node, NodeDescription, Plan, SegmentId, Source, Verdict,
@@ -32,6 +32,7 @@ pub struct NodeOptions {
 pub struct LocalNode {
     engine: Arc<dyn Engine>,
     options: NodeOptions,
+    devices: Arc<Devices>,
     flops_per_second: f64,
     job: RwLock<Option<Arc<Job>>>,
 }
@@ -40,7 +41,19 @@ impl LocalNode {
     /// A node that has no job yet. Times a product, for a few hundredths of a second once per process.
     pub fn new(engine: Box<dyn Engine>, options: NodeOptions) -> Self {
         let flops_per_second = probe_flops();
-        Self { engine: Arc::from(engine), options, flops_per_second, job: RwLock::new(None) }
+        let devices = Arc::new(Devices::cpu());
+        Self { engine: Arc::from(engine), options, devices, flops_per_second, job: RwLock::new(None) }
+    }
+
+    /// The same node, solving on these devices instead of the CPU.
+    #[must_use]
+    pub fn solving_on(self, devices: Devices) -> Self {
+        Self { devices: Arc::new(devices), ..self }
+    }
+
+    /// What it solves on.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
     }
 
     /// Carries in memory and in files.
@@ -66,7 +79,7 @@ impl Node for LocalNode {
         NodeDescription {
             name: "local".into(),
             slots: self.options.threads.max(1),
-            device: Cpu.describe(),
+            device: self.devices.describe(),
             engine: self.engine.name(),
             flops_per_second: self.flops_per_second,
             memory_bytes: self.options.memory_budget as u64,
@@ -84,7 +97,7 @@ impl Node for LocalNode {
         plan.validate().map_err(failure::internal)?;
         let NodeOptions { memory_budget, spill_dir, .. } = &self.options;
         let carry = |precision| CarryStore::with_precision(*memory_budget, spill_dir, precision);
-        let job = Job::new(plan, source, Arc::clone(&self.engine), carry)?;
+        let job = Job::new(plan, source, Arc::clone(&self.engine), Arc::clone(&self.devices), carry)?;
         *self.job.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(job));
         Ok(())
     }
@@ -119,5 +132,6 @@ impl Node for LocalNode {
 
     fn close(&self) {
         *self.job.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.devices.release();
     }
 }

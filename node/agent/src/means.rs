@@ -40,10 +40,15 @@ impl Job {
         let rows = rows.ok_or_else(|| failure::internal(format!("{id} {chunk}: not in the plan")))?;
         let slot = Arc::clone(lock(&self.problems).entry(id).or_default());
         let problem = slot.get_or_make(|| self.problem(attempt, id).map(Arc::new))?;
-        let mut workspace = lock(&self.workspaces).pop().unwrap_or_default();
         let (layer, solver) = (self.program.layer(id), &self.plan.solver);
-        let solved = problem.solve(id, chunk, rows, layer, solver, &mut workspace, attempt);
-        lock(&self.workspaces).push(workspace);
+        let mut lane = self.devices.take().map_err(|error| failure::device(&layer.name, &error))?;
+        let solved = problem.solve(id, chunk, rows, layer, solver, &mut lane, attempt);
+        // A lane whose solve failed may have work queued: it ends with the lane. Where memory was short, so do the idle ones.
+        match &solved {
+            Ok(_) => self.devices.give_back(lane),
+            Err(failed) if failed.class == FailureClass::OutOfMemory => self.devices.release(),
+            Err(_) => {}
+        }
         let (rounding, refine_seconds) = solved?;
         Ok((Done::Solved(Arc::new(rounding)), refine_seconds))
     }
