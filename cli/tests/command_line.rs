@@ -204,7 +204,10 @@ fn devices_reports_on_any_machine_for_people_and_programs() {
     let report = text(&output.stdout);
     assert!(report.lines().nth(1).unwrap().starts_with("cpu "), "{report}");
     let verdict = report.lines().last().unwrap();
-    assert!(verdict.starts_with("CUDA can be used") || verdict.starts_with("CUDA cannot be used: "), "{report}");
+    assert!(
+        verdict.starts_with("CUDA can be used") || verdict.starts_with("CUDA cannot be used: "),
+        "{report}"
+    );
     let json: serde_json::Value = serde_json::from_slice(&halfstep(&["devices", "--json"]).stdout).unwrap();
     assert_eq!(json["cuda"]["usable"], verdict.starts_with("CUDA can be used"));
     assert_eq!(json["cuda"]["reason"].is_null(), json["cuda"]["usable"].as_bool().unwrap());

@@ -258,7 +258,9 @@ mod tests {
 
     #[test]
     fn depthwise_convolutions_are_small_and_linear_layers_are_not() {
-        for (rows, cols, small) in [(1, 9, true), (128, 25, true), (16, 144, true), (64, 576, false), (128, 1024, false)] {
+        for (rows, cols, small) in
+            [(1, 9, true), (128, 25, true), (16, 144, true), (64, 576, false), (128, 1024, false)]
+        {
             assert_eq!(is_small(rows, cols), small, "[{rows}, {cols}]");
         }
         assert!(!is_small(usize::MAX, usize::MAX));
