@@ -350,8 +350,61 @@ fn non_finite_statistics_cost_their_layer_at_once() {
 }
 
 #[test]
-fn out_of_memory_is_tried_once_more() {
-    check_class(FailureClass::OutOfMemory, 2);
+fn out_of_memory_is_tried_twice_more() {
+    check_class(FailureClass::OutOfMemory, 3);
+}
+
+/// Time passes until a node has just one task in hand, this one; everybody answers all else.
+fn until_alone(fleet: &mut Fleet, task: &Task) -> NodeId {
+    for _ in 0..1_000 {
+        let has = |sim: &fleet::SimNode| sim.hand.iter().any(|grant| grant.lease.task == *task);
+        if let Some((node, sim)) = fleet.nodes.iter().find(|(_, sim)| has(sim)) {
+            assert_eq!(sim.hand.len(), 1);
+            return *node;
+        }
+        if let Some(node) = fleet.nodes.iter().find(|(_, sim)| !sim.hand.is_empty()).map(|(node, _)| *node) {
+            fleet.answer(node, 0, true);
+        }
+        fleet.pass(50);
+    }
+    panic!("{task:?} is never tried again");
+}
+
+#[test]
+fn a_task_short_of_memory_is_tried_again_alone_on_its_node_then_alone_elsewhere() {
+    let mut fleet = Fleet::with_nodes(&Shape::new(2, 24), 2, 3);
+    let (first, second) = (NodeId(0), NodeId(1));
+    assert_eq!(fleet.nodes[&first].hand.len(), 3);
+    let task = task_in_hand(&fleet, first, 1);
+    fleet.fail(first, 1, FailureClass::OutOfMemory);
+    // That nothing comes beside it is checked with every grant.
+    assert_eq!(until_alone(&mut fleet, &task), first);
+    for _ in 0..4 {
+        fleet.answer(second, 0, true);
+        assert_eq!((fleet.nodes[&first].hand.len(), fleet.nodes[&second].hand.len()), (1, 3));
+    }
+    fleet.fail(first, 0, FailureClass::OutOfMemory);
+    assert_eq!(until_alone(&mut fleet, &task), second);
+    fleet.answer(second, 0, true);
+    assert_eq!(fleet.nodes[&second].hand.len(), 3, "its node is everybody's again");
+    fleet.run();
+    assert_eq!(fleet.dispatch.outcome(), Outcome::Finished);
+    assert!(fleet.given_up.is_empty());
+}
+
+#[test]
+fn a_node_kept_free_for_a_task_that_cannot_be_done_yet_does_what_it_waits_for() {
+    let shape = Shape { stages: vec![vec![(4, 4)]], ranges: vec![1], ..Shape::new(1, 4) };
+    let mut fleet = Fleet::with_nodes(&shape, 2, 2);
+    until(&mut fleet, TaskPhase::Solve);
+    let (node, nth) = until(&mut fleet, TaskPhase::Solve);
+    let other = if node == NodeId(0) { NodeId(1) } else { NodeId(0) };
+    fleet.fail(node, nth, FailureClass::OutOfMemory);
+    // With the other node go the means that the task needs, and whoever could make them again but this one.
+    fleet.pass(200);
+    fleet.lose(other);
+    fleet.run();
+    assert_eq!(fleet.dispatch.outcome(), Outcome::Finished);
 }
 
 #[test]

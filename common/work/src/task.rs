@@ -278,7 +278,7 @@ pub enum FailureClass {
     BadInput,
     /// Non-finite statistics or loss: the layer fails, the job goes on.
     NonFinite,
-    /// Not enough memory for the task: retried once, smaller where that is possible.
+    /// Not enough memory for the task: retried with nothing beside it on its node, then elsewhere; given up at the third time.
     OutOfMemory,
     /// No space or no permission where the node writes: retried elsewhere or later, does not count.
     Storage,

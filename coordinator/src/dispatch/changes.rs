@@ -37,13 +37,15 @@ fn elsewhere(class: FailureClass) -> bool {
 impl Dispatch {
     /// Draws the consequences of one event.
     pub(super) fn follow(&mut self, changes: Vec<Change>, now_ms: u64) {
-        let retries: BTreeMap<TaskId, FailureClass> = changes
-            .iter()
-            .filter_map(|change| match change {
-                Change::Retry { task, failure, .. } => Some((*task, failure.class)),
-                _ => None,
-            })
-            .collect();
+        let mut retries: BTreeMap<TaskId, FailureClass> = BTreeMap::new();
+        for change in &changes {
+            if let Change::Retry { task, node, failure } = change {
+                retries.insert(*task, failure.class);
+                if failure.class == FailureClass::OutOfMemory {
+                    self.short_of_memory(*task, *node);
+                }
+            }
+        }
         for change in changes {
             match change {
                 Change::Ready(task) => self.ready(task, retries.get(&task).copied(), now_ms),
@@ -56,7 +58,10 @@ impl Dispatch {
                     self.alike.retain(|group, _| self.state.segment_of(*group) != segment);
                     self.look_again = true;
                 }
-                Change::Finished { task, node } => self.scheduler.finished(&self.state, task, node),
+                Change::Finished { task, node } => {
+                    self.alone.finished(task);
+                    self.scheduler.finished(&self.state, task, node);
+                }
                 Change::Adopted { lease, task } => self.adopted(lease, task, now_ms),
                 Change::Retry { task, node, failure } => self.retry(task, node, &failure),
                 Change::Revoked { lease, node, why } => self.revoked(lease, node, why, now_ms),
@@ -73,14 +78,25 @@ impl Dispatch {
             self.delayed.insert((now_ms + wait, task));
             self.delayed_until.insert(task, now_ms + wait);
         } else {
-            self.scheduler.ready(&self.state, task);
-            self.look_again = true;
+            self.available(task);
         }
+    }
+
+    /// A task can be given out now.
+    pub(super) fn available(&mut self, task: TaskId) {
+        match self.alone.contains(task) {
+            true => self.alone.ready(task),
+            false => self.scheduler.ready(&self.state, task),
+        }
+        self.look_again = true;
     }
 
     fn unready(&mut self, task: TaskId) {
         match self.delayed_until.remove(&task) {
             Some(until) => drop(self.delayed.remove(&(until, task))),
+            None if self.alone.unready(task) => {
+                self.alone.place(task).into_iter().for_each(|node| self.recount_slots(node));
+            }
             None => self.scheduler.unready(&self.state, task),
         }
     }
@@ -98,7 +114,8 @@ impl Dispatch {
     }
 
     fn retry(&mut self, task: TaskId, node: NodeId, failure: &Failure) {
-        if elsewhere(failure.class) {
+        // Short of memory in company, a task stays where it is.
+        if elsewhere(failure.class) && self.alone.place(task) != Some(node) {
             self.scheduler.failed(&self.state, task, node);
         }
         let attempt = self.state.attempts(task) + 1;

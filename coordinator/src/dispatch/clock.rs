@@ -101,8 +101,7 @@ impl Dispatch {
         {
             self.delayed.pop_first();
             self.delayed_until.remove(&task);
-            self.scheduler.ready(&self.state, task);
-            self.look_again = true;
+            self.available(task);
         }
     }
 
@@ -144,9 +143,9 @@ impl Dispatch {
     /// Gives stragglers' tasks to idle nodes as well, the fastest first.
     fn speculate(&mut self, late: &[(LeaseId, Running)], now_ms: u64) {
         for (_, running) in late {
-            let alone =
+            let unrivalled =
                 matches!(self.state.task_state(running.task), TaskState::Leased(all) if all.len() == 1);
-            if !alone {
+            if !unrivalled || self.alone.contains(running.task) {
                 continue;
             }
             let idle = self.free.iter().copied();
@@ -206,6 +205,7 @@ impl Dispatch {
             let (count, first) = (self.delayed.len(), self.state.label(*task));
             return format!("{count} tasks are tried again after a pause, the first in {wait:.1} s: {first}");
         }
-        format!("{} tasks wait for free slots of {} nodes", self.scheduler.waiting(), self.peers.len())
+        let waiting = self.scheduler.waiting() + self.alone.waiting();
+        format!("{waiting} tasks wait for free slots of {} nodes", self.peers.len())
     }
 }

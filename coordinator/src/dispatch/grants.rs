@@ -19,7 +19,7 @@ impl Dispatch {
     pub(super) fn recount_slots(&mut self, node: NodeId) {
         let free = self.peers.get(&node).is_some_and(|peer| {
             !peer.draining && self.state.leases_of(node).count() + peer.stuck < peer.slots
-        });
+        }) && !self.is_kept_free(node);
         match free {
             true => drop(self.free.insert(node)),
             false => drop(self.free.remove(&node)),
@@ -33,6 +33,7 @@ impl Dispatch {
             self.look_again = true;
             return;
         }
+        self.give_alone(now_ms);
         loop {
             let all = std::mem::take(&mut self.look_again);
             let nodes: Vec<NodeId> = match all {

@@ -5,6 +5,7 @@
 //! order give the same actions.
 //! Not here: sockets, the store (a rounding must be durable before `complete` is called with it), and any clock.
 
+mod alone;
 mod changes;
 mod clock;
 mod grants;
@@ -14,6 +15,7 @@ mod types;
 pub use types::{Action, Counts, JoinReply, Limits, News, Outcome};
 
 use crate::scheduler::Scheduler;
+use alone::Alone;
 use halfstep_work::{
     Change, Cost, Done, Event, Failure, FailureClass, Group, Inventory, JobState, LayerId, LeaseId,
     NodeDescription, NodeId, Plan, Receipt, SegmentId, TaskId, TaskPhase, Verdict,
@@ -62,6 +64,7 @@ pub struct Dispatch {
     /// Ready tasks that are not to be tried before a time.
     delayed: BTreeSet<(u64, TaskId)>,
     delayed_until: BTreeMap<TaskId, u64>,
+    alone: Alone,
     /// Of finished tasks, by stage and phase.
     durations: BTreeMap<(SegmentId, TaskPhase), Times>,
     /// Of finished tasks that are alike.
@@ -102,6 +105,7 @@ impl Dispatch {
             free: BTreeSet::new(),
             delayed: BTreeSet::new(),
             delayed_until: BTreeMap::new(),
+            alone: Alone::default(),
             durations: BTreeMap::new(),
             alike: BTreeMap::new(),
             paces: Paces::default(),
@@ -196,6 +200,7 @@ impl Dispatch {
             self.follow(applied.changes, now_ms);
         }
         self.scheduler.leave(node);
+        self.alone.forget(node);
         self.look_at_paces(now_ms);
         self.look_again = true;
         self.settle(now_ms, &[node]);
@@ -207,6 +212,7 @@ impl Dispatch {
         self.addresses.remove(&node);
         self.scheduler.leave(node);
         self.scheduler.forget(node);
+        self.alone.forget(node);
         self.paces.forget(node);
         self.free.remove(&node);
         self.running.retain(|_, running| running.node != node);

@@ -248,6 +248,11 @@ impl Scheduler {
         self.crawling.contains(&node)
     }
 
+    /// The node that failed at a task last, if others should come first.
+    pub(crate) fn culprit(&self, task: TaskId) -> Option<NodeId> {
+        self.avoid.get(&task).copied()
+    }
+
     /// Whether a node failed at a task, so that any other may have to take it.
     pub(crate) fn is_avoided(&self, task: TaskId) -> bool {
         self.avoid.contains_key(&task)

@@ -10,7 +10,8 @@ use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, Scheme};
 use halfstep_work::{
     ChunkId, ChunkReport, Cost, Done, Failure, FailureClass, Grant, Held, Holding, Inventory, LayerId,
     LayerPlan, Lease, LeaseId, NodeDescription, NodeId, Objective, PeakRecord, Plan, Propagation, RangeId,
-    Receipt, Rounding, SegmentId, ShardId, SliceId, SolverSettings, StagePlan, StartPoint, Task, Verdict,
+    Receipt, Rounding, SegmentId, ShardId, SliceId, SolverSettings, StagePlan, StartPoint, Task, TaskId,
+    TaskState, Verdict,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -244,6 +245,8 @@ pub struct Fleet {
     pub given_up: BTreeMap<LayerId, Failure>,
     /// Every accepted result, to see that each counts once.
     pub accepted_solves: BTreeMap<(LayerId, ChunkId), u32>,
+    /// Tasks for which the memory did not suffice under this dispatch: granted alone from then on.
+    pub short: BTreeSet<TaskId>,
     pub now_ms: u64,
     pub next_node: u32,
     pub news: Vec<halfstep_coordinator::dispatch::News>,
@@ -262,6 +265,7 @@ impl Fleet {
             committed: BTreeMap::new(),
             given_up: BTreeMap::new(),
             accepted_solves: BTreeMap::new(),
+            short: BTreeSet::new(),
             now_ms: 0,
             next_node: 0,
             news: Vec::new(),
@@ -308,10 +312,13 @@ impl Fleet {
 
     /// Carries out the actions and checks every grant.
     pub fn collect(&mut self) {
+        let state = self.dispatch.state();
+        self.short.retain(|task| !matches!(state.task_state(*task), TaskState::Done { .. }));
         for action in self.dispatch.actions() {
             match action {
                 Action::Grant { node, grant } => {
                     self.check(&grant);
+                    self.check_alone(node, &grant);
                     self.nodes.get_mut(&node).expect("grants go to known nodes").hand.push(grant);
                 }
                 Action::Revoke { node, lease, .. } => {
@@ -362,6 +369,18 @@ impl Fleet {
             }
             Task::Forward { .. } => {}
         }
+    }
+
+    fn is_short(&self, grant: &Grant) -> bool {
+        let task = self.dispatch.state().table().find(&grant.lease.task);
+        task.is_some_and(|task| self.short.contains(&task))
+    }
+
+    /// A task that was short of memory has no other beside it.
+    fn check_alone(&self, node: NodeId, grant: &Grant) {
+        let hand = &self.nodes[&node].hand;
+        assert!(hand.is_empty() || !self.is_short(grant), "{node}: {grant:?} in company of {hand:?}");
+        assert!(!hand.iter().any(|other| self.is_short(other)), "{node}: {grant:?} beside one that is alone");
     }
 
     /// A stage of a range is not begun before those before it are done.
@@ -457,6 +476,10 @@ impl Fleet {
     pub fn fail(&mut self, node: NodeId, nth: usize, class: FailureClass) {
         let grant = self.nodes.get_mut(&node).expect("known").hand.remove(nth);
         let failure = Failure::new(class, format!("{class:?} on purpose"));
+        let current = self.dispatch.state().lease(grant.lease.id).filter(|(_, holder, _)| *holder == node);
+        if let Some((task, _, _)) = current.filter(|_| class == FailureClass::OutOfMemory) {
+            self.short.insert(task);
+        }
         self.dispatch.fail(node, grant.lease.id, failure, self.now_ms);
         self.collect();
     }
@@ -473,6 +496,7 @@ impl Fleet {
     /// The coordinator dies and comes back with what the store has; nodes attach one after the other.
     pub fn restart(&mut self) {
         self.limits.first_lease_id += 1 << 32;
+        self.short.clear();
         let committed = self.committed.values().map(|rounding| Receipt::of(rounding)).collect();
         self.dispatch = Dispatch::new(Arc::clone(&self.plan), self.limits, committed, self.given_up.clone());
         for (_, sim) in std::mem::take(&mut self.nodes) {

@@ -3,7 +3,8 @@
 //! Without the feature `failpoints` they compile to nothing. With it, the variable `FAILPOINTS` (crate `fail`) sets
 //! actions: `node.commit=2*off->1*return(abort)` ends the process at the third visit without any clean-up, as `kill -9`
 //! would; `node.execute=return(abort:solve-9)` whenever layer 9 is to be solved; `return(hang)` stops the thread for good;
-//! `node.execute=return(memory:solve-9)` lets a task fail as one does for which the memory does not suffice.
+//! `node.execute=return(memory:solve-9)` lets a task fail as one does for which the memory does not suffice,
+//! `return(crowded:capture)` one that is the third or later at work at the same time.
 //! Not here: failpoints of the coordinator.
 
 use halfstep_work::{Failure, Task};
@@ -17,6 +18,27 @@ pub const FAILPOINTS: &[&str] =
 pub fn setup() {
     #[cfg(feature = "failpoints")]
     std::mem::forget(fail::FailScenario::setup());
+}
+
+/// Tasks at work, as long as they live.
+#[cfg(feature = "failpoints")]
+static AT_WORK: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+
+/// One task at work, for points that count them.
+pub(crate) struct AtWork;
+
+/// A task begins.
+pub(crate) fn at_work() -> AtWork {
+    #[cfg(feature = "failpoints")]
+    AT_WORK.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    AtWork
+}
+
+#[cfg(feature = "failpoints")]
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        AT_WORK.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+    }
 }
 
 /// One visit of a point with a task in hand.
@@ -50,12 +72,16 @@ fn act(action: Option<&str>, task: &Task) -> Result<(), Failure> {
         "hang" => loop {
             std::thread::park();
         },
-        "memory" => {
-            let why = "expected 1 byte more than there is, by order of a test";
-            Err(Failure::new(halfstep_work::FailureClass::OutOfMemory, why))
-        }
+        "memory" => short_of_memory(),
+        "crowded" if AT_WORK.load(std::sync::atomic::Ordering::SeqCst) > 2 => short_of_memory(),
         _ => Ok(()),
     }
+}
+
+#[cfg(feature = "failpoints")]
+fn short_of_memory() -> Result<(), Failure> {
+    let why = "expected 1 byte more than there is, by order of a test";
+    Err(Failure::new(halfstep_work::FailureClass::OutOfMemory, why))
 }
 
 /// `solve-9`: phase and layer; the phase alone if there is no layer.

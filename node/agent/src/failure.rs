@@ -30,9 +30,17 @@ pub(crate) fn exec(error: ExecError) -> Failure {
         ExecError::Storage { .. } => FailureClass::Storage,
         ExecError::Damaged { .. } | ExecError::Format { .. } => FailureClass::Damaged,
         ExecError::Internal { .. } | ExecError::Missing { .. } => FailureClass::Internal,
+        ExecError::Load { reason, .. } | ExecError::Run { reason, .. } if is_shortage(reason) => {
+            FailureClass::OutOfMemory
+        }
         _ => FailureClass::BadInput,
     };
     Failure::new(class, error)
+}
+
+/// ONNX Runtime has no code for it: its arena's words, and C++'s.
+fn is_shortage(reason: &str) -> bool {
+    ["Failed to allocate memory", "bad_alloc", "bad allocation"].iter().any(|words| reason.contains(words))
 }
 
 /// A layer whose data cannot be used fails alone.
@@ -60,4 +68,21 @@ pub(crate) fn device(layer: &str, error: &DeviceError) -> Failure {
 
 pub(crate) fn quant(layer: &str, error: &QuantError) -> Failure {
     Failure::new(FailureClass::NonFinite, format!("layer `{layer}`: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_short_of_memory_is_told_from_one_that_cannot_run_the_model() {
+        let class = |reason: &str| {
+            let (node, op_type) = (String::new(), String::new());
+            exec(ExecError::Run { engine: "ONNX Runtime".into(), node, op_type, reason: reason.into() }).class
+        };
+        let arena = "Non-zero status code: Failed to allocate memory for requested buffer of size 1073741824";
+        assert_eq!(class(arena), FailureClass::OutOfMemory);
+        assert_eq!(class("std::bad_alloc"), FailureClass::OutOfMemory);
+        assert_eq!(class("shapes do not match"), FailureClass::BadInput);
+    }
 }

@@ -29,7 +29,7 @@ mod tests;
 mod view;
 
 pub use event::{Applied, Change, Event, EventRefused, Lease};
-pub use slot::{ATTEMPTS_MAX, COUNTED_MAX, TaskState};
+pub use slot::{ATTEMPTS_MAX, COUNTED_MAX, SHORT_OF_MEMORY_MAX, TaskState};
 pub use tasks::{Group, TaskId, TaskTable};
 pub use view::{Counters, Progress};
 

@@ -7,6 +7,9 @@ pub const COUNTED_MAX: u32 = 3;
 /// And after this many attempts altogether, so that none is tried for ever.
 pub const ATTEMPTS_MAX: u32 = 20;
 
+/// And after this many for which the memory did not suffice: in company, alone on its node, alone elsewhere.
+pub const SHORT_OF_MEMORY_MAX: u32 = 3;
+
 /// Where a task stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TaskState {
@@ -33,12 +36,12 @@ pub(super) struct Slot {
     pub(super) state: TaskState,
     pub(super) attempts: u32,
     counted: u32,
-    short_of_memory: bool,
+    short_of_memory: u32,
 }
 
 impl Slot {
     pub(super) fn waiting() -> Self {
-        Self { state: TaskState::Waiting, attempts: 0, counted: 0, short_of_memory: false }
+        Self { state: TaskState::Waiting, attempts: 0, counted: 0, short_of_memory: 0 }
     }
 
     /// The holder of what a finished task made, if that is still there.
@@ -53,9 +56,9 @@ impl Slot {
     /// Counts a failed attempt. Returns whether there will be another.
     pub(super) fn may_retry(&mut self, class: FailureClass) -> bool {
         self.counted += u32::from(class.counts());
-        let again_short = class == FailureClass::OutOfMemory && self.short_of_memory;
-        self.short_of_memory |= class == FailureClass::OutOfMemory;
-        class.retryable() && !again_short && self.counted < COUNTED_MAX && self.attempts < ATTEMPTS_MAX
+        self.short_of_memory += u32::from(class == FailureClass::OutOfMemory);
+        let short = self.short_of_memory >= SHORT_OF_MEMORY_MAX;
+        class.retryable() && !short && self.counted < COUNTED_MAX && self.attempts < ATTEMPTS_MAX
     }
 
     /// The sentence for a task that is given up.
@@ -64,7 +67,9 @@ impl Slot {
         let text = if !failure.class.retryable() {
             format!("{task}: {message}")
         } else if failure.class == FailureClass::OutOfMemory {
-            format!("{task}: given up, the memory did not suffice twice; last: {message}")
+            format!(
+                "{task}: given up, the memory did not suffice {SHORT_OF_MEMORY_MAX} times; last: {message}"
+            )
         } else if self.counted >= COUNTED_MAX {
             format!("{task}: given up after {} attempts that count against it; last: {message}", self.counted)
         } else {

@@ -58,6 +58,7 @@ impl Drop for Workers {
 /// A panic below is a bug, but it must not take the slot with it.
 fn execute(node: &LocalNode, lease: &InHand) -> Outcome {
     let attempt = AssertUnwindSafe(|| {
+        let _at_work = failpoints::at_work();
         failpoints::attempt("node.execute", &lease.grant.lease.task)?;
         node.execute(&lease.grant, lease)
     });
