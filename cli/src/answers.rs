@@ -52,6 +52,8 @@ pub(crate) enum Progress {
     NodeJoined { name: String, slots: usize },
     /// A node does not take part any more.
     NodeLost { name: String, why: String },
+    /// A node takes no part in this job.
+    NodeLeftOut { name: String, why: String },
     /// A task will be done again.
     Retry { task: String, why: String, attempt: u32 },
     /// Nothing can be done for now.

@@ -8,7 +8,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::exit::Exit;
 use crate::fleet::args::{
-    CancelArgs, CertsArgs, CoordinatorArgs, FetchArgs, NodeArgs, NodesArgs, StatusArgs, SubmitArgs, WatchArgs,
+    CancelArgs, CertsArgs, CoordinatorArgs, FetchArgs, ForgetArgs, NodeArgs, NodesArgs, StatusArgs,
+    SubmitArgs, WatchArgs,
 };
 use crate::options::{DataOptions, JobOptions, TextOptions};
 use crate::values::{ByteSize, LinkSpeed};
@@ -66,6 +67,8 @@ pub(crate) enum Command {
     Cancel(CancelArgs),
     /// Fetch the results of a finished job
     Fetch(FetchArgs),
+    /// Remove a job that is over from its coordinator, results included
+    Forget(ForgetArgs),
     /// Show the nodes of a coordinator
     Nodes(NodesArgs),
     /// Make a certificate authority and certificates for a fleet of your own

@@ -36,6 +36,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Watch(args) => fleet::watch(args),
         Command::Cancel(args) => fleet::cancel(args),
         Command::Fetch(args) => fleet::fetch(args),
+        Command::Forget(args) => fleet::forget(args),
         Command::Nodes(args) => fleet::nodes(args),
         Command::Certs(args) => fleet::certs(&args),
     }

@@ -50,6 +50,7 @@ fn help_says_what_there_is_and_what_exit_codes_mean() {
       watch        Follow a job until it is over
       cancel       Stop a job
       fetch        Fetch the results of a finished job
+      forget       Remove a job that is over from its coordinator, results included
       nodes        Show the nodes of a coordinator
       certs        Make a certificate authority and certificates for a fleet of your own
 

@@ -155,6 +155,19 @@ impl Artefacts {
         Ok(hasher.count())
     }
 
+    /// Removes an artefact; returns its length, 0 if it is not there.
+    ///
+    /// # Errors
+    /// `Storage`.
+    pub fn remove(&self, hash: &blake3::Hash) -> Result<u64, ArtefactError> {
+        let path = self.path(hash);
+        let removed = fs::metadata(&path).and_then(|found| fs::remove_file(&path).map(|()| found.len()));
+        match removed {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+            removed => removed.map_err(|e| storage(&path, "remove", e)),
+        }
+    }
+
     fn open_file(&self, hash: &blake3::Hash, path: &Path) -> Result<File, ArtefactError> {
         File::open(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => ArtefactError::Missing { hash: *hash },

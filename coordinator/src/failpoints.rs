@@ -26,6 +26,7 @@ pub const FAILPOINTS: &[&str] = &[
     "export.rename",
     "export.folder",
     "job.finish",
+    "job.forget",
 ];
 
 /// Reads `FAILPOINTS`; does nothing in a binary without the feature. Called once, before any thread is started.

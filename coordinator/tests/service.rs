@@ -5,7 +5,7 @@
 mod support;
 
 use halfstep_coordinator::jobs::collect;
-use halfstep_coordinator::service::Coordinator;
+use halfstep_coordinator::service::{Coordinator, CoordinatorOptions};
 use halfstep_proto::wire::{self, JobState, node_message::Body};
 use halfstep_proto::{JobEvent, Role, hello, job_to_wire};
 use halfstep_work::{JobId, Verdict};
@@ -200,7 +200,114 @@ async fn a_node_of_another_kind_is_refused_by_both_names() {
     let why = other.refused.lock().unwrap().clone().unwrap();
     assert!(why.contains("`other`: computes with another device and fake engine"), "{why}");
     assert!(why.contains("begun with fake device and fake engine"), "{why}");
+    let (state, detail) = state_of(&bench, "other").await;
+    assert_eq!((state.as_str(), detail), ("left out", why.clone()));
+    assert!(bench.status(job).await.detail.ends_with(&format!("; left out: {why}")));
     assert_eq!(bench.exit(job).await, 0);
+    assert_eq!(other.verdicts.lock().unwrap().len(), 0);
+    // It is left out of that job, not of the fleet.
+    drop(first);
+    bench.until("the first is gone", async |bench| nodes(bench).await.len() == 1).await;
+    assert_eq!(state_of(&bench, "other").await, ("working".into(), String::new()));
+    let next = bench.submit_example(15).await;
+    assert_eq!(bench.exit(next).await, 0);
+    assert!(!other.verdicts.lock().unwrap().is_empty());
+    coordinator.stop().await;
+}
+
+async fn nodes(bench: &Bench) -> Vec<wire::NodeStatus> {
+    let request = wire::NodesRequest { hello: Some(hello()) };
+    bench.client().nodes(request).await.unwrap().into_inner().nodes
+}
+
+async fn state_of(bench: &Bench, name: &str) -> (String, String) {
+    let all = nodes(bench).await;
+    let of = |node: &&wire::NodeStatus| node.description.as_ref().unwrap().name == name;
+    let found = all.iter().find(of).unwrap();
+    (found.state.clone(), found.detail.clone())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_cannot_open_a_job_is_left_out_as_long_as_another_can() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let lacks = Kind { cannot_open: Some("operator Foo: not known".into()), ..named("lacks") };
+    let first = FakeNode::attach(&bench, lacks.clone());
+    let _second = FakeNode::attach(&bench, named("has"));
+    bench.until("both are there", async |bench| nodes(bench).await.len() == 2).await;
+    let job = bench.submit_example(13).await;
+    assert_eq!(bench.exit(job).await, 0);
+    let why = first.refused.lock().unwrap().clone().unwrap();
+    assert!(
+        why.contains("node `lacks`: cannot open job") && why.ends_with("operator Foo: not known"),
+        "{why}"
+    );
+    drop(_second);
+    let _third = FakeNode::attach(&bench, lacks);
+    bench
+        .until("only such are left", async |bench| {
+            let all = nodes(bench).await;
+            all.len() == 2 && all.iter().all(|node| node.description.as_ref().unwrap().name == "lacks")
+        })
+        .await;
+    let hopeless = bench.submit_example(14).await;
+    assert_eq!(bench.exit(hopeless).await, 65, "nobody is left who could");
+    assert!(bench.status(hopeless).await.detail.contains("operator Foo: not known"));
+    coordinator.stop().await;
+}
+
+fn files_below(folder: std::path::PathBuf) -> usize {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    entries.flatten().map(|e| if e.path().is_dir() { files_below(e.path()) } else { 1 }).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forgotten_job_leaves_nothing_behind_but_what_others_use() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let left = |part: &str| files_below(bench.folder.path().join("state").join(part));
+    let (first, second) = (bench.submit_example(1).await, bench.submit_example(2).await);
+    for unfinished in [first, second] {
+        let refused = bench.client().forget(request(unfinished)).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+        assert!(refused.message().contains(&format!("`halfstep cancel {unfinished}` ends it")), "{refused}");
+    }
+    let _node = FakeNode::attach(&bench, Kind::default());
+    assert_eq!((bench.exit(first).await, bench.exit(second).await), (0, 0));
+    // Made-up roundings are the same for both jobs: the first one's are the second one's too.
+    let artefacts = left("artefacts");
+    let forgotten = bench.client().forget(request(first)).await.unwrap().into_inner();
+    assert!(forgotten.bytes_freed > 0);
+    assert_eq!((left("artefacts"), left(&format!("jobs/{first}"))), (artefacts, 0));
+    assert_eq!(bench.client().status(request(first)).await.unwrap_err().code(), tonic::Code::NotFound);
+    assert_eq!(bench.client().forget(request(first)).await.unwrap_err().code(), tonic::Code::NotFound);
+    assert_eq!(bench.results(second).await.len(), 5);
+    bench.client().forget(request(second)).await.unwrap();
+    assert_eq!((left("artefacts"), left("jobs")), (0, 0));
+    coordinator.stop().await;
+    let coordinator = bench.start().await;
+    let list = wire::ListRequest { hello: Some(hello()) };
+    assert!(bench.client().list(list).await.unwrap().into_inner().jobs.is_empty());
+    let _again = FakeNode::attach(&bench, Kind::default());
+    assert_eq!(bench.submit_example(1).await, first);
+    assert_eq!(bench.exit(first).await, 0, "what was forgotten can be submitted again");
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_so_many_jobs_are_kept_as_were_asked_for() {
+    let bench = Bench::new();
+    let listener = bench.transport.listen(PLACE).await.unwrap();
+    let options = CoordinatorOptions { keep_jobs: Some(1), ..bench.options() };
+    let coordinator = Coordinator::start(options, vec![listener], Vec::new()).await.unwrap();
+    let _node = FakeNode::attach(&bench, Kind::default());
+    let first = bench.submit_example(1).await;
+    assert_eq!(bench.exit(first).await, 0);
+    assert_eq!(bench.status(first).await.state(), JobState::Finished, "one is kept");
+    let second = bench.submit_example(2).await;
+    assert_eq!(bench.exit(second).await, 0);
+    assert_eq!(bench.client().status(request(first)).await.unwrap_err().code(), tonic::Code::NotFound);
+    assert_eq!(bench.results(second).await.len(), 5);
     coordinator.stop().await;
 }
 

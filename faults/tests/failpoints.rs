@@ -13,8 +13,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 const VISITS: [usize; 3] = [1, 2, 5];
 const COORDINATOR: &str = "coordinator/src";
 const NODE: &str = "node";
-/// Inputs that lie on the coordinator's machine are used in place: there is nothing to link.
-const NOT_HERE: [&str; 1] = ["input.link"];
+/// Inputs that lie on the coordinator's machine are used in place: there is nothing to link. Nobody forgets a job.
+const NOT_HERE: [&str; 2] = ["input.link", "job.forget"];
 
 /// `action` at the `visit`th time.
 fn at(point: &str, visit: usize, action: &str) -> String {
@@ -205,6 +205,42 @@ fn a_task_that_hangs_on_one_node_is_done_by_another_and_the_node_is_named() -> R
 }
 
 #[test]
+fn a_task_that_has_memory_enough_without_company_succeeds_on_its_own_node() -> Result<()> {
+    let settings = Settings { threads: 3, ..Settings::default() };
+    let mut cluster = Cluster::launched(settings, Launch::default(), Permit::one())?;
+    // As if three tasks at once were one too many.
+    cluster.start_node_as("a", Launch::failing("node.execute=return(crowded:capture)"))?;
+    cluster.wait_attached("a", 1)?;
+    let submission = cluster.submit(&Job::short())?;
+    let end = cluster.end(submission, LIMIT)?;
+    ensure!(end.exit == 0, "exit {}\n{}", end.exit, end.stderr);
+    cluster.assert_identical(&Job::short(), &end.output)?;
+    let retries = end.stderr.matches("RETRY").count();
+    eprintln!("P23: {retries} captures were tried again without company");
+    ensure!(retries > 0, "{}", end.stderr);
+    Ok(())
+}
+
+#[test]
+fn a_coordinator_that_crashes_while_it_forgets_a_job_forgets_it_when_told_again() -> Result<()> {
+    let mut cluster =
+        Cluster::launched(Settings::default(), Launch::failing("job.forget=1*return(abort)"), Permit::one())?;
+    cluster.start_nodes(1)?;
+    cluster.run(&Job::short(), LIMIT)?;
+    let id = cluster.jobs()?[0]["job"].as_str().unwrap_or_default().to_string();
+    let crashed = cluster.ask(&["forget", &id])?;
+    ensure!(crashed.exit != 0, "{crashed:?}");
+    cluster.start_coordinator()?;
+    ensure!(cluster.jobs()?.len() == 1, "half forgotten, it is still known");
+    let forgotten = cluster.ask(&["forget", &id])?;
+    ensure!(forgotten.exit == 0 && forgotten.stdout.contains("forgotten"), "{forgotten:?}");
+    ensure!(cluster.jobs()?.is_empty(), "it is still there");
+    let left = faults::files_below(&cluster.state_dir().join("jobs"))?;
+    ensure!(left.is_empty(), "left: {left:?}");
+    cluster.run(&Job::short(), LIMIT).map(drop)
+}
+
+#[test]
 fn a_node_whose_device_hangs_does_not_hold_the_others_up() -> Result<()> {
     let settings = Settings { hung: Duration::from_secs(1), ..Settings::default() };
     let mut cluster = Cluster::launched(settings, Launch::default(), Permit::one())?;
@@ -218,7 +254,7 @@ fn a_node_whose_device_hangs_does_not_hold_the_others_up() -> Result<()> {
 }
 
 #[test]
-fn a_task_short_of_memory_is_tried_once_more_elsewhere_and_then_costs_its_layer_alone() -> Result<()> {
+fn a_task_short_of_memory_is_tried_alone_then_elsewhere_and_then_costs_its_layer_alone() -> Result<()> {
     let short = Launch::failing("node.execute=return(memory:solve-9)");
     for both in [false, true] {
         let mut cluster = Cluster::new()?;
@@ -232,7 +268,7 @@ fn a_task_short_of_memory_is_tried_once_more_elsewhere_and_then_costs_its_layer_
         let end = cluster.end(submission, LIMIT)?;
         eprintln!("P23: exit {}: {}", end.exit, end.stderr.lines().last().unwrap_or(""));
         ensure!(end.exit == 4, "exit {}\n{}", end.exit, end.stderr);
-        ensure!(end.stderr.contains("the memory did not suffice twice"), "{}", end.stderr);
+        ensure!(end.stderr.contains("the memory did not suffice 3 times"), "{}", end.stderr);
         let log = cluster.coordinator()?.stderr();
         ensure!(end.stderr.matches("FAILED").count() == 1, "one layer fails: {}\n{log}", end.stderr);
     }

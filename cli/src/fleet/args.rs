@@ -56,6 +56,12 @@ pub(crate) struct CoordinatorArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: PathBuf,
 
+    /// Keep this many jobs that are over, and forget the oldest beyond [default: all]
+    ///
+    /// A forgotten job's results are gone from the state folder: fetch them in time, `submit --wait` does.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) keep_jobs: Option<u32>,
+
     #[command(flatten)]
     pub(crate) security: SecurityArgs,
 
@@ -198,6 +204,16 @@ pub(crate) struct WatchArgs {
 #[derive(Debug, Args)]
 pub(crate) struct CancelArgs {
     /// Stop this job
+    #[arg(value_name = "JOB")]
+    pub(crate) job: String,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ForgetArgs {
+    /// Forget this job, with the inputs and roundings that no other job uses
     #[arg(value_name = "JOB")]
     pub(crate) job: String,
 

@@ -21,6 +21,7 @@ pub(crate) fn coordinator(arguments: &CoordinatorArgs) -> Result<Exit, CliError>
     let transport = transport(&arguments.security, Role::Coordinator)?;
     let mut options = CoordinatorOptions::new(&arguments.state_dir);
     options.timing = timing(&arguments.times);
+    options.keep_jobs = arguments.keep_jobs.map(|jobs| jobs as usize);
     let runtime = runtime()?;
     let ran = runtime.block_on(async {
         let listener = transport.listen(&arguments.listen.to_string()).await.map_err(unusable)?;

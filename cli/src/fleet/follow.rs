@@ -143,6 +143,7 @@ impl<'a> Follower<'a> {
             }),
             JobEvent::NodeJoined { name, slots } => self.of_fleet(Progress::NodeJoined { name, slots }),
             JobEvent::NodeLost { name, why } => self.of_fleet(Progress::NodeLost { name, why }),
+            JobEvent::NodeLeftOut { name, why } => self.of_fleet(Progress::NodeLeftOut { name, why }),
             JobEvent::Retry { task, why, attempt } => (self.show)(Progress::Retry { task, why, attempt }),
             JobEvent::Waiting { why } => self.of_fleet(Progress::Waiting { why }),
             JobEvent::Writing => (self.show)(Progress::Writing { path: self.output.clone() }),

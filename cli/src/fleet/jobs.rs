@@ -4,7 +4,7 @@ use halfstep_proto::wire::{self, JobState, JobStatus};
 use halfstep_proto::{hello, job_to_wire};
 use serde_json::json;
 
-use super::args::{CancelArgs, ConnectArgs, FetchArgs, NodesArgs, StatusArgs, WatchArgs};
+use super::args::{CancelArgs, ConnectArgs, FetchArgs, ForgetArgs, NodesArgs, StatusArgs, WatchArgs};
 use super::connect::{Line, job_id, runtime};
 use super::fetch::fetch_into;
 use super::follow::Follower;
@@ -64,6 +64,19 @@ pub(crate) fn cancel(arguments: CancelArgs) -> Result<Exit, CliError> {
         reply.map(tonic::Response::into_inner).map_err(|status| line.refused(&status))
     })?;
     print(&jobs_table(&[job]))?;
+    Ok(Exit::Solved)
+}
+
+/// Removes a job that is over.
+///
+/// # Errors
+/// If the coordinator has no such job or it is not over.
+pub(crate) fn forget(arguments: ForgetArgs) -> Result<Exit, CliError> {
+    let freed = ask(&arguments.connect, async |line: &Line| {
+        let reply = line.jobs.clone().forget(request(&arguments.job)?).await;
+        Ok(reply.map_err(|status| line.refused(&status))?.into_inner().bytes_freed)
+    })?;
+    print(&format!("{} forgotten, {} freed\n", arguments.job, ByteSize(freed)))?;
     Ok(Exit::Solved)
 }
 
@@ -168,13 +181,14 @@ fn node_json(node: &wire::NodeStatus) -> serde_json::Value {
         "bytes_sent": node.bytes_sent,
         "bytes_fetched": node.bytes_fetched,
         "tasks_done": node.tasks_done,
+        "detail": node.detail,
     })
 }
 
 fn nodes_table(reply: &wire::NodesReply) -> String {
     let nodes = &reply.nodes;
     let mut table = Table::new(&[
-        "node", "<name", "<state", "slots", "leases", "tasks", "held", "sent", "fetched", "<device",
+        "node", "<name", "<state", "slots", "leases", "tasks", "held", "sent", "fetched", "<device", "<",
     ]);
     for node in nodes {
         let description = node.description.clone().unwrap_or_default();
@@ -189,6 +203,7 @@ fn nodes_table(reply: &wire::NodesReply) -> String {
             ByteSize(node.bytes_sent).to_string(),
             ByteSize(node.bytes_fetched).to_string(),
             description.device,
+            node.detail.clone(),
         ]);
     }
     if nodes.is_empty() { "no nodes\n".into() } else { table.to_string() }

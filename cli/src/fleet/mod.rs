@@ -18,7 +18,7 @@ pub(crate) use connect::{Line, runtime};
 pub(crate) use coordinator::coordinator;
 pub(crate) use fetch::fetch_into;
 pub(crate) use follow::Follower;
-pub(crate) use jobs::{cancel, fetch, nodes, status, watch};
+pub(crate) use jobs::{cancel, fetch, forget, nodes, status, watch};
 pub(crate) use node::node;
 pub(crate) use shutdown::{Again, Shutdown};
 pub(crate) use submit::{end_of, submit, submit_over};

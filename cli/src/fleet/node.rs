@@ -77,6 +77,7 @@ fn tell(event: &DaemonEvent) {
         DaemonEvent::Listening { address } => format!("Serving on {address}"),
         DaemonEvent::Attached { coordinator, node } => format!("Attached to {coordinator} as {node}"),
         DaemonEvent::Waiting { coordinator, why } => format!("Waiting for {coordinator}: {why}"),
+        DaemonEvent::LeftOut { job, reason } => format!("Left out of {job}, waiting for the next: {reason}"),
         DaemonEvent::Draining => "Draining".into(),
     });
 }

@@ -96,6 +96,7 @@ impl Renderer {
             | Progress::LayerFailed { .. }
             | Progress::NodeJoined { .. }
             | Progress::NodeLost { .. }
+            | Progress::NodeLeftOut { .. }
             | Progress::Retry { .. }
             | Progress::Chosen { .. }
             | Progress::Summary { .. } => {}
@@ -141,6 +142,7 @@ fn line(event: &Progress, total: usize) -> Option<String> {
         Progress::LayerFailed { name, cause } => aside("FAILED", name, cause, total),
         Progress::NodeJoined { name, slots } => aside("JOINED", name, &format!("{slots} slots"), total),
         Progress::NodeLost { name, why } => aside("LOST", name, why, total),
+        Progress::NodeLeftOut { name, why } => aside("LEFT OUT", name, why, total),
         Progress::Retry { task, why, attempt } => {
             aside("RETRY", task, &format!("{why}, attempt {attempt}"), total)
         }

@@ -89,6 +89,13 @@ pub enum JobEvent {
         /// Why.
         why: String,
     },
+    /// A node takes no part in this job, but may in the next one.
+    NodeLeftOut {
+        /// Its name.
+        name: String,
+        /// Why.
+        why: String,
+    },
     /// A task will be done again.
     Retry {
         /// Which, as text.

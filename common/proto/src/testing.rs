@@ -127,6 +127,10 @@ impl client_server::Client for Fake {
         Ok(Response::new(Default::default()))
     }
 
+    async fn forget(&self, _: Request<wire::JobRequest>) -> Reply<wire::ForgetReply> {
+        Ok(Response::new(Default::default()))
+    }
+
     async fn results(&self, _: Request<wire::JobRequest>) -> Reply<wire::ResultsReply> {
         Ok(Response::new(Default::default()))
     }

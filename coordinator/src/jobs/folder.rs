@@ -45,6 +45,11 @@ impl JobFolder {
         self.root.join("results")
     }
 
+    /// Bytes that removing it frees: of all files but inputs that are links to artefacts.
+    pub(super) fn bytes(&self) -> u64 {
+        bytes_below(&self.root)
+    }
+
     /// Removes everything of the job.
     ///
     /// # Errors
@@ -200,6 +205,27 @@ fn is_whole(spec: &JobSpec, root: &Path, files: &[&InputFile]) -> bool {
         return true;
     }
     DataFiles::list(root, spec.dataset.samples).is_ok_and(|found| found.files.len() == files.len())
+}
+
+/// What cannot be read counts for nothing.
+fn bytes_below(folder: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    let bytes = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(found) if found.is_dir() => bytes_below(&entry.path()),
+        Ok(found) if is_only_link(&found) => found.len(),
+        _ => 0,
+    };
+    entries.flatten().map(bytes).sum()
+}
+
+#[cfg(unix)]
+fn is_only_link(file: &fs::Metadata) -> bool {
+    std::os::unix::fs::MetadataExt::nlink(file) == 1
+}
+
+#[cfg(not(unix))]
+fn is_only_link(_: &fs::Metadata) -> bool {
+    true
 }
 
 fn lies_there(file: &InputFile) -> bool {

@@ -5,6 +5,7 @@
 mod active;
 mod collect;
 mod folder;
+mod forget;
 mod names;
 mod spec;
 #[cfg(test)]
@@ -14,4 +15,5 @@ pub use active::{ActiveJob, Finished, Resumed};
 pub use collect::{Collected, collect};
 pub use folder::JobFolder;
 pub(crate) use folder::{check_files, missing};
+pub(crate) use forget::forget;
 pub use spec::{JobSpec, job_id};

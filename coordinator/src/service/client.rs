@@ -94,6 +94,15 @@ impl Client for ClientService {
         Ok(Response::new(self.engine.ask(|reply| Ask::Cancel { job, reply }).await?))
     }
 
+    async fn forget(
+        &self,
+        request: Request<wire::JobRequest>,
+    ) -> Result<Response<wire::ForgetReply>, Status> {
+        let job = job_of(request)?;
+        let bytes_freed = self.engine.ask(|reply| Ask::Forget { job, reply }).await?;
+        Ok(Response::new(wire::ForgetReply { bytes_freed }))
+    }
+
     async fn results(
         &self,
         request: Request<wire::JobRequest>,

@@ -76,7 +76,8 @@ impl Coordinator {
             options.timing,
             line.clone(),
             trouble.clone(),
-        )?;
+        )?
+        .keeping(options.keep_jobs);
         let resuming = engine.unfinished();
         let (reporter, answers) = tonic_health::server::health_reporter();
         let fleet =

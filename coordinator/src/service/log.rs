@@ -55,6 +55,7 @@ fn matters_later(event: &JobEvent) -> bool {
         JobEvent::Task { .. }
         | JobEvent::NodeJoined { .. }
         | JobEvent::NodeLost { .. }
+        | JobEvent::NodeLeftOut { .. }
         | JobEvent::Retry { .. }
         | JobEvent::Waiting { .. }
         | JobEvent::Unknown => false,

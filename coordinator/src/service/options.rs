@@ -37,11 +37,13 @@ pub struct CoordinatorOptions {
     pub timing: Timing,
     /// The one job that this state is for: whatever else is in it is forgotten. None keeps all.
     pub only: Option<JobId>,
+    /// Jobs that are over and kept, the oldest forgotten first; all if none.
+    pub keep_jobs: Option<usize>,
 }
 
 impl CoordinatorOptions {
     /// With the documented times.
     pub fn new(state: impl Into<PathBuf>) -> Self {
-        Self { state: state.into(), timing: Timing::default(), only: None }
+        Self { state: state.into(), timing: Timing::default(), only: None, keep_jobs: None }
     }
 }

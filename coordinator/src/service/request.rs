@@ -89,6 +89,7 @@ pub(super) enum Request {
     Status { job: JobId, reply: Reply<wire::JobStatus> },
     Watch { job: JobId, reply: Reply<Subscription> },
     Cancel { job: JobId, reply: Reply<wire::JobStatus> },
+    Forget { job: JobId, reply: Reply<u64> },
     Results { job: JobId, reply: Reply<Vec<ResultFile>> },
     Nodes { reply: Reply<wire::NodesReply> },
     Prepared { job: JobId, result: Box<Result<(ActiveJob, Resumed), CoordinatorError>>, seconds: f64 },

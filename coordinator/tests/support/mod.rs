@@ -17,8 +17,9 @@ use halfstep_proto::{
 };
 use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, Scheme};
 use halfstep_work::{
-    ChunkId, ChunkReport, Cost, Failure, Grant, JobId, LayerId, Lease, NodeDescription, NodeId, Objective,
-    Partition, PeakRecord, Plan, Propagation, Rounding, SegmentId, SolverSettings, StartPoint, Task, Verdict,
+    ChunkId, ChunkReport, Cost, Failure, FailureClass, Grant, JobId, LayerId, Lease, NodeDescription, NodeId,
+    Objective, Partition, PeakRecord, Plan, Propagation, Rounding, SegmentId, SolverSettings, StartPoint,
+    Task, Verdict,
 };
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -213,6 +214,8 @@ pub(crate) struct Kind {
     pub(crate) solves_max: usize,
     /// Pause before each answer.
     pub(crate) pause: Duration,
+    /// What its engine says to every job.
+    pub(crate) cannot_open: Option<String>,
 }
 
 impl Default for Kind {
@@ -223,6 +226,7 @@ impl Default for Kind {
             slots: 2,
             solves_max: usize::MAX,
             pause: Duration::ZERO,
+            cannot_open: None,
         }
     }
 }
@@ -337,8 +341,9 @@ async fn live(
             Said::Open(open) => {
                 let job = job_from_wire(&open.job).unwrap();
                 works.open(job, BlobHash::try_from(open.plan.as_slice()).unwrap()).await;
-                let opened =
-                    wire::Opened { job: open.job, inventory: Some(Default::default()), failure: None };
+                let failure = works.kind.cannot_open.clone();
+                let failure = failure.map(|why| Failure::new(FailureClass::BadInput, why).into());
+                let opened = wire::Opened { job: open.job, inventory: Some(Default::default()), failure };
                 if said.send(message(Body::Opened(opened))).await.is_err() {
                     return;
                 }

@@ -372,7 +372,7 @@ async fn a_refusal_ends_the_daemon_with_the_coordinators_words() {
     let mut coordinator = coordinator().await;
     let running = start(&coordinator, "n");
     let attached = soon("attachment", coordinator.attachments.recv()).await.unwrap();
-    attached.say(Say::Refused(wire::Refused { reason: "another device".into() })).await;
+    attached.say(Say::Refused(wire::Refused { reason: "another device".into(), job: vec![] })).await;
     let error = running.end().await.unwrap_err().to_string();
     assert!(error.ends_with("refused this node: another device"), "{error}");
 
@@ -382,6 +382,68 @@ async fn a_refusal_ends_the_daemon_with_the_coordinators_words() {
     attached.say(Say::Welcome(wire::Welcome { hello, ..Default::default() })).await;
     let error = running.end().await.unwrap_err().to_string();
     assert!(error.contains("9.9.9 (protocol 99)"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_left_out_of_a_job_stays_for_the_next_one() {
+    let mut coordinator = coordinator().await;
+    let mut running = start(&coordinator, "n");
+    let (mut attached, _) = coordinator.take_in(0, 1).await;
+    let lease = coordinator.lease(0, capture(0));
+    attached.grant(lease, vec![]).await;
+    coordinator.outcome().await;
+    let reason = "computes with another device".to_owned();
+    attached.say(Say::Refused(wire::Refused { reason: reason.clone(), job: job_to_wire(JOB) })).await;
+    let (_, _) = (running.event().await, running.event().await);
+    assert_eq!(running.event().await, DaemonEvent::LeftOut { job: JOB, reason });
+    attached.say(coordinator.open_job("")).await;
+    let inventory: Inventory = attached.opened().await.inventory.unwrap().try_into().unwrap();
+    assert_eq!(inventory, Inventory::default(), "what it had of the job is forgotten");
+    let lease = coordinator.lease(0, capture(1));
+    attached.grant(lease, vec![]).await;
+    peaks(coordinator.outcome().await);
+    assert!(!running.ended.is_finished());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_in_the_middle_is_tried_again_and_ends_the_daemon_when_it_is_the_first_word() {
+    let mut coordinator = coordinator().await;
+    let mut running = start(&coordinator, "n");
+    let attached = coordinator.welcome(4, 7, false).await;
+    let refusal = || Say::Refused(wire::Refused { reason: "not wanted".into(), job: vec![] });
+    attached.say(refusal()).await;
+    let (_, _) = (running.event().await, running.event().await);
+    let DaemonEvent::Waiting { why, .. } = running.event().await else { panic!("did not wait") };
+    assert_eq!(why, "it refused this node: not wanted");
+    let attached = soon("attachment", coordinator.attachments.recv()).await.unwrap();
+    assert_eq!(attached.introduction.previous_node, Some(4));
+    attached.say(refusal()).await;
+    assert!(running.end().await.unwrap_err().to_string().ends_with("refused this node: not wanted"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_make_no_sense_are_left_out_and_grants_given_back() {
+    let mut coordinator = coordinator().await;
+    let running = start(&coordinator, "n");
+    let (mut attached, _) = coordinator.take_in(0, 1).await;
+    attached.say_something_new().await;
+    attached.say(Say::Welcome(wire::Welcome::default())).await;
+    attached.say(Say::Close(wire::CloseJob { job: vec![1, 2, 3] })).await;
+    attached.say(Say::Grant(wire::Grant::default())).await;
+    let lease = wire::Lease { id: 77, node: 0, attempt: 2, task: None };
+    let (job, lease) = (job_to_wire(JOB), Some(lease));
+    attached.say(Say::Grant(wire::Grant { job, lease, holdings: vec![] })).await;
+    let commit = coordinator.outcome().await;
+    assert_eq!((commit.lease, commit.attempt, commit.node), (LeaseId(77), 2, NodeId(0)));
+    let failure = commit.outcome.unwrap_err();
+    assert_eq!(failure.class, FailureClass::Damaged);
+    assert!(failure.message.starts_with("the grant cannot be read: "), "{failure}");
+    // Nothing is lost, and it goes on over the same stream.
+    attached.heartbeat().await;
+    let lease = coordinator.lease(0, capture(1));
+    attached.grant(lease, vec![]).await;
+    peaks(coordinator.outcome().await);
+    drop(running);
 }
 
 #[tokio::test(flavor = "multi_thread")]

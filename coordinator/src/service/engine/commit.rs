@@ -24,6 +24,11 @@ impl Engine {
         let written = self.write_roundings(&fresh).await;
         let mut answers = Vec::with_capacity(outcomes.len());
         for (outcome, reply) in outcomes {
+            // Forgetting another job may have removed what was there when the outcome came in: it is uploaded again.
+            if let Some(hash) = outcome.hash.filter(|hash| !self.artefacts.contains(hash)) {
+                answers.push((reply, Err(Status::not_found(format!("artefact {hash}: not here any more")))));
+                continue;
+            }
             let refused = written.as_ref().err().filter(|_| self.needs_disk(&outcome, &fresh));
             let answer = match refused {
                 Some(why) => Err(Status::unavailable(why.clone())),
@@ -65,7 +70,8 @@ impl Engine {
     fn new_rounding(&self, running: &Running, outcome: &Outcome) -> Option<(Place, blake3::Hash)> {
         let (Ok(Done::Solved(rounding)), Some(hash)) = (&outcome.outcome, outcome.hash) else { return None };
         let place = (rounding.layer, rounding.chunk);
-        if !self.is_of_now(outcome) || running.durable.contains_key(&place) {
+        if !self.is_of_now(outcome) || running.durable.contains_key(&place) || !self.artefacts.contains(&hash)
+        {
             return None;
         }
         let state = running.dispatch.state();

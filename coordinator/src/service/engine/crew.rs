@@ -1,5 +1,6 @@
 //! Nodes: registrations, their lines, what they are told.
 //!
+//! A node that cannot take part in the running job is left out of it and waits for the next one.
 //! A registration outlives its line for a moment, so that a node whose connection broke goes on as before. A node that
 //! was declared lost gets a new registration and is told that it is fenced.
 
@@ -8,7 +9,7 @@ use super::job::Active;
 use crate::service::request::{Line, NewNode, Outbound, Pulse, Reply};
 use halfstep_proto::wire::coordinator_message::Body;
 use halfstep_proto::wire::{self, CoordinatorMessage};
-use halfstep_proto::{hello, job_to_wire};
+use halfstep_proto::{JobEvent, hello, job_to_wire};
 use halfstep_work::{Failure, FailureClass, JobId, NodeDescription, NodeId};
 use tonic::Status;
 
@@ -28,6 +29,8 @@ pub(super) enum Opening {
     Open(JobId),
     /// It could not, and is asked again at that time.
     Again(JobId, u64),
+    /// It takes no part in it.
+    LeftOut(JobId),
 }
 
 /// One registered node.
@@ -36,6 +39,8 @@ pub(super) struct Seat {
     pub(super) address: String,
     line: Option<(u64, Outbound)>,
     pub(super) opening: Opening,
+    /// Why it is left out, if it is.
+    why: String,
     pub(super) draining: bool,
     pub(super) pulse: Pulse,
     pub(super) tasks_done: u64,
@@ -51,6 +56,14 @@ impl Seat {
 
     pub(super) fn is_connected(&self) -> bool {
         self.line.is_some()
+    }
+
+    /// Whether it works on a job or may yet.
+    pub(super) fn may_take_part(&self, wanted: JobId) -> bool {
+        let (Opening::Asked(job) | Opening::Open(job) | Opening::Again(job, _)) = self.opening else {
+            return false;
+        };
+        job == wanted && !self.draining
     }
 }
 
@@ -83,6 +96,7 @@ impl Engine {
             address: new.address,
             line: Some((line.number, outbound)),
             opening: Opening::Not,
+            why: String::new(),
             draining: false,
             pulse: Pulse::default(),
             tasks_done: self.seats.get(&node).map_or(0, |seat| seat.tasks_done),
@@ -112,7 +126,7 @@ impl Engine {
         let Some(open) = self.active.as_ref().and_then(Active::open_message) else { return };
         let Some(job) = self.active.as_ref().map(|active| active.id) else { return };
         if let Some(why) = self.misfit(job, node) {
-            return self.refuse(node, why);
+            return self.leave_out(node, job, why);
         }
         if let Some(seat) = self.seats.get_mut(&node).filter(|seat| !seat.draining) {
             seat.opening = Opening::Asked(job);
@@ -134,10 +148,32 @@ impl Engine {
         ))
     }
 
-    pub(super) fn refuse(&mut self, node: NodeId, reason: String) {
-        tracing::warn!(%node, reason, "node refused");
-        self.say(node, Body::Refused(wire::Refused { reason }));
-        self.dismiss(node, Failure::new(FailureClass::HandedBack, "refused"));
+    /// The job goes on without a node, which stays for the next one.
+    pub(super) fn leave_out(&mut self, node: NodeId, job: JobId, why: String) {
+        let now = self.now_ms();
+        tracing::warn!(%node, %job, why, "node left out");
+        let Some(seat) = self.seats.get_mut(&node) else { return };
+        (seat.opening, seat.why) = (Opening::LeftOut(job), why.clone());
+        let name = seat.description.name.clone();
+        self.say(node, Body::Refused(wire::Refused { reason: why.clone(), job: job_to_wire(job) }));
+        if let Some(dispatch) = self.active.as_mut().and_then(Active::dispatch_mut) {
+            // Of no effect unless it took part before its connection broke.
+            dispatch.leave(node, Failure::new(FailureClass::HandedBack, "left out"), now);
+        }
+        self.log(JobEvent::NodeLeftOut { name, why });
+    }
+
+    /// Who takes no part in a job, and why: the end of a sentence, empty if nobody is left out.
+    pub(super) fn left_out(&self, job: JobId) -> String {
+        let left = self.seats.values().filter(|seat| seat.opening == Opening::LeftOut(job));
+        let mut whys: Vec<&str> = left.map(|seat| seat.why.as_str()).collect();
+        whys.sort_unstable();
+        whys.dedup();
+        match (whys.first(), whys.len()) {
+            (None, _) => String::new(),
+            (Some(first), 1) => format!("; left out: {first}"),
+            (Some(first), more) => format!("; left out: {first}; and {} more, see `nodes`", more - 1),
+        }
     }
 
     /// Ends a registration; its line ends when what was said on it is delivered.
@@ -301,6 +337,7 @@ impl Engine {
             state: match (seat.is_connected(), seat.draining) {
                 (false, _) => "lost",
                 (true, true) => "draining",
+                (true, false) if matches!(seat.opening, Opening::LeftOut(_)) => "left out",
                 (true, false) if stuck(*node) => "hung",
                 (true, false) => "working",
             }
@@ -310,6 +347,10 @@ impl Engine {
             bytes_sent: seat.pulse.bytes_sent,
             bytes_fetched: seat.pulse.bytes_fetched,
             tasks_done: seat.tasks_done,
+            detail: match seat.opening {
+                Opening::LeftOut(_) => seat.why.clone(),
+                _ => String::new(),
+            },
         };
         wire::NodesReply {
             nodes: self.seats.iter().map(status).collect(),

@@ -6,6 +6,7 @@
 
 mod commit;
 mod crew;
+mod forget;
 mod job;
 mod queue;
 mod report;
@@ -56,6 +57,8 @@ pub(super) struct Engine {
     artefacts: Arc<Artefacts>,
     shelf: Shelf,
     timing: Timing,
+    /// Jobs that are over and not forgotten, at most; all without.
+    keep_jobs: Option<usize>,
     trouble: Trouble,
     started: Instant,
     line: EngineLine,
@@ -101,6 +104,7 @@ impl Engine {
             artefacts,
             shelf,
             timing,
+            keep_jobs: None,
             trouble,
             started: Instant::now(),
             line,
@@ -116,6 +120,11 @@ impl Engine {
         })
     }
 
+    /// Forgets the oldest jobs beyond so many that are over.
+    pub(super) fn keeping(self, keep_jobs: Option<usize>) -> Self {
+        Self { keep_jobs, ..self }
+    }
+
     /// Jobs that are not over, in order.
     pub(super) fn unfinished(&self) -> Vec<JobId> {
         let mut waiting: Vec<&JobRecord> =
@@ -129,6 +138,7 @@ impl Engine {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(BATCH_MAX);
+        self.forget_old().await;
         while !self.stopped {
             tokio::select! {
                 count = requests.recv_many(&mut batch, BATCH_MAX) => {
@@ -195,6 +205,7 @@ impl Engine {
             Request::Status { job, reply } => drop(reply.send(self.status(job))),
             Request::Watch { job, reply } => drop(reply.send(self.watch(job))),
             Request::Cancel { job, reply } => drop(reply.send(self.cancel(job).await)),
+            Request::Forget { job, reply } => drop(reply.send(self.forget(job).await)),
             Request::Results { job, reply } => drop(reply.send(self.results(job))),
             Request::Nodes { reply } => drop(reply.send(Ok(self.nodes()))),
             Request::Prepared { job, result, seconds } => self.prepared(job, *result, seconds).await,

@@ -235,6 +235,7 @@ impl Engine {
             known.record = record;
             event.into_iter().for_each(|event| known.log.push(event));
         }
+        self.forget_old().await;
     }
 
     pub(super) async fn cancel(&mut self, id: JobId) -> Result<wire::JobStatus, Status> {
@@ -257,7 +258,7 @@ impl Engine {
         self.status(id)
     }
 
-    fn known(&self, id: JobId) -> Result<&Known, Status> {
+    pub(super) fn known(&self, id: JobId) -> Result<&Known, Status> {
         self.jobs.get(&id).ok_or_else(|| Status::not_found(format!("job {id}: not known here")))
     }
 
@@ -311,7 +312,9 @@ impl Engine {
             (JobStage::Finished { .. }, _) => String::new(),
             (JobStage::Cancelled, _) => "cancelled".into(),
             (_, Some(Step::Preparing)) => "inputs are read and planned".into(),
-            (_, Some(Step::Running(running))) => running.dispatch.explain(self.now_ms()),
+            (_, Some(Step::Running(running))) => {
+                running.dispatch.explain(self.now_ms()) + &self.left_out(record.id)
+            }
             (_, Some(Step::Exporting { again_ms: None, .. })) => "results are being written".into(),
             (_, Some(Step::Exporting { .. })) => "results could not be written, trying again".into(),
             (JobStage::Queued | JobStage::Running, None) => {

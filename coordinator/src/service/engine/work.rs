@@ -39,7 +39,7 @@ impl Engine {
             Err(failure) => return self.not_opened(node, job, failure),
         };
         if let Some(why) = self.misfit(job, node) {
-            return self.refuse(node, why);
+            return self.leave_out(node, job, why);
         }
         if !self.fix_kind(job, node).await {
             return self.open_again_later(node, job);
@@ -60,12 +60,14 @@ impl Engine {
         if failure.class.retryable() {
             return self.open_again_later(node, job);
         }
-        // Where others can, it is this node's own trouble; where none has yet, it is the job's.
-        let others = self.seats.values().any(|seat| seat.opening == Opening::Open(job));
-        if others {
-            return self.refuse(node, format!("cannot open job {job}: {}", failure.message));
-        }
-        if let Some(active) = self.active.as_mut() {
+        // Where others can or may, it is this node's own trouble: another engine has other operators. Where none is left
+        // that could, it is the job's.
+        let name = self.seats.get(&node).map_or("", |seat| seat.description.name.as_str());
+        let why = format!("node `{name}`: cannot open job {job}: {}", failure.message);
+        self.leave_out(node, job, why);
+        if !self.seats.values().any(|seat| seat.may_take_part(job))
+            && let Some(active) = self.active.as_mut()
+        {
             active.broken = Some(failure);
         }
     }

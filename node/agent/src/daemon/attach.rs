@@ -7,7 +7,7 @@
 use super::jobs::JobOrder;
 use super::leases::InHand;
 use super::options::DaemonEvent;
-use super::report::hand_back;
+use super::report::{give_back_unread, hand_back};
 use super::run::{DRAIN, Session, Shared};
 use halfstep_proto::wire::coordinator_message::Body as Said;
 use halfstep_proto::wire::fleet_client::FleetClient;
@@ -36,7 +36,12 @@ pub(super) enum End {
     /// The node has left as it wished.
     Drained,
     /// The coordinator does not want it.
-    Refused(String),
+    Refused {
+        /// The coordinator's words.
+        reason: String,
+        /// Whether the node had been part of the fleet: what is against the node itself is said again at the next try.
+        attached: bool,
+    },
     /// The stream is gone, or there was none.
     Lost {
         /// What happened.
@@ -48,7 +53,9 @@ pub(super) enum End {
 
 fn lost(status: &Status) -> End {
     match status.code() {
-        Code::FailedPrecondition | Code::PermissionDenied => End::Refused(status.message().to_owned()),
+        Code::FailedPrecondition | Code::PermissionDenied => {
+            End::Refused { reason: status.message().to_owned(), attached: false }
+        }
         _ => End::Lost { why: explain(status), attached: false },
     }
 }
@@ -105,7 +112,9 @@ async fn begin(shared: &Arc<Shared>, address: &str) -> Result<Attachment, End> {
         .map_err(|status| lost(&status))?;
     let welcome = match first.and_then(|message| message.body) {
         Some(Said::Welcome(welcome)) => welcome,
-        Some(Said::Refused(refused)) => return Err(End::Refused(refused.reason)),
+        Some(Said::Refused(wire::Refused { reason, .. })) => {
+            return Err(End::Refused { reason, attached: false });
+        }
         Some(Said::Farewell(farewell)) => return Err(never(farewell.reason)),
         other => return Err(never(format!("expected a welcome, found {other:?}"))),
     };
@@ -186,7 +195,7 @@ impl Attachment {
         self.say(Body::Drain(wire::Drain { reason }));
     }
 
-    /// Does as told, unless it is the end.
+    /// Does as told, unless it is the end. What makes no sense is left out: it is no reason to drop all that is in hand.
     async fn hear(
         &self,
         shared: &Arc<Shared>,
@@ -203,7 +212,10 @@ impl Attachment {
             Some(Said::Close(close)) => {
                 job_from_wire(&close.job).map(|job| drop(orders.send(JobOrder::Close(job))))
             }
-            Some(Said::Grant(grant)) => self.take(shared, grant),
+            Some(Said::Grant(grant)) => {
+                self.take(shared, grant);
+                Ok(())
+            }
             Some(Said::Revoke(revoke)) => {
                 tracing::info!(lease = revoke.lease, why = revoke.why, "lease revoked");
                 let revoked = LeaseId(revoke.lease);
@@ -215,22 +227,34 @@ impl Attachment {
                 Ok(())
             }
             Some(Said::Farewell(farewell)) => return gone(farewell.reason),
-            Some(Said::Refused(refused)) => return Some(End::Refused(refused.reason)),
+            Some(Said::Refused(wire::Refused { reason, job })) if job.is_empty() => {
+                return Some(End::Refused { reason, attached: true });
+            }
+            Some(Said::Refused(wire::Refused { reason, job })) => job_from_wire(&job).map(|job| {
+                drop(orders.send(JobOrder::Close(job)));
+                shared.tell(DaemonEvent::LeftOut { job, reason });
+            }),
             Some(Said::Welcome(_)) | None => Err(WireError::new("message", "means nothing here")),
         };
-        match done {
-            Ok(()) => None,
-            Err(error) => gone(format!("the coordinator said something wrong: {error}")),
+        if let Err(error) = done {
+            tracing::warn!(%error, "a message of the coordinator is left out");
         }
+        None
     }
 
-    fn take(&self, shared: &Arc<Shared>, grant: wire::Grant) -> Result<(), WireError> {
-        let job = job_from_wire(&grant.job)?;
-        shared.leases.take(InHand::new(job, Grant::try_from(grant)?));
+    /// A grant that cannot be read goes back at once: the task may suit another node.
+    fn take(&self, shared: &Arc<Shared>, grant: wire::Grant) {
+        let lease = grant.lease.as_ref().map(|lease| (lease.id, lease.attempt)).unwrap_or_default();
+        match job_from_wire(&grant.job).map(|job| (job, Grant::try_from(grant))) {
+            Ok((job, Ok(grant))) => shared.leases.take(InHand::new(job, grant)),
+            Ok((job, Err(error))) => {
+                tokio::spawn(give_back_unread(Arc::clone(shared), job, lease, error));
+            }
+            Err(error) => tracing::warn!(%error, lease = lease.0, "a grant of no job is left out"),
+        }
         if let Some(reason) = self.leaving.and(shared.drain.asked()) {
             hand_back(shared, &reason);
         }
-        Ok(())
     }
 }
 

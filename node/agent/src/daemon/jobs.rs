@@ -8,6 +8,7 @@ use super::source::RemoteSource;
 use crate::failure;
 use halfstep_proto::{BlobHash, job_from_wire, wire};
 use halfstep_work::{Failure, Inventory, JobId, Node, Source};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -47,9 +48,13 @@ pub(super) async fn follow(shared: Arc<Shared>, mut orders: mpsc::UnboundedRecei
     }
 }
 
+/// A panic below is a bug, but the coordinator must not wait for an answer that never comes.
 fn open(shared: &Shared, order: wire::OpenJob) -> wire::Opened {
     let job = order.job.clone();
-    let (inventory, failure) = match try_open(shared, &order) {
+    let opened = catch_unwind(AssertUnwindSafe(|| try_open(shared, &order)));
+    let opened =
+        opened.unwrap_or_else(|_| Err(failure::internal("the node panicked when it opened the job")));
+    let (inventory, failure) = match opened {
         Ok(inventory) => (inventory, None),
         Err(failure) => {
             tracing::warn!(%failure, "job not opened");

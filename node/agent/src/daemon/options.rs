@@ -1,7 +1,7 @@
 //! What a daemon is told, what it says, and how it is asked to leave.
 
 use halfstep_proto::{Transport, TransportError};
-use halfstep_work::NodeId;
+use halfstep_work::{JobId, NodeId};
 use tokio::sync::watch;
 
 /// What a daemon needs besides its node.
@@ -40,6 +40,13 @@ pub enum DaemonEvent {
         coordinator: String,
         /// What came of the last try.
         why: String,
+    },
+    /// A job goes on without this node, which waits for the next one.
+    LeftOut {
+        /// Which.
+        job: JobId,
+        /// The coordinator's words.
+        reason: String,
     },
     /// On the way out.
     Draining,

@@ -5,14 +5,14 @@
 //! Not here: doing the work (`workers`).
 
 use super::leases::InHand;
-use super::run::Shared;
+use super::run::{Session, Shared};
 use super::workers::Outcome;
 use crate::failpoints::visit;
 use crate::failure;
 use bytes::Bytes;
 use halfstep_proto::wire::fleet_client::FleetClient;
-use halfstep_proto::{BlobHash, Commit, DoneRef, explain, rounding, wire};
-use halfstep_work::{Cost, Failure, FailureClass, Lease, Node, Verdict};
+use halfstep_proto::{BlobHash, Commit, DoneRef, WireError, explain, rounding, wire};
+use halfstep_work::{Cost, Failure, FailureClass, JobId, Lease, LeaseId, Node, Verdict};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +45,25 @@ pub(super) fn hand_back(shared: &Arc<Shared>, reason: &str) {
             let outcome = Err(Failure::new(FailureClass::HandedBack, message));
             tokio::spawn(deliver(Arc::clone(shared), lease, outcome));
         }
+    }
+}
+
+/// Tells the coordinator that a grant could not be read. Once: a node that attaches again does not name the lease.
+pub(super) async fn give_back_unread(
+    shared: Arc<Shared>,
+    job: JobId,
+    (lease, attempt): (u64, u32),
+    error: WireError,
+) {
+    let Some(session) = shared.session.borrow().clone() else { return };
+    let failure = Failure::new(FailureClass::Damaged, format!("the grant cannot be read: {error}"));
+    tracing::warn!(lease, %failure, "a grant is given back");
+    let Session { node, epoch, channel, .. } = session;
+    let (lease, outcome, cost) = (LeaseId(lease), Err(failure), Cost::default());
+    let commit = Commit { job, node, epoch, lease, attempt, outcome, cost };
+    let told = timeout(ANSWER, FleetClient::new(channel).commit(wire::CommitRequest::from(commit))).await;
+    if !matches!(told, Ok(Ok(_))) {
+        tracing::warn!(%lease, "giving a grant back failed");
     }
 }
 

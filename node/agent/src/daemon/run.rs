@@ -28,6 +28,8 @@ use tonic::transport::Channel;
 /// Between two tries to attach: the first, and at most.
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// After a refusal in the middle of an attachment.
+const PAUSE_REFUSED: Duration = Duration::from_secs(5);
 /// From the wish to leave until the process has left, workers that do not listen or not.
 pub(super) const DRAIN: Duration = Duration::from_millis(4500);
 
@@ -187,7 +189,13 @@ async fn stay_attached(
         let began = Instant::now();
         let why = match attach(shared, address, orders).await {
             End::Drained => return Ok(()),
-            End::Refused(reason) => return Err(DaemonError::Refused { coordinator, reason }),
+            End::Refused { reason, attached: false } => {
+                return Err(DaemonError::Refused { coordinator, reason });
+            }
+            End::Refused { reason, attached: true } => {
+                pause = PAUSE_REFUSED;
+                format!("it refused this node: {reason}")
+            }
             End::Lost { why, attached } => {
                 if attached {
                     told.clear();

@@ -166,6 +166,11 @@ impl Attached {
         self.say.send(Ok(CoordinatorMessage { body: Some(body) })).await.unwrap();
     }
 
+    /// A message of a kind that the node does not know.
+    pub async fn say_something_new(&self) {
+        self.say.send(Ok(CoordinatorMessage { body: None })).await.unwrap();
+    }
+
     pub async fn grant(&self, lease: Lease, holdings: Vec<Holding>) {
         self.say(coordinator_message::Body::Grant((JOB, &Grant { lease, holdings }).into())).await;
     }
