@@ -39,6 +39,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
         &[
             "halfstep-agent",
             "halfstep-coordinator",
+            "halfstep-exec",
             "halfstep-model",
             "halfstep-proto",
             "halfstep-quant",

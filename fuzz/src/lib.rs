@@ -12,6 +12,7 @@ mod driver;
 mod fleet_target;
 mod model_target;
 mod mutate;
+mod node_target;
 mod random;
 mod seeds;
 mod targets;

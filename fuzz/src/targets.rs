@@ -1,6 +1,7 @@
 //! What is fuzzed: one function per parser, each with everything that its result is normally used for.
 //!
-//! Not here: the model's (`model_target`), the checkpoint's (`checkpoint_target`) and the fleet's (`fleet_target`), where inputs come from (`seeds`, `mutate`).
+//! Not here: the model's (`model_target`), the checkpoint's (`checkpoint_target`), the fleet's (`fleet_target`) and the nodes'
+//! (`node_target`), where inputs come from (`seeds`, `mutate`).
 
 use std::io::Write;
 use std::path::Path;
@@ -10,7 +11,7 @@ use halfstep_coordinator::dataset::{Dataset, DatasetOptions};
 use halfstep_quant::{Encodings, aimet};
 use halfstep_work::Plan;
 
-use crate::{checkpoint_target, fleet_target, model_target, seeds};
+use crate::{checkpoint_target, fleet_target, model_target, node_target, seeds};
 
 /// A parser under test.
 #[derive(Clone, Copy)]
@@ -34,6 +35,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "rounding", run: fleet_target::rounding, seeds: fleet_target::roundings },
     Target { name: "tensors", run: fleet_target::tensors, seeds: fleet_target::tensor_blobs },
     Target { name: "message", run: fleet_target::message, seeds: fleet_target::messages },
+    Target { name: "slice", run: node_target::slice, seeds: node_target::slices },
+    Target { name: "carry", run: node_target::carry, seeds: node_target::carries },
+    Target { name: "spilled", run: node_target::spilled, seeds: node_target::spilled_files },
 ];
 
 fn npy(data: &[u8]) -> Result<()> {

@@ -17,14 +17,16 @@ const VERSION: u32 = 1;
 const HEADER: usize = 24;
 
 /// One live tensor.
-pub(crate) type Live = (Stream, String, Arc<Tensor>);
+pub type Live = (Stream, String, Arc<Tensor>);
 
 /// Whose carry, after which segment.
-pub(crate) type Place = (RangeId, SegmentId, ShardId);
+pub type Place = (RangeId, SegmentId, ShardId);
 
+/// Bytes of a carry.
+///
 /// # Errors
 /// `Internal` if the tensors are not storable.
-pub(crate) fn encode(place: Place, live: &[Live]) -> Result<Bytes, Failure> {
+pub fn encode(place: Place, live: &[Live]) -> Result<Bytes, Failure> {
     let named: Vec<InputTensor> = live
         .iter()
         .map(|(stream, name, tensor)| transit::sent(format!("{}{name}", prefix(*stream)), tensor))
@@ -36,9 +38,11 @@ pub(crate) fn encode(place: Place, live: &[Live]) -> Result<Bytes, Failure> {
     Ok(out.freeze())
 }
 
+/// The tensors of a carry.
+///
 /// # Errors
 /// `Damaged` for bytes that are no carry of this place.
-pub(crate) fn decode(bytes: &Bytes, place: Place) -> Result<Vec<Live>, Failure> {
+pub fn decode(bytes: &Bytes, place: Place) -> Result<Vec<Live>, Failure> {
     let (range, segment, shard) = place;
     let wrong = |problem: String| {
         Failure::new(FailureClass::Damaged, format!("carry of {range}, {segment}, {shard}: {problem}"))

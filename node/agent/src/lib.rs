@@ -28,6 +28,7 @@ mod sessions;
 mod sums;
 mod transit;
 
+pub use carry_wire::{Live, Place as CarryPlace, decode as decode_carry, encode as encode_carry};
 pub use daemon::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon};
 pub use devices::{DeviceChoice, Devices};
 pub use forward::{Forward, ForwardError};

@@ -108,7 +108,8 @@ impl SumSlice {
                 start = end;
             }
         }
-        let positions = self.uses.iter().map(|one| one.positions).sum::<u64>();
+        // Foreign counts: whatever they are, their sum is a number.
+        let positions = self.uses.iter().fold(0, |sum: u64, one| sum.saturating_add(one.positions));
         let total = positions.max(1) as f64;
         let means = sums.iter().map(|sum| (sum / total) as f32).collect();
         Ok(MeanSlice { cols: self.cols, rows: self.rows.clone(), positions, differs, means })
