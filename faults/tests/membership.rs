@@ -2,13 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may stop, and says what it measured")]
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use faults::{Cluster, Job, Launch, Permit, Settings, install, until};
-use rustix::process::{Pid, Signal, kill_process_group};
+use faults::{Cluster, Job, Launch, Permit, Settings, Throttle, install, until};
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// For a machine that is busy; measured figures are printed.
@@ -220,15 +217,16 @@ fn a_job_whose_nodes_all_died_goes_on_with_the_next_one() -> Result<()> {
 #[test]
 fn a_straggler_does_not_hold_the_job_up() -> Result<()> {
     let mut undisturbed = Duration::ZERO;
-    for share in [100u64, 20, 0] {
+    for share in [100, 20, 0] {
         let mut cluster = Cluster::launched(Settings::default(), Launch::default(), Permit::alone())?;
         cluster.start_nodes(3)?;
         cluster.wait_attached("a", 1)?;
         let job = Job::long();
         job.golden()?;
         let submission = cluster.submit(&job)?;
-        let group = Pid::from_raw(cluster.node("a")?.pid().cast_signed()).unwrap();
-        let took = throttled(group, share, || cluster.finish(submission, LIMIT))?;
+        let throttle = Throttle::new(cluster.node("a")?.pid(), share, Duration::ZERO);
+        let took = cluster.finish(submission, LIMIT)?;
+        drop(throttle);
         let lease = cluster.settings.lease;
         eprintln!("P11: one of three nodes at {share} % of its CPU: {took:.1?}");
         match share {
@@ -240,27 +238,6 @@ fn a_straggler_does_not_hold_the_job_up() -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Stops and continues a process group so that it runs this percentage of the time while `work` does.
-fn throttled<T>(group: Pid, percent: u64, work: impl FnOnce() -> T) -> T {
-    let done = AtomicBool::new(percent == 100);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                let _ = kill_process_group(group, Signal::STOP);
-                thread::sleep(Duration::from_millis(100 - percent));
-                if percent > 0 {
-                    let _ = kill_process_group(group, Signal::CONT);
-                    thread::sleep(Duration::from_millis(percent));
-                }
-            }
-            let _ = kill_process_group(group, Signal::CONT);
-        });
-        let result = work();
-        done.store(true, Ordering::Relaxed);
-        result
-    })
 }
 
 #[test]

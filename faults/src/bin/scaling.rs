@@ -1,44 +1,39 @@
-//! Wall time and bytes moved by number of nodes and strategy, and whether the bytes that come out are the same.
+//! Wall time, CPU and bytes moved by number of nodes and strategy, and whether the bytes that come out are the same.
 //!
-//! By hand: `cargo run --release -p halfstep-faults --bin scaling -- --model M --calibration C -- --bits 4`.
+//! By hand; `--help` says how.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use faults::{Cluster, Job, Launch, Outputs, Permit, Settings, example};
+use faults::{Cost, Outputs, Workload, load};
 
-const LIMIT: Duration = Duration::from_secs(1800);
-
-/// Run one job on several numbers of nodes
+/// Run one job on several numbers of nodes and print what it cost
+///
+/// For every strategy and number of nodes: seconds from submission to results, how many times faster than the first
+/// number of nodes, seconds of CPU of all nodes together and of the coordinator, megabytes that nodes fetched and sent,
+/// and whether the outputs are the same bytes as those of the first number of nodes. Nodes are processes of this machine:
+/// with more of their threads than it has cores, times say nothing about a fleet. Exit code 1 if outputs differ.
 #[derive(Debug, Parser)]
+#[command(after_help = "Examples:
+  cargo run --release -p halfstep-faults --bin scaling
+  HALFSTEP_BIN=./halfstep ./scaling --model model.onnx --calibration calibration.npz --nodes 1,2,4,8,16 \\
+      --partitions batches,layers:4,grid:4x4 --repeat 3 -- --bits 4
+
+HALFSTEP_BIN names the binary to run; without it one is built. With it, --model and --calibration, neither this program \
+nor that one needs anything else on the machine. TMPDIR says where the processes keep their files.")]
 struct Arguments {
-    /// Quantize this network [default: the example]
-    #[arg(long, value_name = "FILE")]
-    model: Option<PathBuf>,
-
-    /// Calibrate with this data [default: the example's]
-    #[arg(long, value_name = "FILE")]
-    calibration: Option<PathBuf>,
-
     /// Try these numbers of nodes
-    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1,2,3,5")]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1,2,3", value_parser = clap::value_parser!(u8).range(1..=26))]
     nodes: Vec<u8>,
 
     /// Try these strategies
     #[arg(long, value_name = "HOW,..", value_delimiter = ',', default_value = "batches,layers:3,grid:2x2")]
     partitions: Vec<String>,
 
-    /// Give each node this many threads
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    threads: usize,
-
-    /// More options of the job
-    #[arg(last = true)]
-    options: Vec<String>,
+    #[command(flatten)]
+    workload: Workload,
 }
 
 fn main() -> ExitCode {
@@ -54,47 +49,42 @@ fn main() -> ExitCode {
 
 /// Whether all was the same.
 fn table(arguments: &Arguments) -> Result<bool> {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let (threads, repeat) = (arguments.workload.threads, arguments.workload.repeat);
+    say(&format!(
+        "{cores} cores, load {:.1} before, {threads} threads a node, median of {repeat}",
+        load().unwrap_or(0.0)
+    ))?;
+    say("partition   nodes  seconds  faster  nodes' CPU s  coordinator's  MB fetched   MB sent  outputs")?;
     let mut all_same = true;
-    say("partition   nodes  seconds  MB moved  outputs")?;
     for partition in &arguments.partitions {
-        let mut first: Option<Outputs> = None;
+        let job = arguments.workload.job(&["--partition", partition]);
+        let mut first: Option<(f64, Outputs)> = None;
         for nodes in &arguments.nodes {
-            let (seconds, bytes, outputs) = run(arguments, partition, *nodes)?;
-            let same = first.get_or_insert_with(|| outputs.clone()).differences(&outputs).is_empty();
+            let cost = arguments.workload.measure(&job, &vec![100; usize::from(*nodes)])?;
+            let (wall, outputs) = first.get_or_insert_with(|| (cost.wall, cost.outputs.clone()));
+            let same = outputs.differences(&cost.outputs).is_empty();
             all_same &= same;
-            let word = if same { "identical" } else { "DIFFERENT" };
-            say(&format!("{partition:<10} {nodes:>6} {seconds:>8.1} {:>9.1}  {word}", bytes as f64 / 1e6))?;
+            say(&row(partition, *nodes, *wall, &cost, same))?;
         }
     }
     Ok(all_same)
 }
 
-fn say(line: &str) -> Result<()> {
-    Ok(writeln!(std::io::stdout(), "{line}")?)
+fn row(partition: &str, nodes: u8, first: f64, cost: &Cost, same: bool) -> String {
+    let mega = |bytes: u64| bytes as f64 / 1e6;
+    format!(
+        "{partition:<10} {nodes:>6} {:>8.1} {:>6.2}x {:>13.1} {:>14.1} {:>11.1} {:>9.1}  {}",
+        cost.wall,
+        first / cost.wall,
+        cost.nodes_cpu,
+        cost.coordinator_cpu,
+        mega(cost.fetched),
+        mega(cost.sent),
+        if same { "identical" } else { "DIFFERENT" }
+    )
 }
 
-fn run(arguments: &Arguments, partition: &str, nodes: u8) -> Result<(f64, u64, Outputs)> {
-    let ours = |given: &Option<PathBuf>, name: &str| given.clone().unwrap_or_else(|| example(name));
-    let (model, data) =
-        (ours(&arguments.model, "model.onnx"), ours(&arguments.calibration, "calibration.npz"));
-    let options: Vec<&str> = arguments.options.iter().map(String::as_str).collect();
-    let job = Job::on(&model, &data).with(&["--partition", partition]).with(&options);
-    // Real times: nothing is to fail.
-    let settings = Settings {
-        heartbeat: Duration::from_secs(1),
-        lease: Duration::from_secs(10),
-        threads: arguments.threads,
-        ..Settings::default()
-    };
-    let mut cluster = Cluster::launched(settings, Launch::default(), Permit::alone())?;
-    cluster.start_nodes(nodes)?;
-    for name in cluster.node_names() {
-        cluster.wait_attached(&name, 1)?;
-    }
-    let submission = cluster.submit(&job)?;
-    let end = cluster.end(submission, LIMIT)?;
-    anyhow::ensure!(matches!(end.exit, 0 | 3), "exit {}: {}", end.exit, end.stderr);
-    let fetched = |node: &serde_json::Value| node["bytes_fetched"].as_u64().unwrap_or(0);
-    let bytes = cluster.nodes()?.iter().map(fetched).sum();
-    Ok((end.took.as_secs_f64(), bytes, Outputs::of(&end.output)?))
+fn say(line: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{line}")?)
 }
