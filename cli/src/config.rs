@@ -14,6 +14,7 @@ use crate::exit::CliError;
 use crate::options::{
     Carries, Colours, DataOptions, EncodingsVersion, GranularityKind, JobOptions, Layout, OutputFormat,
 };
+use crate::subject::{Measured, Subject};
 use crate::values::{ByteSize, DeviceArg, GradientsArg, Override};
 
 /// A quantization job, complete.
@@ -63,6 +64,7 @@ pub(crate) struct RoundingConfig {
     pub(crate) damping: f32,
     pub(crate) start: StartPoint,
     pub(crate) refine_sweeps: u32,
+    pub(crate) scale_fits: u32,
     pub(crate) positions: f32,
     pub(crate) seed: u64,
     /// `None`: chosen by the size of samples.
@@ -105,16 +107,14 @@ pub(crate) struct Resources {
     pub(crate) onnxruntime: Option<PathBuf>,
 }
 
-/// Defaults; the help text states them and a test compares the two.
+/// Defaults of every subject ([`Subject::defaults`] has the others); the help text states them and a test compares the two.
 pub(crate) mod defaults {
     pub(crate) const BITS: u8 = 4;
-    pub(crate) const ITERATIONS: u32 = 300;
     pub(crate) const LEARNING_RATE: f32 = 0.1;
     pub(crate) const LAMBDA: f32 = 3.0;
     pub(crate) const BETA_RANGE: (f32, f32) = (20.0, 2.0);
     pub(crate) const WARM_START: f32 = 0.2;
     pub(crate) const BATCH: u32 = 32;
-    pub(crate) const DAMPING: f32 = 0.01;
     pub(crate) const REFINE_SWEEPS: u32 = 30;
     pub(crate) const POSITIONS: f32 = 1.0;
     pub(crate) const SEED: u64 = 0;
@@ -131,6 +131,8 @@ impl RunConfig {
         let model = options.model.clone().ok_or_else(|| {
             CliError::usage("no MODEL given").hint("name an ONNX file, or set `model` in a job file")
         })?;
+        let subject = Subject::at(&model);
+        subject.check_options(&options)?;
         let grid = grid(&options)?;
         let config = Self {
             model,
@@ -140,7 +142,7 @@ impl RunConfig {
             skip: options.skip.clone(),
             overrides: options.overrides.clone(),
             fold_batch_norm: !options.no_fold_batch_norm,
-            rounding: rounding(&options),
+            rounding: rounding(&options, subject.defaults()),
             resources: resources(&options),
             encodings: encodings(&options.encodings),
             language: language(&options),
@@ -243,19 +245,20 @@ fn grid(options: &JobOptions) -> Result<GridSpec, CliError> {
     Ok(grid)
 }
 
-fn rounding(options: &JobOptions) -> RoundingConfig {
+fn rounding(options: &JobOptions, measured: Measured) -> RoundingConfig {
     RoundingConfig {
         objective: options.objective.unwrap_or(Objective::Gram),
         propagation: options.propagation.unwrap_or(Propagation::Sequential),
-        iterations: options.iterations.unwrap_or(defaults::ITERATIONS),
+        iterations: options.iterations.unwrap_or(measured.iterations),
         learning_rate: options.learning_rate.unwrap_or(defaults::LEARNING_RATE),
         lambda: options.lambda.unwrap_or(defaults::LAMBDA),
         beta_range: options.beta_range.map_or(defaults::BETA_RANGE, |range| (range.0, range.1)),
         warm_start: options.warm_start.unwrap_or(defaults::WARM_START),
         batch: options.batch.unwrap_or(defaults::BATCH),
-        damping: options.damping.unwrap_or(defaults::DAMPING),
+        damping: options.damping.unwrap_or(measured.damping),
         start: options.start.unwrap_or(StartPoint::Gptq),
         refine_sweeps: options.refine_sweeps.unwrap_or(defaults::REFINE_SWEEPS),
+        scale_fits: options.scale_fits.unwrap_or(measured.scale_fits),
         positions: options.positions.unwrap_or(defaults::POSITIONS),
         seed: options.seed.unwrap_or(defaults::SEED),
         shard_size: options.shard_size,
@@ -354,13 +357,11 @@ mod tests {
         };
         for (flag, default) in [
             ("bits", defaults::BITS.to_string()),
-            ("iterations", defaults::ITERATIONS.to_string()),
             ("learning-rate", defaults::LEARNING_RATE.to_string()),
             ("lambda", defaults::LAMBDA.to_string()),
             ("beta-range", format!("{},{}", defaults::BETA_RANGE.0, defaults::BETA_RANGE.1)),
             ("warm-start", defaults::WARM_START.to_string()),
             ("batch", defaults::BATCH.to_string()),
-            ("damping", defaults::DAMPING.to_string()),
             ("refine-sweeps", defaults::REFINE_SWEEPS.to_string()),
             ("positions", defaults::POSITIONS.to_string()),
             ("seed", defaults::SEED.to_string()),
@@ -368,6 +369,15 @@ mod tests {
             ("scale", defaults::PIXEL_SCALE.to_string()),
         ] {
             assert!(help(flag).contains(&format!("[default: {default}]")), "{flag}: {}", help(flag));
+        }
+        let (network, language) = (Subject::Network.defaults(), Subject::Language.defaults());
+        for (flag, network, language) in [
+            ("iterations", network.iterations.to_string(), language.iterations.to_string()),
+            ("damping", network.damping.to_string(), language.damping.to_string()),
+            ("scale-fits", network.scale_fits.to_string(), language.scale_fits.to_string()),
+        ] {
+            let stated = format!("[default: {network}; language models: {language}]");
+            assert!(help(flag).contains(&stated), "{flag}: {}", help(flag));
         }
     }
 }

@@ -76,6 +76,7 @@ impl RoundingConfig {
             damping: self.damping,
             start: self.start,
             refine_sweeps: self.refine_sweeps,
+            scale_fits: self.scale_fits,
             seed: self.seed,
             positions_per_shard: POSITIONS_PER_SHARD,
             positions_fraction: self.positions,

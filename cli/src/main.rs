@@ -22,6 +22,7 @@ mod perplexity;
 mod quantize;
 mod render;
 mod results;
+mod subject;
 mod survey;
 mod values;
 mod verify;

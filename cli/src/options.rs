@@ -136,7 +136,7 @@ pub(crate) struct JobOptions {
     #[arg(long, value_name = "HOW", value_parser = named::<Propagation>, help_heading = "Rounding")]
     pub(crate) propagation: Option<Propagation>,
 
-    /// Learn the rounding of each layer for this many iterations [default: 300]
+    /// Learn the rounding of each layer for this many iterations [default: 300; language models: 0]
     ///
     /// Change at will: more iterations cost time and never make a layer worse than nearest rounding. 0 leaves the start
     /// and refinement alone. The samples objective needs far more, 10000 as published.
@@ -173,7 +173,7 @@ pub(crate) struct JobOptions {
     #[arg(long, value_name = "N", help_heading = "Rounding")]
     pub(crate) batch: Option<u32>,
 
-    /// Pull statistics towards the original weights by this fraction of their mean diagonal [default: 0.01]
+    /// Pull statistics towards the original weights by this fraction of their mean diagonal [default: 0.01; language models: 0.03]
     ///
     /// Guards against overfitting when samples are few. Change with caution: 0.001 to 0.05.
     #[arg(long, value_name = "FRACTION", value_parser = non_negative, help_heading = "Rounding")]
@@ -188,6 +188,12 @@ pub(crate) struct JobOptions {
     /// Refine the result by at most this many sweeps over all weights [default: 30]
     #[arg(long, value_name = "N", help_heading = "Rounding")]
     pub(crate) refine_sweeps: Option<u32>,
+
+    /// Fit scales to the rounding, then refine again, at most this many times [default: 2; language models: 4]
+    ///
+    /// 0 leaves the grid as the range search chose it. A row keeps new scales only if they lower its error; grids of 2 bits gain most. Not with the samples objective or one scale per tensor.
+    #[arg(long, value_name = "N", help_heading = "Rounding")]
+    pub(crate) scale_fits: Option<u32>,
 
     /// Use this fraction of the positions of each sample for statistics [default: 1]
     ///
@@ -410,6 +416,7 @@ impl JobOptions {
             damping: self.damping.or(below.damping),
             start: self.start.or(below.start),
             refine_sweeps: self.refine_sweeps.or(below.refine_sweeps),
+            scale_fits: self.scale_fits.or(below.scale_fits),
             positions: self.positions.or(below.positions),
             seed: self.seed.or(below.seed),
             shard_size: self.shard_size.or(below.shard_size),

@@ -36,6 +36,7 @@ fn solver() -> SolverSettings {
         damping: 0.01,
         start: StartPoint::Nearest,
         refine_sweeps: 10,
+        scale_fits: 0,
         seed: 0,
         positions_per_shard: 256,
         positions_fraction: 1.0,

@@ -146,6 +146,7 @@ pub(crate) fn plans() -> Result<Vec<Vec<u8>>> {
         damping: 0.01,
         start: StartPoint::Gptq,
         refine_sweeps: 2,
+        scale_fits: 0,
         seed: 1,
         positions_per_shard: 64,
         positions_fraction: 1.0,

@@ -55,6 +55,8 @@ pub struct SolverSettings {
     pub start: StartPoint,
     /// At most this many sweeps of coordinate descent.
     pub refine_sweeps: u32,
+    /// At most this many rounds of fitting scales to the rounding; 0 leaves the grid as the range search chose it.
+    pub scale_fits: u32,
     /// Key of all randomness.
     pub seed: u64,
     /// Positions kept for the samples objective, per layer and shard.

@@ -31,6 +31,7 @@ fn config(model: PathBuf, calibration: PathBuf) -> JobConfig {
         damping: 0.001,
         start: StartPoint::Nearest,
         refine_sweeps: 1,
+        scale_fits: 0,
         seed: 1,
         positions_per_shard: 16,
         positions_fraction: 1.0,

@@ -51,6 +51,7 @@ pub(crate) fn config(seed: u64) -> JobConfig {
         damping: 0.001,
         start: StartPoint::Nearest,
         refine_sweeps: 1,
+        scale_fits: 0,
         seed,
         positions_per_shard: 16,
         positions_fraction: 1.0,

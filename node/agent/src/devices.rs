@@ -6,9 +6,8 @@
 
 use halfstep_compute::cuda::{Cuda, CudaBuffer, Precision, probe};
 use halfstep_compute::{Cpu, CpuBuffer, Device, DeviceError};
-use halfstep_solver::{
-    Prepared, RowProblem, Settings, Solution, SolveError, Step, Workspace, solve_prepared,
-};
+use halfstep_quant::{Encodings, ScaleType};
+use halfstep_solver::{Prepared, RowProblem, Settings, Solution, SolveError, Step, Workspace, solve_fitted};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -201,7 +200,7 @@ impl Devices {
 }
 
 impl Lane {
-    /// [`solve_prepared`], the statistics of the problem's group put on the device by the first who needs them there.
+    /// [`solve_fitted`], the statistics of the problem's group put on the device by the first who needs them there.
     ///
     /// # Errors
     /// The same.
@@ -211,8 +210,9 @@ impl Lane {
         group: usize,
         problem: &RowProblem<'_>,
         settings: &Settings,
+        stored: ScaleType,
         watch: &mut dyn FnMut(Step),
-    ) -> Result<Solution, SolveError> {
+    ) -> Result<(Encodings, Solution), SolveError> {
         let Self { cpu, cuda } = self;
         match cuda.as_mut().filter(|_| !is_small(problem.rows, problem.cols)) {
             Some(CudaLane { device, number, workspace }) => {
@@ -220,13 +220,13 @@ impl Lane {
                     .slot(group, 1 + *number)
                     .get_or_make(|| prepare(device, problem, settings, OnDevice::Cuda))?;
                 let OnDevice::Cuda(prepared) = &*made else { return Err(SolveError::Unprepared) };
-                solve_prepared(device, prepared, problem, settings, workspace, watch)
+                solve_fitted(device, prepared, problem, settings, stored, workspace, watch)
             }
             None => {
                 let made =
                     layer.slot(group, 0).get_or_make(|| prepare(&Cpu, problem, settings, OnDevice::Cpu))?;
                 let OnDevice::Cpu(prepared) = &*made else { return Err(SolveError::Unprepared) };
-                solve_prepared(&Cpu, prepared, problem, settings, cpu, watch)
+                solve_fitted(&Cpu, prepared, problem, settings, stored, cpu, watch)
             }
         }
     }

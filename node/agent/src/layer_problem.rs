@@ -23,6 +23,8 @@ pub(crate) struct LayerProblem {
     /// The same, where chunks have been solved.
     prepared: OnDevices,
     positions: u64,
+    /// What scales are stored as.
+    scales: ScaleType,
 }
 
 impl LayerProblem {
@@ -48,7 +50,7 @@ impl LayerProblem {
         let mut encodings =
             grid(&entry.grid, &weights, layer, &groups).map_err(|e| failure::quant(&layer.name, &e))?;
         encodings.store_scales_as(scales);
-        Ok(Self { weights, bias, encodings, groups, prepared: OnDevices::default(), positions })
+        Ok(Self { weights, bias, encodings, groups, prepared: OnDevices::default(), positions, scales })
     }
 
     /// Decides the rounding of one chunk; also the seconds spent refining. The attempt is told of every iteration.
@@ -67,6 +69,7 @@ impl LayerProblem {
         let mut report = ChunkReport::default();
         let progress = || attempt.progress();
         let mut clock = RefineClock { progress: &progress, begun: None, seconds: 0.0 };
+        let mut parts = Vec::new();
         let mut start = rows.start;
         while start < rows.end {
             attempt.step()?;
@@ -75,14 +78,16 @@ impl LayerProblem {
             let encodings = self.encodings.slice_rows(start..end);
             let problem = self.problem(id, layer, settings, &encodings, start..end, group);
             let settings = solver_settings(settings);
-            let solution = lane
-                .solve(&self.prepared, group, &problem, &settings, &mut |step| clock.tell(step))
+            let mut tell = |step| clock.tell(step);
+            let (encodings, solution) = lane
+                .solve(&self.prepared, group, &problem, &settings, self.scales, &mut tell)
                 .map_err(|e| failure::solve(&layer.name, &e))?;
+            parts.push(encodings);
             q.extend_from_slice(&solution.q);
             add(&mut report, &solution.report);
             start = end;
         }
-        let encodings = self.encodings.slice_rows(rows);
+        let encodings = Encodings::concat_rows(&parts).map_err(|e| failure::quant(&layer.name, &e))?;
         Ok((Rounding { layer: id, chunk, encodings, q, report }, clock.seconds))
     }
 
@@ -196,6 +201,7 @@ fn solver_settings(s: &SolverSettings) -> Settings {
             StartPoint::Gptq => Start::Gptq,
         },
         refine_sweeps: s.refine_sweeps,
+        scale_fits: s.scale_fits,
         seed: s.seed,
         ..Settings::default()
     }

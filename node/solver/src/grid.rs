@@ -71,6 +71,13 @@ impl Cells {
         up.mul_add(self.delta[index], self.low[index])
     }
 
+    /// The choices nearest to given integers: 1.0 for the upper neighbour.
+    pub(crate) fn choices(&self, q: &[i32]) -> Vec<f32> {
+        let choice =
+            |((floor, q), delta): ((&i32, &i32), &f32)| f32::from(u8::from(q > floor && *delta != 0.0));
+        self.floor_q.iter().zip(q).zip(&self.delta).map(choice).collect()
+    }
+
     /// The integers of a rounding.
     pub(crate) fn integers(&self, up: &[f32]) -> Vec<i32> {
         self.floor_q.iter().zip(up).map(|(floor, up)| floor + i32::from(*up > 0.5)).collect()

@@ -13,6 +13,7 @@
 mod candidates;
 mod check;
 mod error;
+mod fit;
 #[cfg(test)]
 mod fixture;
 mod gptq;
@@ -28,6 +29,7 @@ mod solve;
 mod workspace;
 
 pub use error::{ErrorKind, SolveError};
+pub use fit::solve_fitted;
 pub use prepared::Prepared;
 pub use problem::{Activation, ChunkReport, GramView, RowProblem, SamplesView, Solution, Statistics};
 pub use settings::{Settings, Start};

@@ -2,9 +2,12 @@
 //!
 //! Not here: what depends on the rows (`quadratic`, `samples`).
 
+use std::sync::OnceLock;
+
 use halfstep_compute::Device;
 
 use crate::check::check_statistics;
+use crate::gptq::Factor;
 use crate::problem::GramView;
 use crate::samples::Moments;
 use crate::{RowProblem, Settings, SolveError, Statistics};
@@ -30,6 +33,8 @@ pub struct Prepared<B> {
     pub(crate) excess: Option<B>,
     /// `G`.
     pub(crate) energy: B,
+    /// Of the damped H, on the host; made when a solve first starts in GPTQ's order.
+    factor: OnceLock<Factor>,
     /// Of samples, on the host.
     moments: Option<Moments>,
 }
@@ -94,8 +99,14 @@ impl<B: Send + Sync> Prepared<B> {
             gap,
             excess,
             energy: shared(g)?,
+            factor: OnceLock::new(),
             moments: None,
         })
+    }
+
+    /// The factor that GPTQ's order needs; `h` is what this was made from.
+    pub(crate) fn factor(&self, h: &[f32]) -> &Factor {
+        self.factor.get_or_init(|| Factor::new(h, self.cols, self.damping))
     }
 
     /// The second moments behind a problem that this was made for: its own, or those of its samples.

@@ -86,6 +86,24 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
         })
     }
 
+    /// The same problem on another grid: the row units change.
+    pub(crate) fn regrid(&mut self, cells: &Cells, problem: &RowProblem<'_>, settings: &Settings) {
+        let (alpha, normalize) = (problem.output_scale, settings.normalize);
+        self.unit = units(cells, self.moments.h, self.rows, self.cols, alpha, normalize);
+    }
+
+    /// Half the gradient, `e H + d e + b`, of one row in plain units, from its `product` (which has the row's unit).
+    pub(crate) fn residual<'b>(&'b self, row: usize, product: &'b [f32]) -> impl Iterator<Item = f64> + 'b {
+        let inverse = if self.unit[row] == 0.0 { 0.0 } else { 1.0 / f64::from(self.unit[row]) };
+        let linear = self.row(&self.linear, row);
+        product.iter().zip(linear).map(move |(p, b)| f64::from(*p) * inverse + f64::from(*b))
+    }
+
+    /// Sum over the rows of [`Quadratic::full`].
+    pub(crate) fn total(&self, values: &[RowValue], output_scale: f32) -> f64 {
+        values.iter().enumerate().map(|(row, value)| self.full(row, value.plain, output_scale)).sum()
+    }
+
     /// Puts the chunk on the device: low, delta, target.
     pub(crate) fn load<D: Device<Buffer = B>>(
         &self,

@@ -73,6 +73,8 @@ pub struct Settings {
     pub start: Start,
     /// Coordinate-descent sweeps at most, per start; ends earlier when nothing flips. 0 turns refinement off.
     pub refine_sweeps: u32,
+    /// Rounds of [`crate::fit_scales`] at most; 0 leaves the grid as it was given.
+    pub scale_fits: u32,
     /// Seed of the minibatches.
     pub seed: u64,
 }
@@ -91,6 +93,7 @@ impl Default for Settings {
             damping: 1e-2,
             start: Start::Nearest,
             refine_sweeps: 30,
+            scale_fits: 0,
             seed: 0,
         }
     }

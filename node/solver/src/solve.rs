@@ -215,15 +215,8 @@ fn judge_quadratic<D: Device>(
     let fallbacks = roundings.fallbacks.into_iter().map(&mut measure).collect::<Result<Vec<_>, _>>()?;
     let judge = ByQuadratic { quadratic, cells };
     let (best, guarded) = select(&judge, problem.rows, problem.cols, &solved, &fallbacks);
-    let total = |values: &[RowValue]| -> f64 {
-        values
-            .iter()
-            .enumerate()
-            .map(|(row, value)| quadratic.full(row, value.plain, problem.output_scale))
-            .sum()
-    };
-    report.objective_nearest = total(&fallbacks[0].values);
-    report.objective = total(&best.values);
+    report.objective_nearest = quadratic.total(&fallbacks[0].values, problem.output_scale);
+    report.objective = quadratic.total(&best.values, problem.output_scale);
     report.signal = quadratic.signal(problem.output_scale);
     report.guarded_rows = guarded;
     Ok(best.up)
@@ -252,7 +245,7 @@ fn judge_samples<D: Device>(
     Ok(best.up)
 }
 
-fn finite(
+pub(crate) fn finite(
     what: &'static str,
     values: impl Iterator<Item = f64>,
     problem: &RowProblem<'_>,

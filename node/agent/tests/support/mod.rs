@@ -279,6 +279,7 @@ pub fn setup(model: Model, settings: &Settings) -> Setup {
         damping: 0.01,
         start: StartPoint::Nearest,
         refine_sweeps: 5,
+        scale_fits: 0,
         seed: 0,
         positions_per_shard: 4,
         positions_fraction: 1.0,

@@ -52,6 +52,7 @@ fn solver() -> SolverSettings {
         damping: 0.0,
         start: StartPoint::Nearest,
         refine_sweeps: 1,
+        scale_fits: 0,
         seed: 0,
         positions_per_shard: 1,
         positions_fraction: 1.0,

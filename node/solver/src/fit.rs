@@ -1,0 +1,386 @@
+//! Scales fitted to a rounding: for fixed integers the gram objective is a quadratic in the row's scales as well.
+//!
+//! With levels `k = q - zero_point` and the groups' indicator matrix, `w~ = sum_g s_g k_g`, so the best scales solve
+//! `M s = r`, `M[g, g'] = k_g H k_g'`: as many unknowns as the row has groups. The scales are brought to the type they are stored
+//! in, the integers are refined on the new grid, and this is repeated; a row keeps what lowers its objective.
+//!
+//! Deviation: AdaRound leaves the grid as the range search chose it. Scales are what every format stores in any case, and
+//! the guard holds: a row is never worse than before.
+//! Not here: choosing the first scales (`quant`), the samples objective (it would need the activation's derivative).
+
+use halfstep_compute::{Device, DeviceError, MatMut, MatRef, Product};
+use halfstep_quant::{Encodings, Granularity, ScaleType};
+
+use crate::grid::Cells;
+use crate::quadratic::{Quadratic, RowValue};
+use crate::solve::finite;
+use crate::workspace::{Arrays, Watch};
+use crate::{
+    Prepared, RowProblem, Settings, Solution, SolveError, Statistics, Step, Workspace, refine, solve_prepared,
+};
+
+/// A scale moves by at most this factor in one round: a larger step says that the model does not hold.
+const STEP_MAX: f32 = 2.0;
+/// Added to the normal equations' diagonal, as a fraction of it: groups whose levels explain each other stay where they are.
+const RIDGE: f64 = 1e-6;
+
+/// [`solve_prepared`], then up to `settings.scale_fits` rounds of fitting scales; returns the chunk with its encodings.
+///
+/// What cannot be fitted comes back as it was solved: a scale shared by the whole tensor, the samples objective. The report's objective
+/// of nearest rounding stays that of the original grid; `rounded_away` counts from nearest on the new one.
+///
+/// # Errors
+/// The same.
+pub fn solve_fitted<D: Device>(
+    device: &D,
+    prepared: &Prepared<D::Buffer>,
+    problem: &RowProblem<'_>,
+    settings: &Settings,
+    stored: ScaleType,
+    workspace: &mut Workspace<D::Buffer>,
+    watch: &mut dyn FnMut(Step),
+) -> Result<(Encodings, Solution), SolveError> {
+    let solution = solve_prepared(device, prepared, problem, settings, workspace, watch)?;
+    let encodings = problem.encodings.clone();
+    let Statistics::Gram(moments) = problem.statistics else { return Ok((encodings, solution)) };
+    if settings.scale_fits == 0 || encodings.granularity == Granularity::PerTensor {
+        return Ok((encodings, solution));
+    }
+    let arrays = workspace.arrays(device, problem.rows, problem.cols)?;
+    let mut best = Fit { encodings, q: solution.q };
+    let cells = best.cells(problem, prepared);
+    let mut quadratic = Quadratic::new(device, problem, prepared, moments, &cells, settings, arrays)?;
+    let mut values = best.values(device, problem, settings, &mut quadratic, None, arrays)?.1;
+    for _ in 0..settings.scale_fits {
+        let encodings = best.proposal(device, &quadratic, stored, arrays)?;
+        let mut next = Fit { encodings, q: best.q.clone() };
+        let (q, fitted) = next.values(device, problem, settings, &mut quadratic, Some(watch), arrays)?;
+        next.q = q;
+        let better = |row: &usize| {
+            let (new, old): (RowValue, RowValue) = (fitted[*row], values[*row]);
+            new.damped < old.damped && new.plain + new.uncertainty < old.plain - old.uncertainty
+        };
+        let rows: Vec<usize> = (0..problem.rows).filter(better).collect();
+        if rows.is_empty() {
+            break;
+        }
+        rows.into_iter().for_each(|row| best.take_row(row, &next));
+        // Also brings the residual on the device back to the best grid.
+        values = best.values(device, problem, settings, &mut quadratic, None, arrays)?.1;
+    }
+    finite("objective", values.iter().map(|value| value.damped), problem)?;
+    let mut report = solution.report;
+    report.objective = quadratic.total(&values, problem.output_scale);
+    let nearest = best.encodings.quantize_nearest(problem.w);
+    report.rounded_away = best.q.iter().zip(&nearest).filter(|(q, nearest)| q != nearest).count();
+    Ok((best.encodings, Solution { q: best.q, report }))
+}
+
+/// A grid and the integers on it.
+struct Fit {
+    encodings: Encodings,
+    q: Vec<i32>,
+}
+
+impl Fit {
+    fn cells<B>(&self, problem: &RowProblem<'_>, prepared: &Prepared<B>) -> Cells {
+        Cells::new(problem.w, &self.encodings, &prepared.dead)
+    }
+
+    /// Puts the integers on the device and, with `watch`, refines them; returns them and the objective of each row. The device then
+    /// holds `errors * H`.
+    fn values<D: Device>(
+        &self,
+        device: &D,
+        problem: &RowProblem<'_>,
+        settings: &Settings,
+        quadratic: &mut Quadratic<'_, D::Buffer>,
+        watch: Option<Watch<'_>>,
+        arrays: &mut Arrays<D::Buffer>,
+    ) -> Result<(Vec<i32>, Vec<RowValue>), DeviceError> {
+        let cells = self.cells(problem, quadratic.prepared);
+        quadratic.regrid(&cells, problem, settings);
+        quadratic.load(device, &cells, arrays)?;
+        let mut up = cells.choices(&self.q);
+        if let Some(watch) = watch {
+            refine::refine(device, quadratic, &cells, settings.refine_sweeps, &mut up, arrays, watch)?;
+        }
+        let values = quadratic.evaluate(device, &cells, &up, arrays)?;
+        Ok((cells.integers(&up), values))
+    }
+
+    /// The encodings with the best scales for the integers, row by row. Reads the residual that `values` left.
+    fn proposal<D: Device>(
+        &self,
+        device: &D,
+        quadratic: &Quadratic<'_, D::Buffer>,
+        stored: ScaleType,
+        arrays: &mut Arrays<D::Buffer>,
+    ) -> Result<Encodings, DeviceError> {
+        let (rows, cols, groups) = (quadratic.rows, quadratic.cols, self.encodings.groups_per_row());
+        let levels = self.levels();
+        let mut pull = vec![0.0; rows * groups];
+        let mut product = vec![0.0; rows * cols];
+        device.download(&arrays.product, &mut product)?;
+        for row in 0..rows {
+            let residual = quadratic.residual(row, quadratic.row(&product, row));
+            for ((col, level), residual) in quadratic.row(&levels, row).iter().enumerate().zip(residual) {
+                pull[row * groups + col / self.encodings.group_cols()] -= f64::from(*level) * residual;
+            }
+        }
+        let h = &quadratic.prepared.damped;
+        let mut normal = self.normal(device, h, &levels, rows, arrays, &mut product)?;
+        let mut encodings = self.encodings.clone();
+        for (row, (normal, pull)) in
+            normal.chunks_exact_mut(groups * groups).zip(pull.chunks_exact_mut(groups)).enumerate()
+        {
+            if !solve_positive(normal, pull) {
+                continue;
+            }
+            for (scale, step) in encodings.scale[row * groups..][..groups].iter_mut().zip(pull.iter()) {
+                let next = stored.nearest((f64::from(*scale) + step) as f32);
+                if next.is_normal() && next < *scale * STEP_MAX && next * STEP_MAX > *scale {
+                    *scale = next;
+                }
+            }
+        }
+        Ok(encodings)
+    }
+
+    /// `q - zero_point` as f32, `[rows, cols]`.
+    fn levels(&self) -> Vec<f32> {
+        let cols = self.encodings.cols;
+        let level =
+            |(index, q): (usize, &i32)| (q - self.encodings.zero_point_at(index / cols, index % cols)) as f32;
+        self.q.iter().enumerate().map(level).collect()
+    }
+
+    /// `M[g, g'] = k_g H k_g'` of each row, lower triangles, `[rows, groups, groups]`.
+    fn normal<D: Device>(
+        &self,
+        device: &D,
+        h: &D::Buffer,
+        levels: &[f32],
+        rows: usize,
+        arrays: &mut Arrays<D::Buffer>,
+        product: &mut [f32],
+    ) -> Result<Vec<f64>, DeviceError> {
+        let (cols, width) = (self.encodings.cols, self.encodings.group_cols());
+        let groups = self.encodings.groups_per_row();
+        let mut normal = vec![0.0; rows * groups * groups];
+        device.write(levels, &mut arrays.soft)?;
+        for group in 0..groups {
+            let start = group * width;
+            let end = cols.min(start + width);
+            // The triangle needs columns up to this group's end.
+            device.matmul(
+                Product::new(rows, end, end - start),
+                MatRef::new(&arrays.soft, cols).at(start),
+                MatRef::new(h, cols).at(start * cols),
+                MatMut::new(&mut arrays.product, end),
+            )?;
+            device.download(&arrays.product, &mut product[..rows * end])?;
+            for (row, (product, levels)) in
+                product[..rows * end].chunks_exact(end).zip(levels.chunks_exact(cols)).enumerate()
+            {
+                let line = &mut normal[(row * groups + group) * groups..][..=group];
+                for ((product, level), entry) in
+                    product.chunks(width).zip(levels[..end].chunks(width)).zip(line)
+                {
+                    *entry = product.iter().zip(level).map(|(p, k)| f64::from(*p) * f64::from(*k)).sum();
+                }
+            }
+        }
+        Ok(normal)
+    }
+
+    fn take_row(&mut self, row: usize, from: &Self) {
+        let (cols, groups) = (self.encodings.cols, self.encodings.groups_per_row());
+        let (weights, entries) = (row * cols..(row + 1) * cols, row * groups..(row + 1) * groups);
+        self.q[weights.clone()].copy_from_slice(&from.q[weights]);
+        self.encodings.scale[entries.clone()].copy_from_slice(&from.encodings.scale[entries]);
+    }
+}
+
+/// Solves `a x = b` in place of `b` by Cholesky, `a` given by its lower triangle; false if `a` is not positive definite.
+/// An unknown that nothing depends on (diagonal 0) becomes 0.
+fn solve_positive(a: &mut [f64], b: &mut [f64]) -> bool {
+    let n = b.len();
+    for i in 0..n {
+        let diagonal = a[i * n + i];
+        a[i * n + i] = if diagonal > 0.0 { diagonal * (1.0 + RIDGE) } else { 1.0 };
+        for j in 0..=i {
+            let dot: f64 = (0..j).map(|k| a[i * n + k] * a[j * n + k]).sum();
+            let value = a[i * n + j] - dot;
+            if i == j {
+                if !(value > 0.0 && value.is_finite()) {
+                    return false;
+                }
+                a[i * n + i] = value.sqrt();
+            } else {
+                a[i * n + j] = value / a[j * n + j];
+            }
+        }
+    }
+    for i in 0..n {
+        let dot: f64 = (0..i).map(|k| a[i * n + k] * b[k]).sum();
+        b[i] = (b[i] - dot) / a[i * n + i];
+    }
+    for i in (0..n).rev() {
+        let dot: f64 = (i + 1..n).map(|k| a[k * n + i] * b[k]).sum();
+        b[i] = (b[i] - dot) / a[i * n + i];
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::Fixture;
+    use crate::{Activation, GramView, SamplesView, Start, solve};
+    use halfstep_compute::Cpu;
+    use halfstep_quant::{GridSpec, RangeEstimator, Scheme};
+
+    fn spec(bits: u8, scheme: Scheme, granularity: Granularity) -> GridSpec {
+        GridSpec { bits, scheme, granularity, range: RangeEstimator::Mse }
+    }
+
+    fn problem<'a>(fixture: &'a Fixture, statistics: Statistics<'a>) -> RowProblem<'a> {
+        RowProblem {
+            w: &fixture.w,
+            rows: fixture.rows,
+            cols: fixture.cols,
+            encodings: &fixture.encodings,
+            bias: None,
+            output_scale: 1.0,
+            activation: Activation::Identity,
+            statistics,
+            layer_key: 0,
+            first_row: 0,
+        }
+    }
+
+    fn gram(fixture: &Fixture) -> Statistics<'_> {
+        Statistics::Gram(GramView { h: &fixture.h, c: &fixture.c, g_energy: Some(&fixture.g), count: 40.0 })
+    }
+
+    fn settings(scale_fits: u32) -> Settings {
+        Settings { iterations: 0, start: Start::Gptq, scale_fits, ..Settings::default() }
+    }
+
+    fn fitted(problem: &RowProblem<'_>, rounds: u32, stored: ScaleType) -> (Solution, Encodings, Solution) {
+        let settings = settings(rounds);
+        let mut workspace = Workspace::new();
+        let prepared = Prepared::new(&Cpu, &problem.statistics, problem.cols, &settings).unwrap();
+        let before = solve(&Cpu, problem, &settings, &mut workspace).unwrap();
+        let (encodings, after) =
+            solve_fitted(&Cpu, &prepared, problem, &settings, stored, &mut workspace, &mut |_| {}).unwrap();
+        (before, encodings, after)
+    }
+
+    fn objective(fixture: &Fixture, encodings: &Encodings, q: &[i32], row: usize) -> f64 {
+        let rounded: Vec<f32> = (0..fixture.cols)
+            .map(|col| {
+                (q[row * fixture.cols + col] - encodings.zero_point_at(row, col)) as f32
+                    * encodings.scale_at(row, col)
+            })
+            .collect();
+        fixture.objective(row, &rounded, |x| x)
+    }
+
+    #[test]
+    fn no_row_is_worse_and_the_whole_is_better_by_the_definition_of_the_objective() {
+        let grids = [
+            (3, Scheme::Symmetric, Granularity::PerChannel),
+            (3, Scheme::Symmetric, Granularity::PerGroup { group_size: 8 }),
+            (4, Scheme::Asymmetric, Granularity::PerGroup { group_size: 16 }),
+        ];
+        for (bits, scheme, granularity) in grids {
+            for stored in [ScaleType::F32, ScaleType::Bf16] {
+                let mut fixture = Fixture::new(11, 6, 40, 160, spec(bits, scheme, granularity));
+                fixture.encodings.store_scales_as(stored);
+                let (before, encodings, after) = fitted(&problem(&fixture, gram(&fixture)), 4, stored);
+                encodings.validate().unwrap();
+                let mut totals = [0.0; 2];
+                for row in 0..6 {
+                    let old = objective(&fixture, &fixture.encodings, &before.q, row);
+                    let new = objective(&fixture, &encodings, &after.q, row);
+                    assert!(new <= old, "{granularity:?} {stored:?} row {row}: {new} after {old}");
+                    totals[0] += old;
+                    totals[1] += new;
+                }
+                assert!(totals[1] < 0.99 * totals[0], "{granularity:?} {stored:?}: {totals:?}");
+                assert!((after.report.objective / totals[1] - 1.0).abs() < 1e-3, "the report tells it");
+                assert_eq!(after.report.objective_nearest, before.report.objective_nearest);
+                assert!(encodings.scale.iter().all(|scale| stored.nearest(*scale) == *scale));
+            }
+        }
+    }
+
+    /// For fixed integers no nearby scale is better than the fitted one, by the definition of the objective.
+    #[test]
+    fn proposed_scales_are_a_minimum() {
+        let fixture =
+            Fixture::new(5, 3, 24, 96, spec(3, Scheme::Symmetric, Granularity::PerGroup { group_size: 8 }));
+        let problem = problem(&fixture, gram(&fixture));
+        let settings = Settings { damping: 0.0, ..settings(1) };
+        let mut workspace = Workspace::new();
+        let q = solve(&Cpu, &problem, &settings, &mut workspace).unwrap().q;
+        let Statistics::Gram(moments) = problem.statistics else { unreachable!("made above") };
+        let prepared = Prepared::new(&Cpu, &problem.statistics, 24, &settings).unwrap();
+        let fit = Fit { encodings: fixture.encodings.clone(), q };
+        let arrays = workspace.arrays(&Cpu, 3, 24).unwrap();
+        let cells = fit.cells(&problem, &prepared);
+        let mut quadratic =
+            Quadratic::new(&Cpu, &problem, &prepared, moments, &cells, &settings, arrays).unwrap();
+        fit.values(&Cpu, &problem, &settings, &mut quadratic, None, arrays).unwrap();
+        let proposal = fit.proposal(&Cpu, &quadratic, ScaleType::F32, arrays).unwrap();
+        for row in 0..3 {
+            let best = objective(&fixture, &proposal, &fit.q, row);
+            for group in 0..3 {
+                for factor in [0.99, 1.01] {
+                    let mut moved = proposal.clone();
+                    moved.scale[row * 3 + group] *= factor;
+                    let other = objective(&fixture, &moved, &fit.q, row);
+                    assert!(best < other, "row {row} group {group} * {factor}: {other} below {best}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_fitted_stays() {
+        let fixture = Fixture::new(2, 2, 10, 40, spec(4, Scheme::Symmetric, Granularity::PerTensor));
+        let (before, encodings, after) = fitted(&problem(&fixture, gram(&fixture)), 3, ScaleType::F32);
+        assert_eq!((&before, &fixture.encodings), (&after, &encodings));
+        let fixture = Fixture::new(2, 2, 10, 40, spec(4, Scheme::Symmetric, Granularity::PerChannel));
+        let samples = SamplesView { x_q: &fixture.x_q, x_fp: &fixture.x_fp, n: 40 };
+        let (before, encodings, after) =
+            fitted(&problem(&fixture, Statistics::Samples(samples)), 3, ScaleType::F32);
+        assert_eq!((&before, &fixture.encodings), (&after, &encodings));
+    }
+
+    #[test]
+    fn rows_do_not_depend_on_their_neighbours() {
+        let grid = spec(3, Scheme::Symmetric, Granularity::PerGroup { group_size: 16 });
+        let fixture = Fixture::new(8, 5, 48, 120, grid);
+        let (_, whole, all) = fitted(&problem(&fixture, gram(&fixture)), 2, ScaleType::F16);
+        let mut single = Fixture::new(8, 5, 48, 120, grid);
+        single.w = fixture.w[3 * 48..4 * 48].to_vec();
+        single.rows = 1;
+        single.encodings = fixture.encodings.slice_rows(3..4);
+        let (_, encodings, one) = fitted(&problem(&single, gram(&single)), 2, ScaleType::F16);
+        assert_eq!(one.q, all.q[3 * 48..4 * 48]);
+        assert_eq!(encodings, whole.slice_rows(3..4));
+    }
+
+    #[test]
+    fn positive_systems_are_solved_and_unused_unknowns_are_zero() {
+        let mut a = [4.0, 0.0, 0.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0];
+        let mut b = [8.0, 7.0, 5.0];
+        assert!(solve_positive(&mut a, &mut b));
+        assert!((b[0] - 1.25).abs() < 1e-5 && (b[1] - 1.5).abs() < 1e-5, "{b:?}");
+        let mut indefinite = [1.0, 0.0, 2.0, 1.0];
+        assert!(!solve_positive(&mut indefinite, &mut [1.0, 1.0]));
+    }
+}
