@@ -120,6 +120,7 @@ fn run<D: Timed>(device: &D, asked: &Asked, figures: &mut Figures) -> Result<(),
     }
     if asked.part("iteration") {
         times::iteration(device, asked, figures).map_err(failed)?;
+        times::lanes(device, asked, floors, figures).map_err(failed)?;
     }
     if asked.part("gram") {
         times::gram(device, asked, floors, figures).map_err(failed)?;

@@ -3,9 +3,7 @@
 use std::time::Instant;
 
 use halfstep_compute::random::Stream;
-use halfstep_compute::{
-    DeviceError, MatMut, MatRef, Product, RefineShape, StepArgs, StepBuffers, StepGradient, cpu,
-};
+use halfstep_compute::{DeviceError, MatMut, MatRef, Product, StepArgs, StepBuffers, StepGradient, cpu};
 
 use crate::figures::Figures;
 use crate::{Asked, Timed};
@@ -246,27 +244,49 @@ pub(crate) fn refine<D: Timed>(device: &D, asked: &Asked, figures: &mut Figures)
         let (h, delta) = (uniform(device, k * k)?, uniform(device, m * k)?);
         let (mut residual, mut up) = (uniform(device, m * k)?, device.zeros(m * k)?);
         let mut flips = device.zeros(m * cpu::REFINE_BLOCK)?;
-        let mut sweep = |flip: bool| -> Result<(), DeviceError> {
-            for start in (0..k).step_by(cpu::REFINE_BLOCK) {
-                let block = start..k.min(start + cpu::REFINE_BLOCK);
-                let width = block.len();
-                let shape = RefineShape { rows: m, cols: k, block };
-                device.refine_block(&shape, &h, &residual, &delta, &mut up, &mut flips)?;
-                if flip {
-                    device.matmul(
-                        Product { beta: 1.0, ..Product::new(m, k, width) },
-                        MatRef::new(&flips, width),
-                        MatRef::new(&h, k).at(start * k),
-                        MatMut::new(&mut residual, k),
-                    )?;
-                }
-            }
-            Ok(())
+        let taken = seconds(device, || {
+            device.refine_sweep(m, k, &h, &mut residual, &delta, &mut up, &mut flips).map(drop)
+        })?;
+        figures.say(&format!("sweep [{m}, {k}]"), taken * 1e3, "ms", "");
+    }
+    Ok(())
+}
+
+/// Iterations of the usual chunk on several lanes at once: what a node's threads do together.
+pub(crate) fn lanes<D: Timed>(
+    device: &D,
+    asked: &Asked,
+    floors: Floors,
+    figures: &mut Figures,
+) -> Result<(), DeviceError> {
+    let (m, k, calls) = if asked.quick { (16, 64, 3) } else { (128, 4096, 400) };
+    for lanes in [1, 4, 16] {
+        let all = (0..lanes).map(|_| device.another()).collect::<Result<Vec<D>, _>>()?;
+        let mut chunks =
+            all.iter().map(|lane| Chunk::new(lane, m, k, true)).collect::<Result<Vec<_>, _>>()?;
+        let mut round = || {
+            let begun = Instant::now();
+            std::thread::scope(|scope| {
+                let work = |lane: &D, chunk: &mut Chunk<D::Buffer>| {
+                    for _ in 0..calls {
+                        chunk.multiply(lane, m, k)?;
+                        chunk.step(lane, m * k)?;
+                    }
+                    lane.wait()
+                };
+                let threads: Vec<_> = all
+                    .iter()
+                    .zip(&mut chunks)
+                    .map(|(lane, chunk)| scope.spawn(move || work(lane, chunk)))
+                    .collect();
+                threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())))
+            })?;
+            Ok::<_, DeviceError>(begun.elapsed().as_secs_f64())
         };
-        let alone = seconds(device, || sweep(false))?;
-        let whole = seconds(device, || sweep(true))?;
-        let remark = format!("choices alone {:.2} ms", alone * 1e3);
-        figures.say(&format!("sweep [{m}, {k}]"), whole * 1e3, "ms", &remark);
+        let taken = round()?.min(round()?).min(round()?) / f64::from(calls * lanes);
+        let remark =
+            format!("{:.0} % of the large product's rate", 100.0 * flops((m, k, k)) / taken / floors.rough);
+        figures.say(&format!("iteration [{m}, {k}] on {lanes} lanes, each"), taken * 1e6, "us", &remark);
     }
     Ok(())
 }

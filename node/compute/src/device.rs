@@ -271,6 +271,36 @@ pub trait Device: Send + Sync {
         flips: &mut Self::Buffer,
     ) -> Result<u64, DeviceError>;
 
+    /// One pass over all columns, block by block: [`Device::refine_block`], then its product added to `residual`; returns the
+    /// number of flips. `flips` holds at least `rows` times the width of a block.
+    ///
+    /// # Errors
+    /// Those of its parts.
+    fn refine_sweep(
+        &self,
+        rows: usize,
+        cols: usize,
+        h: &Self::Buffer,
+        residual: &mut Self::Buffer,
+        delta: &Self::Buffer,
+        up: &mut Self::Buffer,
+        flips: &mut Self::Buffer,
+    ) -> Result<u64, DeviceError> {
+        let mut total = 0;
+        for start in (0..cols).step_by(cpu::REFINE_BLOCK) {
+            let shape = RefineShape { rows, cols, block: start..cols.min(start + cpu::REFINE_BLOCK) };
+            let flipped = self.refine_block(&shape, h, residual, delta, up, flips)?;
+            if flipped > 0 {
+                carry_flips(self, &shape, h, flips, residual)?;
+            }
+            total += flipped;
+        }
+        Ok(total)
+    }
+
+    /// `a -= b`, the first `len` elements.
+    fn subtract(&self, len: usize, a: &mut Self::Buffer, b: &Self::Buffer) -> Result<(), DeviceError>;
+
     /// Copies rows `indices` of `source: [_, k]` to `out: [indices.len(), k]`.
     fn gather_rows(
         &self,
@@ -293,6 +323,23 @@ pub trait Device: Send + Sync {
         z: &mut Self::Buffer,
         target: &Self::Buffer,
     ) -> Result<(), DeviceError>;
+}
+
+/// `residual += flips * h[block, :]`, all columns.
+pub(crate) fn carry_flips<D: Device + ?Sized>(
+    device: &D,
+    shape: &RefineShape,
+    h: &D::Buffer,
+    flips: &D::Buffer,
+    residual: &mut D::Buffer,
+) -> Result<(), DeviceError> {
+    let RefineShape { rows, cols, ref block } = *shape;
+    device.matmul(
+        Product { beta: 1.0, ..Product::new(rows, cols, block.len()) },
+        MatRef::new(flips, block.len()),
+        MatRef::new(h, cols).at(block.start.saturating_mul(cols)),
+        MatMut::new(residual, cols),
+    )
 }
 
 /// The CPU as a device.
@@ -457,6 +504,12 @@ impl Device for Cpu {
         ))
     }
 
+    fn subtract(&self, len: usize, a: &mut CpuBuffer, b: &CpuBuffer) -> Result<(), DeviceError> {
+        let (a, b) = (first_mut("subtract a", a, len)?, first("subtract b", b, len)?);
+        a.iter_mut().zip(b).for_each(|(a, b)| *a -= b);
+        Ok(())
+    }
+
     fn gather_rows(
         &self,
         source: &CpuBuffer,
@@ -604,6 +657,14 @@ mod tests {
         assert_eq!((up.0.clone(), flips.0.clone()), (vec![1.0, 0.0], vec![1.0, 0.0]));
         let outside = RefineShape { block: 1..3, ..shape };
         assert!(Cpu.refine_block(&outside, &h, &residual, &delta, &mut up, &mut flips).is_err());
+    }
+
+    #[test]
+    fn differences_are_taken_of_the_first_elements_only() {
+        let (mut a, b) = (upload(&[5.0, 7.0, 9.0]), upload(&[1.0, 2.0]));
+        Cpu.subtract(2, &mut a, &b).unwrap();
+        assert_eq!(a.0, [4.0, 5.0, 9.0]);
+        assert!(Cpu.subtract(3, &mut a, &b).is_err());
     }
 
     #[test]

@@ -405,6 +405,43 @@ fn refinement_flips_exactly_what_the_cpu_flips() {
 }
 
 #[test]
+fn whole_sweeps_and_differences_are_those_of_the_cpu() {
+    let Some(gpu) = cuda() else { return };
+    for (rows, cols) in [(1, 1), (3, 130), (33, 257), (200, 128)] {
+        let mut stream = Stream::new(8, rows as u64, cols as u32);
+        // Small integers: every sum is exact on every device.
+        let mut integers = |len: usize, limit: u32, shift: f32| -> Vec<f32> {
+            (0..len).map(|_| stream.index(limit) as f32 - shift).collect()
+        };
+        let x = Cpu.upload(&integers((cols + 3) * cols, 3, 1.0)).unwrap();
+        let mut h = Cpu.zeros(cols * cols).unwrap();
+        Cpu.gram(&x, cols + 3, cols, &mut h).unwrap();
+        let h = Pair::new(&gpu, &h);
+        let mut residual = Pair::new(&gpu, &integers(rows * cols, 400, 200.0));
+        let target = Pair::new(&gpu, &integers(rows * cols, 50, 25.0));
+        let delta = Pair::new(&gpu, &vec![1.0; rows * cols]);
+        let mut up = Pair::new(&gpu, &integers(rows * cols, 2, 0.0));
+        let mut flips = Pair::new(&gpu, &vec![0.0; rows * cols.min(128)]);
+        Cpu.subtract(rows * cols, &mut residual.cpu, &target.cpu).unwrap();
+        gpu.subtract(rows * cols, &mut residual.gpu, &target.gpu).unwrap();
+        for sweep in 0..3 {
+            let what = format!("[{rows}, {cols}], sweep {sweep}");
+            let Pair { cpu: residual_cpu, gpu: residual_gpu } = &mut residual;
+            let want =
+                Cpu.refine_sweep(rows, cols, &h.cpu, residual_cpu, &delta.cpu, &mut up.cpu, &mut flips.cpu);
+            let got =
+                gpu.refine_sweep(rows, cols, &h.gpu, residual_gpu, &delta.gpu, &mut up.gpu, &mut flips.gpu);
+            assert_eq!(got.unwrap(), want.unwrap(), "{what}");
+            up.assert_equal(&gpu, &format!("choices of {what}"));
+            // A 0 may have either sign.
+            residual.assert_close(&gpu, 0.0, &format!("residual of {what}"));
+        }
+    }
+    let (mut a, b) = (gpu.zeros(2).unwrap(), gpu.zeros(3).unwrap());
+    assert!(gpu.subtract(3, &mut a, &b).is_err());
+}
+
+#[test]
 fn gathered_rows_are_the_rows() {
     let Some(gpu) = cuda() else { return };
     for (rows, k, count) in [(1, 1, 1), (10, 3, 17), (50, 128, 32), (20, 513, 5), (7, 1025, 64)] {

@@ -6,7 +6,7 @@
 //!
 //! Not here: the kernel (`compute`), which start to refine.
 
-use halfstep_compute::{Device, DeviceError, MatMut, MatRef, Product, RefineShape, cpu};
+use halfstep_compute::{Device, DeviceError};
 
 use crate::grid::Cells;
 use crate::quadratic::Quadratic;
@@ -66,12 +66,7 @@ fn residual<D: Device>(
 ) -> Result<(), DeviceError> {
     quadratic.place(device, cells, up, arrays)?;
     device.write(up, &mut arrays.v)?;
-    let count = quadratic.rows * quadratic.cols;
-    let (mut product, mut target) = (vec![0.0; count], vec![0.0; count]);
-    device.download(&arrays.product, &mut product)?;
-    device.download(&arrays.target, &mut target)?;
-    product.iter_mut().zip(&target).for_each(|(product, target)| *product -= target);
-    device.write(&product, &mut arrays.product)
+    device.subtract(quadratic.rows * quadratic.cols, &mut arrays.product, &arrays.target)
 }
 
 /// One pass over all columns; returns the number of flips.
@@ -80,23 +75,7 @@ fn sweep<D: Device>(
     quadratic: &Quadratic<'_, D::Buffer>,
     arrays: &mut Arrays<D::Buffer>,
 ) -> Result<u64, DeviceError> {
-    let (rows, cols) = (quadratic.rows, quadratic.cols);
+    let (rows, cols, h) = (quadratic.rows, quadratic.cols, &quadratic.prepared.damped);
     let Arrays { delta, product, v, flips, .. } = arrays;
-    let h = &quadratic.prepared.damped;
-    let mut total = 0;
-    for start in (0..cols).step_by(cpu::REFINE_BLOCK) {
-        let block = start..cols.min(start + cpu::REFINE_BLOCK);
-        let width = block.len();
-        let flipped = device.refine_block(&RefineShape { rows, cols, block }, h, product, delta, v, flips)?;
-        if flipped > 0 {
-            device.matmul(
-                Product { beta: 1.0, ..Product::new(rows, cols, width) },
-                MatRef::new(flips, width),
-                MatRef::new(h, cols).at(start * cols),
-                MatMut::new(product, cols),
-            )?;
-        }
-        total += flipped;
-    }
-    Ok(total)
+    device.refine_sweep(rows, cols, h, product, delta, v, flips)
 }

@@ -142,6 +142,19 @@ impl Blas {
         .result()
     }
 
+    /// `a -= b`, exactly as one subtraction each.
+    ///
+    /// # Safety
+    /// As [`Self::product`].
+    pub(super) unsafe fn subtract(&self, len: i32, a: u64, b: u64) -> Result<(), CublasError> {
+        let minus = -1f32;
+        // SAFETY: the caller's promise.
+        unsafe {
+            sys::cublasSaxpy_v2(self.handle, len, &raw const minus, b as *const f32, 1, a as *mut f32, 1)
+        }
+        .result()
+    }
+
     /// `g += x^T x`, the lower triangle of `g` in our order, all bits; `x`: `[n, k]`, `g`: `[k, k]`.
     ///
     /// # Safety

@@ -24,8 +24,11 @@ use super::libraries::guarded;
 use super::modules::Modules;
 use super::probe::{Found, Gpu, Probe, probe};
 use crate::activation::Activation;
+use crate::cpu;
 use crate::cpu::step::StepArgs;
-use crate::device::{Device, DeviceError, MatMut, MatRef, Product, RefineShape, StepBuffers, StepGradient};
+use crate::device::{
+    Device, DeviceError, MatMut, MatRef, Product, RefineShape, StepBuffers, StepGradient, carry_flips,
+};
 use crate::shape::{self, area, length, span};
 
 /// How the factors of products that only steer a search are read; all others take all bits.
@@ -535,32 +538,58 @@ impl Device for Cuda {
         up: &mut CudaBuffer,
         flips: &mut CudaBuffer,
     ) -> Result<u64, DeviceError> {
-        let RefineShape { rows, cols, ref block } = *refine;
         shape::refine_block(refine)?;
-        let len = area(rows, cols);
-        let mut state = RefineState {
-            h: self.read("refine h", h, area(cols, cols))?,
-            residual: self.read("refine residual", residual, len)?,
-            delta: self.read("refine delta", delta, len)?,
-            up: self.written("refine up", up, len)?,
-            flips: self.written("refine flips", flips, area(rows, block.len()))?,
-            counts: 0,
-        };
-        if rows == 0 || block.is_empty() {
-            return Ok(0);
-        }
-        let (row_count, cols) = (count("refine rows", rows)?, count("refine columns", cols)?);
-        let (start, width) = (count("refine block", block.start)?, count("refine block", block.len())?);
+        let counted = count("refine rows", refine.rows)?;
         let mut scratch = self.scratch();
         let Scratch { counts, total, .. } = &mut *scratch;
-        self.grow(counts, rows)?;
-        state.counts = counts.device_ptr_mut(&self.stream).0;
-        self.launch(kernels::refine_block(self.opened.size, row_count, cols, start, width, state))?;
-        self.launch(kernels::sum_counts(row_count, state.counts, total.device_ptr_mut(&self.stream).0))?;
-        let mut flipped = [0u64];
-        self.stream.memcpy_dtoh(total, &mut flipped).map_err(|error| self.driver(error))?;
-        self.synchronize()?;
-        Ok(flipped[0])
+        self.grow(counts, refine.rows)?;
+        let mine = counts.device_ptr_mut(&self.stream).0;
+        self.queue_refinement(refine, h, residual, delta, up, flips, mine)?;
+        match refine.rows == 0 || refine.block.is_empty() {
+            true => Ok(0),
+            false => self.total(counted, counts, total),
+        }
+    }
+
+    /// Without a wait between blocks: flips are counted at the end, and products of blocks without any change nothing.
+    fn refine_sweep(
+        &self,
+        rows: usize,
+        cols: usize,
+        h: &CudaBuffer,
+        residual: &mut CudaBuffer,
+        delta: &CudaBuffer,
+        up: &mut CudaBuffer,
+        flips: &mut CudaBuffer,
+    ) -> Result<u64, DeviceError> {
+        let blocks = cols.div_ceil(cpu::REFINE_BLOCK);
+        let counted = count("refine rows of all blocks", area(rows, blocks))?;
+        if counted == 0 {
+            return Ok(0);
+        }
+        let mut scratch = self.scratch();
+        let Scratch { counts, total, .. } = &mut *scratch;
+        self.grow(counts, area(rows, blocks))?;
+        for number in 0..blocks {
+            let start = number * cpu::REFINE_BLOCK;
+            let shape = RefineShape { rows, cols, block: start..cols.min(start + cpu::REFINE_BLOCK) };
+            let mine = offset(counts.device_ptr_mut(&self.stream).0, number * rows);
+            self.queue_refinement(&shape, h, residual, delta, up, flips, mine)?;
+            carry_flips(self, &shape, h, flips, residual)?;
+        }
+        self.total(counted, counts, total)
+    }
+
+    fn subtract(&self, len: usize, a: &mut CudaBuffer, b: &CudaBuffer) -> Result<(), DeviceError> {
+        let (a, b) = (self.written("subtract a", a, len)?, self.read("subtract b", b, len)?);
+        if len == 0 {
+            return Ok(());
+        }
+        let len = int("subtract length", len)?;
+        self.opened.context.bind_to_thread().map_err(|error| self.driver(error))?;
+        // SAFETY: both lengths were checked above; `a` is borrowed mutably, so it is not `b`.
+        unsafe { self.blas.subtract(len, a, b) }
+            .map_err(|error| self.opened.subject(WORKSPACE_BYTES).blas(error))
     }
 
     fn gather_rows(
@@ -613,6 +642,50 @@ impl Device for Cuda {
 }
 
 impl Cuda {
+    /// Decides a block of columns; flips of each row are counted at `counts`.
+    fn queue_refinement(
+        &self,
+        refine: &RefineShape,
+        h: &CudaBuffer,
+        residual: &CudaBuffer,
+        delta: &CudaBuffer,
+        up: &mut CudaBuffer,
+        flips: &mut CudaBuffer,
+        counts: u64,
+    ) -> Result<(), DeviceError> {
+        let RefineShape { rows, cols, ref block } = *refine;
+        let len = area(rows, cols);
+        let state = RefineState {
+            h: self.read("refine h", h, area(cols, cols))?,
+            residual: self.read("refine residual", residual, len)?,
+            delta: self.read("refine delta", delta, len)?,
+            up: self.written("refine up", up, len)?,
+            flips: self.written("refine flips", flips, area(rows, block.len()))?,
+            counts,
+        };
+        if rows == 0 || block.is_empty() {
+            return Ok(());
+        }
+        let (rows, cols) = (count("refine rows", rows)?, count("refine columns", cols)?);
+        let (start, width) = (count("refine block", block.start)?, count("refine block", block.len())?);
+        self.launch(kernels::refine_block(self.opened.size, rows, cols, start, width, state))
+    }
+
+    /// The sum of counts, waited for.
+    fn total(
+        &self,
+        counted: u32,
+        counts: &CudaSlice<u32>,
+        total: &mut CudaSlice<u64>,
+    ) -> Result<u64, DeviceError> {
+        let counts = counts.device_ptr(&self.stream).0;
+        self.launch(kernels::sum_counts(counted, counts, total.device_ptr_mut(&self.stream).0))?;
+        let mut sum = [0u64];
+        self.stream.memcpy_dtoh(total, &mut sum).map_err(|error| self.driver(error))?;
+        self.synchronize()?;
+        Ok(sum[0])
+    }
+
     /// Puts the table of activations on the device unless it is there already; returns its entries.
     fn tabulate(
         &self,
