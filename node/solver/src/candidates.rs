@@ -8,7 +8,7 @@
 //! Not here: making roundings.
 
 use crate::grid::Cells;
-use crate::quadratic::{Quadratic, RowValue};
+use crate::quadratic::{Pair, Quadratic, RowValue};
 
 /// A rounding of the chunk with its value per row.
 #[derive(Debug, Clone)]
@@ -19,12 +19,19 @@ pub(crate) struct Candidate<V> {
     pub(crate) values: Vec<V>,
 }
 
-/// Decides between roundings of one row.
+/// A fallback against what a row has.
+pub(crate) struct Contest<'a, V> {
+    pub(crate) row: usize,
+    pub(crate) fallback: &'a Candidate<V>,
+    pub(crate) kept: &'a Candidate<V>,
+}
+
+/// Decides between roundings.
 pub(crate) trait Judge<V> {
-    /// Whether `a` is strictly better than `b` as a result of the solver.
+    /// Whether `a` is strictly better than `b` in a row, as a result of the solver.
     fn prefers(&self, row: usize, a: &Candidate<V>, b: &Candidate<V>) -> bool;
-    /// Whether `a` is strictly better than `b` on the calibration objective.
-    fn beats(&self, row: usize, a: &Candidate<V>, b: &Candidate<V>) -> bool;
+    /// Of each contest, whether the fallback is strictly better on the calibration objective.
+    fn beaten(&self, contests: &[Contest<'_, V>]) -> Vec<bool>;
 }
 
 /// The gram objective's judge.
@@ -33,23 +40,32 @@ pub(crate) struct ByQuadratic<'a, B> {
     pub(crate) cells: &'a Cells,
 }
 
+impl<B: Send + Sync> ByQuadratic<'_, B> {
+    /// What f32 values tell; nothing if they are too close.
+    fn told(&self, contest: &Contest<'_, RowValue>) -> Option<bool> {
+        let Contest { row, fallback, kept } = *contest;
+        let (left, right) = (fallback.values[row], kept.values[row]);
+        if (left.plain - right.plain).abs() > left.uncertainty + right.uncertainty {
+            return Some(left.plain < right.plain);
+        }
+        let same = self.quadratic.row(&fallback.up, row) == self.quadratic.row(&kept.up, row);
+        same.then_some(false)
+    }
+}
+
 impl<B: Send + Sync> Judge<RowValue> for ByQuadratic<'_, B> {
     fn prefers(&self, row: usize, a: &Candidate<RowValue>, b: &Candidate<RowValue>) -> bool {
         a.values[row].damped < b.values[row].damped
     }
 
-    fn beats(&self, row: usize, a: &Candidate<RowValue>, b: &Candidate<RowValue>) -> bool {
-        let cols = self.quadratic.cols;
-        if self.quadratic.row(&a.up, row) == self.quadratic.row(&b.up, row) {
-            return false;
-        }
-        let (left, right) = (a.values[row], b.values[row]);
-        if (left.plain - right.plain).abs() > left.uncertainty + right.uncertainty {
-            return left.plain < right.plain;
-        }
-        let exact =
-            |up: &[f32]| self.quadratic.exact(row, |j| self.cells.error(row * cols + j, up[row * cols + j]));
-        exact(&a.up) < exact(&b.up)
+    fn beaten(&self, contests: &[Contest<'_, RowValue>]) -> Vec<bool> {
+        let told: Vec<Option<bool>> = contests.iter().map(|contest| self.told(contest)).collect();
+        let open = contests.iter().zip(&told).filter(|(_, told)| told.is_none());
+        let pairs: Vec<Pair<'_>> =
+            open.map(|(c, _)| Pair { row: c.row, first: &c.fallback.up, second: &c.kept.up }).collect();
+        // All at once: the statistics are read once, not once per row.
+        let mut exact = self.quadratic.differences(self.cells, &pairs).into_iter();
+        told.into_iter().map(|told| told.unwrap_or_else(|| exact.next().is_some_and(|d| d < 0.0))).collect()
     }
 }
 
@@ -60,42 +76,54 @@ impl Judge<f64> for ByValue {
     fn prefers(&self, row: usize, a: &Candidate<f64>, b: &Candidate<f64>) -> bool {
         a.values[row] < b.values[row]
     }
-    fn beats(&self, row: usize, a: &Candidate<f64>, b: &Candidate<f64>) -> bool {
-        a.values[row] < b.values[row]
+    fn beaten(&self, contests: &[Contest<'_, f64>]) -> Vec<bool> {
+        contests.iter().map(|c| c.fallback.values[c.row] < c.kept.values[c.row]).collect()
     }
 }
 
 /// The best rounding of every row, its values, and how many rows the guard replaced.
 ///
 /// `fallbacks`: nearest first, then the start if it is another; a row goes to the best of them if one beats the solver's.
-pub(crate) fn select<V: Copy>(
+pub(crate) fn select<'a, V: Copy>(
     judge: &impl Judge<V>,
     rows: usize,
     cols: usize,
-    solved: &[Candidate<V>],
-    fallbacks: &[Candidate<V>],
+    solved: &'a [Candidate<V>],
+    fallbacks: &'a [Candidate<V>],
 ) -> (Candidate<V>, usize) {
-    let mut up = Vec::with_capacity(rows * cols);
-    let mut values = Vec::with_capacity(rows);
-    let mut guarded = 0;
-    for row in 0..rows {
-        let better = |best: Option<_>, next| match best {
+    let better = |row: usize| {
+        move |best: Option<&'a Candidate<V>>, next: &'a Candidate<V>| match best {
             Some(best) if !judge.prefers(row, next, best) => Some(best),
             _ => Some(next),
-        };
-        let winner: Option<&Candidate<V>> = solved.iter().fold(None, better);
-        let mut kept = winner;
-        for fallback in fallbacks {
-            kept = match kept {
-                Some(kept) if !judge.beats(row, fallback, kept) => Some(kept),
-                _ => Some(fallback),
-            };
         }
+    };
+    let winners: Vec<Option<&Candidate<V>>> =
+        (0..rows).map(|row| solved.iter().fold(None, better(row))).collect();
+    let mut kept = winners.clone();
+    for fallback in fallbacks {
+        let contest = |(row, kept): (usize, &Option<&'a Candidate<V>>)| {
+            kept.map(|kept| Contest { row, fallback, kept })
+        };
+        let contests: Vec<Contest<'_, V>> = kept.iter().enumerate().filter_map(contest).collect();
+        let beaten: Vec<usize> = contests
+            .iter()
+            .zip(judge.beaten(&contests))
+            .filter(|(_, beaten)| *beaten)
+            .map(|(c, _)| c.row)
+            .collect();
+        beaten.into_iter().for_each(|row| kept[row] = Some(fallback));
+        kept.iter_mut().for_each(|kept| *kept = kept.or(Some(fallback)));
+    }
+    let (mut up, mut values) = (Vec::with_capacity(rows * cols), Vec::with_capacity(rows));
+    for (row, kept) in kept.iter().enumerate() {
         let Some(kept) = kept else { break };
-        guarded += usize::from(winner.is_some_and(|winner| !std::ptr::eq(winner, kept)));
         up.extend_from_slice(&kept.up[row * cols..][..cols]);
         values.push(kept.values[row]);
     }
+    let replaced = |(winner, kept): (&Option<&Candidate<V>>, &Option<&Candidate<V>>)| {
+        winner.is_some_and(|winner| !kept.is_some_and(|kept| std::ptr::eq(winner, kept)))
+    };
+    let guarded = winners.iter().zip(&kept).filter(|pair| replaced(*pair)).count();
     (Candidate { up, values }, guarded)
 }
 

@@ -23,6 +23,8 @@ pub struct Prepared<B> {
     pub(crate) damping: f32,
     /// Columns whose input is always 0.
     pub(crate) dead: Vec<bool>,
+    /// Mean squares of the inputs: the diagonal of H, undamped.
+    pub(crate) squares: Vec<f32>,
     /// Euclidean norms of the columns of H - C.
     pub(crate) gap_norm: Vec<f32>,
     /// `H + d I`.
@@ -80,7 +82,8 @@ impl<B: Send + Sync> Prepared<B> {
             true => Ok(None),
             false => shared(matrix).map(Some),
         };
-        let trace: f64 = (0..cols).map(|j| f64::from(h[j * cols + j])).sum();
+        let squares: Vec<f32> = (0..cols).map(|j| h[j * cols + j]).collect();
+        let trace: f64 = squares.iter().copied().map(f64::from).sum();
         let damping = (f64::from(fraction) * trace / cols as f64) as f32;
         let mut matrix: Vec<f32> = h.iter().zip(c).map(|(h, c)| h - c).collect();
         let (gap_norm, gap) = (column_norms(&matrix, cols), unless_zero(&matrix)?);
@@ -93,7 +96,8 @@ impl<B: Send + Sync> Prepared<B> {
             place: (0, 0),
             fraction,
             damping,
-            dead: (0..cols).map(|j| h[j * cols + j] == 0.0).collect(),
+            dead: squares.iter().map(|square| *square == 0.0).collect(),
+            squares,
             gap_norm,
             damped: shared(&matrix)?,
             gap,

@@ -48,6 +48,26 @@ pub(crate) struct RowValue {
     pub(crate) uncertainty: f64,
 }
 
+/// Two roundings of the whole chunk, of which one row is compared.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pair<'a> {
+    pub(crate) row: usize,
+    pub(crate) first: &'a [f32],
+    pub(crate) second: &'a [f32],
+}
+
+/// A value of every weight in the pairs' rows, `[pairs, cols]`.
+fn gather<'a>(pairs: &[Pair<'a>], cols: usize, value: impl Fn(usize, &Pair<'a>) -> f64) -> Vec<f64> {
+    let mut values = Vec::with_capacity(pairs.len() * cols);
+    for pair in pairs {
+        values.extend((pair.row * cols..(pair.row + 1) * cols).map(|index| value(index, pair)));
+    }
+    values
+}
+
+/// Rows of H that are made f64 at a time.
+const SLAB: usize = 64;
+
 /// f32 products of a few thousand terms are off by less than this fraction of the sum of magnitudes.
 const PRODUCT_ERROR: f64 = 4e-6;
 
@@ -80,7 +100,7 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
             prepared,
             w: problem.w,
             linear,
-            unit: units(cells, moments.h, rows, cols, problem.output_scale, settings.normalize),
+            unit: units(cells, &prepared.squares, rows, cols, problem.output_scale, settings.normalize),
             constant,
             energy,
         })
@@ -89,7 +109,7 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
     /// The same problem on another grid: the row units change.
     pub(crate) fn regrid(&mut self, cells: &Cells, problem: &RowProblem<'_>, settings: &Settings) {
         let (alpha, normalize) = (problem.output_scale, settings.normalize);
-        self.unit = units(cells, self.moments.h, self.rows, self.cols, alpha, normalize);
+        self.unit = units(cells, &self.prepared.squares, self.rows, self.cols, alpha, normalize);
     }
 
     /// Half the gradient, `e H + d e + b`, of one row in plain units, from its `product` (which has the row's unit).
@@ -170,35 +190,48 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
     fn row_value(&self, row: usize, errors: &[f32], product: &[f32]) -> RowValue {
         let inverse = if self.unit[row] == 0.0 { 0.0 } else { 1.0 / f64::from(self.unit[row]) };
         let (mut damped, mut square, mut spread, mut gap) = (0.0, 0.0, 0.0, 0.0);
+        let Prepared { squares, gap_norm, .. } = self.prepared;
         for (j, ((&e, &p), &b)) in errors.iter().zip(product).zip(self.row(&self.linear, row)).enumerate() {
             let e = f64::from(e);
             damped += e * (f64::from(p) * inverse + 2.0 * f64::from(b));
             square += e * e;
-            spread += e.abs() * f64::from(self.moments.h[j * self.cols + j]).sqrt();
-            gap += e.abs() * f64::from(self.prepared.gap_norm[j]);
+            spread += e.abs() * f64::from(squares[j]).sqrt();
+            gap += e.abs() * f64::from(gap_norm[j]);
         }
         let weight_norm = self.row(self.w, row).iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
         let uncertainty = PRODUCT_ERROR * (spread * spread + 2.0 * gap * weight_norm);
         RowValue { damped, plain: damped - f64::from(self.prepared.damping) * square, uncertainty }
     }
 
-    /// The undamped objective of one row's errors without `k`, in f64 throughout.
-    pub(crate) fn exact(&self, row: usize, errors: impl Fn(usize) -> f32) -> f64 {
+    /// How much the undamped objective of each first rounding exceeds that of the second, in f64 throughout.
+    ///
+    /// With `d` the difference of the two rows' errors and `s` their sum, it is `d (s H + 2 w (H - C))'`.
+    pub(crate) fn differences(&self, cells: &Cells, pairs: &[Pair<'_>]) -> Vec<f64> {
         let cols = self.cols;
-        let w = self.row(self.w, row);
-        let mut total = 0.0;
-        for i in 0..cols {
-            let (e, w) = (f64::from(errors(i)), f64::from(w[i]));
-            if e == 0.0 && w == 0.0 {
-                continue;
-            }
-            let (h, c) = (self.row(self.moments.h, i), self.row(self.moments.c, i));
-            for j in 0..cols {
-                let gap = 2.0 * w * (f64::from(h[j]) - f64::from(c[j]));
-                total += (e * f64::from(h[j]) + gap) * f64::from(errors(j));
+        if pairs.is_empty() {
+            return Vec::new();
+        }
+        let error = |index: usize, up: &[f32]| f64::from(cells.error(index, up[index]));
+        let sum = gather(pairs, cols, |index, pair| error(index, pair.first) + error(index, pair.second));
+        let weights = gather(pairs, cols, |index, _| f64::from(self.w[index]));
+        let mut slope = vec![0.0; pairs.len() * cols];
+        let (mut h, mut gap) = (vec![0.0; SLAB * cols], vec![0.0; SLAB * cols]);
+        for start in (0..cols).step_by(SLAB) {
+            let depth = SLAB.min(cols - start);
+            let part = start * cols..(start + depth) * cols;
+            let (h_part, c_part) = (&self.moments.h[part.clone()], &self.moments.c[part]);
+            h.iter_mut().zip(h_part).for_each(|(to, from)| *to = f64::from(*from));
+            let (rows, sum, weights) = (pairs.len(), &sum[start..], &weights[start..]);
+            cpu::add_product_f64(rows, cols, depth, 1.0, sum, cols, &h, cols, &mut slope, cols);
+            if self.prepared.gap.is_some() {
+                gap.iter_mut().zip(&h).zip(c_part).for_each(|((to, h), c)| *to = h - f64::from(*c));
+                cpu::add_product_f64(rows, cols, depth, 2.0, weights, cols, &gap, cols, &mut slope, cols);
             }
         }
-        total
+        let difference =
+            gather(pairs, cols, |index, pair| error(index, pair.first) - error(index, pair.second));
+        let dot = |(a, b): (&[f64], &[f64])| a.iter().zip(b).map(|(a, b)| a * b).sum();
+        difference.chunks_exact(cols).zip(slope.chunks_exact(cols)).map(dot).collect()
     }
 
     /// The mean squared output error of a row, from its value: plus `k`, times alpha^2; not below 0.
@@ -289,11 +322,18 @@ impl<B: Send + Sync> Quadratic<'_, B> {
 
 /// `unit^2 = alpha^2 * cols / noise`, `noise = alpha^2 sum(delta^2 H_jj) / 12`: then nearest rounding of uncorrelated
 /// inputs costs 1 per weight, in every row of every layer. 1 for a row without noise; |alpha| if not `normalize`d.
-fn units(cells: &Cells, h: &[f32], rows: usize, cols: usize, output_scale: f32, normalize: bool) -> Vec<f32> {
+fn units(
+    cells: &Cells,
+    squares: &[f32],
+    rows: usize,
+    cols: usize,
+    output_scale: f32,
+    normalize: bool,
+) -> Vec<f32> {
     let unit = |row: usize| {
         let delta = &cells.delta[row * cols..][..cols];
         let noise: f64 =
-            delta.iter().enumerate().map(|(j, d)| f64::from(*d).powi(2) * f64::from(h[j * cols + j])).sum();
+            delta.iter().zip(squares).map(|(d, square)| f64::from(*d).powi(2) * f64::from(*square)).sum();
         let unit = (cols as f64 * 12.0 / noise).sqrt() as f32;
         if unit.is_normal() { unit } else { 1.0 }
     };
@@ -358,6 +398,25 @@ mod tests {
         test(&fixture, &cells, &quadratic, &mut workspace);
     }
 
+    /// The undamped objective of one row's errors without `k`, by definition.
+    fn exact(quadratic: &Quadratic<'_, CpuBuffer>, row: usize, errors: impl Fn(usize) -> f32) -> f64 {
+        let cols = quadratic.cols;
+        let w = quadratic.row(quadratic.w, row);
+        let mut total = 0.0;
+        for i in 0..cols {
+            let (e, w) = (f64::from(errors(i)), f64::from(w[i]));
+            if e == 0.0 && w == 0.0 {
+                continue;
+            }
+            let (h, c) = (quadratic.row(quadratic.moments.h, i), quadratic.row(quadratic.moments.c, i));
+            for j in 0..cols {
+                let gap = 2.0 * w * (f64::from(h[j]) - f64::from(c[j]));
+                total += (e * f64::from(h[j]) + gap) * f64::from(errors(j));
+            }
+        }
+        total
+    }
+
     #[test]
     fn gradient_matches_finite_differences_of_the_damped_objective_in_row_units() {
         for (normalize, damping) in [(true, 0.0), (true, 0.05), (false, 0.01)] {
@@ -412,8 +471,31 @@ mod tests {
                 let want = 4.0 * fixture.objective(row, &rounded[row * 9..][..9], |y| y);
                 let got = quadratic.full(row, value.plain, 2.0);
                 assert!((got - want).abs() < 1e-4 * want, "row {row}: {got} for {want}");
-                let exact = quadratic.exact(row, |j| cells.error(row * 9 + j, cells.nearest_up[row * 9 + j]));
+                let exact =
+                    exact(quadratic, row, |j| cells.error(row * 9 + j, cells.nearest_up[row * 9 + j]));
                 assert!((exact - value.plain).abs() <= value.uncertainty, "row {row}: {exact} and {value:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn differences_are_those_of_the_objectives() {
+        with_quadratic(&Settings::default(), 1.0, |_, cells, quadratic, _| {
+            let nearest = &cells.nearest_up;
+            let flipped: Vec<f32> =
+                nearest.iter().enumerate().map(|(i, up)| if i % 3 == 0 { 1.0 - up } else { *up }).collect();
+            let pair = |row, first, second| Pair { row, first, second };
+            let pairs = [pair(2, &flipped, nearest), pair(0, nearest, &flipped), pair(3, nearest, nearest)];
+            for (Pair { row, first, second }, got) in
+                pairs.into_iter().zip(quadratic.differences(cells, &pairs))
+            {
+                let of = |up: &[f32]| exact(quadratic, row, |j| cells.error(row * 9 + j, up[row * 9 + j]));
+                let (first, second) = (of(first), of(second));
+                let off = (got - (first - second)).abs();
+                assert!(
+                    off <= 1e-9 * first.abs().max(second.abs()),
+                    "row {row}: {got} for {first} - {second}"
+                );
             }
         });
     }

@@ -4,6 +4,7 @@
 //! not depend on thread count. Not here: the [`crate::Device`] interface itself.
 
 pub mod attention;
+pub mod exact;
 pub mod experts;
 pub mod gate;
 pub mod gram;
@@ -18,6 +19,7 @@ pub mod rotary;
 pub mod step;
 
 pub use attention::{Attention, AttentionScratch, attend, softcap};
+pub use exact::add_product_f64;
 pub use experts::{chosen, combine, gather, route};
 pub use gate::{Rows, gate};
 pub use gram::{cross_gram, gram_lower, mirror_lower};
