@@ -298,6 +298,8 @@ fn a_layer_that_sees_only_zeros_is_rounded_to_nearest() {
         let numbers = reported.solved.as_ref().unwrap();
         assert_eq!((numbers.objective, numbers.rounded_away), (0.0, 0), "{weight}");
         assert_eq!(numbers.dead_inputs as usize, done.layer.cols, "{weight}");
+        let said = ran.assembled.report.notes.iter().find(|note| note.contains(&done.layer.name)).unwrap();
+        assert!(said.contains("no calibration data reached it"), "{said}");
     }
 }
 

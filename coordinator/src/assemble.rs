@@ -1,6 +1,6 @@
 //! From committed chunks to whole layers, with every chunk accounted for.
 
-use crate::report::{LayerOutcome, LayerReport, OutcomeKind, Report};
+use crate::report::{LayerOutcome, LayerReport, OutcomeKind, Report, grouped};
 use crate::{CoordinatorError, Prepared};
 use halfstep_model::Layer;
 use halfstep_quant::Encodings;
@@ -77,6 +77,7 @@ pub fn assemble(
 pub fn summarise(prepared: &Prepared, outcome: &Outcome) -> Result<Report, CoordinatorError> {
     let plan = &prepared.plan;
     let mut outcomes = Vec::new();
+    let mut starved = Vec::new();
     for entry in &plan.layers {
         if let Some(failure) = outcome.given_up.get(&entry.id) {
             outcomes.push(without_numbers(
@@ -89,7 +90,12 @@ pub fn summarise(prepared: &Prepared, outcome: &Outcome) -> Result<Report, Coord
         let receipts = outcome
             .layer(plan, entry.id)
             .ok_or_else(|| broken(entry, "not all chunks were committed".into()))?;
-        outcomes.push(solved(entry, &receipts));
+        let sum = sum(&receipts);
+        if sum.dead_inputs >= entry.cols as u64 && sum.signal == 0.0 {
+            starved
+                .push(format!("layer `{}`: no calibration data reached it, rounded to nearest", entry.name));
+        }
+        outcomes.push(solved(entry, &sum));
     }
     for kept in &plan.kept {
         outcomes.push(without_numbers(
@@ -98,7 +104,9 @@ pub fn summarise(prepared: &Prepared, outcome: &Outcome) -> Result<Report, Coord
             OutcomeKind::Kept { reason: kept.reason.clone() },
         ));
     }
-    Ok(report(plan, outcomes, prepared.notes.clone()))
+    let mut notes = prepared.notes.clone();
+    notes.extend(grouped(starved));
+    Ok(report(plan, outcomes, notes))
 }
 
 /// Grid and `[rows, cols]` integers of one layer, checked against its receipts; none if it was given up.
@@ -155,9 +163,13 @@ fn without_numbers(name: &str, op_type: &str, kind: OutcomeKind) -> LayerOutcome
     LayerOutcome { name: name.into(), op_type: op_type.into(), kind, solved: None }
 }
 
-fn solved(entry: &LayerPlan, receipts: &[Receipt]) -> LayerOutcome {
+fn sum(receipts: &[Receipt]) -> ChunkReport {
     let mut sum = ChunkReport::default();
     receipts.iter().for_each(|r| sum.add(&r.report));
+    sum
+}
+
+fn solved(entry: &LayerPlan, sum: &ChunkReport) -> LayerOutcome {
     let numbers = LayerReport {
         grid: entry.grid,
         rows: entry.rows,

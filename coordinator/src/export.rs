@@ -2,6 +2,7 @@
 
 use crate::config::EncodingsVersion;
 use crate::manifest::{FileRecord, Manifest};
+use crate::report::grouped;
 use crate::staging::Staging;
 use crate::{Assembled, AssembledLayer, CoordinatorError, JobConfig, Report};
 use halfstep_model::{Model, Unfold, WeightLayout, qdq};
@@ -150,28 +151,6 @@ fn write_qdq(
         }
     }
     Ok(notes)
-}
-
-/// One note for all layers of which the same is true.
-fn grouped(notes: Vec<String>) -> Vec<String> {
-    const NAMED: usize = 3;
-    let mut facts: Vec<(String, Vec<String>)> = Vec::new();
-    for note in notes {
-        let (subject, fact) = note.split_once("`: ").map_or((None, note.as_str()), |(s, f)| (Some(s), f));
-        let subject = subject.map(|s| format!("{s}`"));
-        match facts.iter_mut().find(|(known, _)| known == fact) {
-            Some((_, subjects)) => subjects.extend(subject),
-            None => facts.push((fact.to_owned(), subject.into_iter().collect())),
-        }
-    }
-    facts
-        .into_iter()
-        .map(|(fact, subjects)| match subjects.len() {
-            0 => fact,
-            n if n <= NAMED => format!("{}: {fact}", subjects.join(", ")),
-            n => format!("{} and {} more: {fact}", subjects[..NAMED].join(", "), n - NAMED),
-        })
-        .collect()
 }
 
 fn aimet_version(version: EncodingsVersion) -> Version {

@@ -83,3 +83,25 @@ pub struct Report {
     /// One per layer with constant weights.
     pub layers: Vec<LayerOutcome>,
 }
+
+/// One note for all subjects (in backquotes before a colon) of which the same is true.
+pub(crate) fn grouped(notes: Vec<String>) -> Vec<String> {
+    const NAMED: usize = 3;
+    let mut facts: Vec<(String, Vec<String>)> = Vec::new();
+    for note in notes {
+        let (subject, fact) = note.split_once("`: ").map_or((None, note.as_str()), |(s, f)| (Some(s), f));
+        let subject = subject.map(|s| format!("{s}`"));
+        match facts.iter_mut().find(|(known, _)| known == fact) {
+            Some((_, subjects)) => subjects.extend(subject),
+            None => facts.push((fact.to_owned(), subject.into_iter().collect())),
+        }
+    }
+    facts
+        .into_iter()
+        .map(|(fact, subjects)| match subjects.len() {
+            0 => fact,
+            n if n <= NAMED => format!("{}: {fact}", subjects.join(", ")),
+            n => format!("{} and {} more: {fact}", subjects[..NAMED].join(", "), n - NAMED),
+        })
+        .collect()
+}
