@@ -1,11 +1,15 @@
 //! Everything about one layer that its chunks share, and the solve of one chunk.
+//!
+//! A row's grid follows from its weights and the inputs' mean squares, so each chunk chooses the grids of its own rows:
+//! nobody waits for a search over the whole layer, and no row is searched twice in a fleet. Only a grid for the whole
+//! tensor is chosen first.
 
 use crate::attempt::Attempt;
 use crate::devices::{Lane, OnDevices};
 use crate::{failure, transit};
 use halfstep_exec::GroupMeans;
 use halfstep_model::{Activation as Follows, Layer};
-use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, ScaleType, estimate};
+use halfstep_quant::{Encodings, Granularity, GridSpec, QuantError, RangeEstimator, ScaleType, estimate};
 use halfstep_solver::{Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Step};
 use halfstep_work::{
     ChunkId, ChunkReport, Failure, LayerId, LayerPlan, Objective, Rounding, SolverSettings, Source,
@@ -18,7 +22,9 @@ use std::time::Instant;
 pub(crate) struct LayerProblem {
     weights: Vec<f32>,
     bias: Option<Vec<f32>>,
-    encodings: Encodings,
+    grid: GridSpec,
+    /// The grid of all rows, where they have one.
+    whole: Option<Encodings>,
     groups: Vec<GroupMeans>,
     /// The same, where chunks have been solved.
     prepared: OnDevices,
@@ -47,10 +53,13 @@ impl LayerProblem {
             .map_err(|e| failure::internal(format!("layer `{}`: {e}", layer.name)))?;
         let bias = layer.bias.as_deref().map(constant).transpose()?;
         let bias = bias.map(|b| rows_of_bias(&b, layer));
-        let mut encodings =
-            grid(&entry.grid, &weights, layer, &groups).map_err(|e| failure::quant(&layer.name, &e))?;
-        encodings.store_scales_as(scales);
-        Ok(Self { weights, bias, encodings, groups, prepared: OnDevices::default(), positions, scales })
+        let prepared = OnDevices::default();
+        let mut problem =
+            Self { weights, bias, grid: entry.grid, scales, whole: None, groups, prepared, positions };
+        if entry.grid.granularity == Granularity::PerTensor {
+            problem.whole = Some(problem.encodings(layer, 0..layer.rows, 0)?);
+        }
+        Ok(problem)
     }
 
     /// Decides the rounding of one chunk; also the seconds spent refining. The attempt is told of every iteration.
@@ -75,7 +84,7 @@ impl LayerProblem {
             attempt.step()?;
             let group = start / per_group;
             let end = rows.end.min((group + 1) * per_group);
-            let encodings = self.encodings.slice_rows(start..end);
+            let encodings = self.encodings(layer, start..end, group)?;
             let problem = self.problem(id, layer, settings, &encodings, start..end, group);
             let settings = solver_settings(settings);
             let mut tell = |step| clock.tell(step);
@@ -89,6 +98,31 @@ impl LayerProblem {
         }
         let encodings = Encodings::concat_rows(&parts).map_err(|e| failure::quant(&layer.name, &e))?;
         Ok((Rounding { layer: id, chunk, encodings, q, report }, clock.seconds))
+    }
+
+    /// Grids of some rows of one group.
+    fn encodings(&self, layer: &Layer, rows: Range<usize>, group: usize) -> Result<Encodings, Failure> {
+        if let Some(whole) = &self.whole {
+            return Ok(whole.slice_rows(rows));
+        }
+        let cols = layer.cols;
+        let weights = &self.weights[rows.start * cols..rows.end * cols];
+        let importance = self.importance(group, cols);
+        let found = estimate(&self.grid, weights, rows.len(), cols, importance.as_deref());
+        let mut found = found.map_err(|e| failure::quant(&layer.name, &in_layer(e, rows.start)))?;
+        found.store_scales_as(self.scales);
+        Ok(found)
+    }
+
+    /// Scales are chosen for the weights' effect on the output where the estimator can weigh columns: by the mean squares
+    /// of the inputs (the Gram diagonal). Rows of different groups have no columns in common.
+    fn importance(&self, group: usize, cols: usize) -> Option<Vec<f32>> {
+        if self.grid.range != RangeEstimator::Mse || self.grid.granularity == Granularity::PerTensor {
+            return None;
+        }
+        let h = &self.groups[group].h;
+        let diagonal: Vec<f32> = (0..cols).map(|c| h[c * cols + c].max(0.0)).collect();
+        diagonal.iter().all(|d| d.is_finite()).then_some(diagonal)
     }
 
     fn problem<'a>(
@@ -161,30 +195,12 @@ fn rows_of_bias(bias: &[f32], layer: &Layer) -> Vec<f32> {
     (0..layer.rows).map(|row| layer.bias_scale * at(row)).collect()
 }
 
-/// Scales are chosen for the weights' effect on the output where the estimator can weigh columns: by the mean squares
-/// of the inputs (the Gram diagonal).
-fn grid(
-    spec: &GridSpec,
-    weights: &[f32],
-    layer: &Layer,
-    groups: &[GroupMeans],
-) -> Result<Encodings, halfstep_quant::QuantError> {
-    let (rows, cols) = (layer.rows, layer.cols);
-    if spec.range != RangeEstimator::Mse || spec.granularity == Granularity::PerTensor {
-        return estimate(spec, weights, rows, cols, None);
+/// The error as one of the layer, whose rows before `first` were not looked at.
+fn in_layer(error: QuantError, first: usize) -> QuantError {
+    match error {
+        QuantError::NonFinite { row, col, value } => QuantError::NonFinite { row: first + row, col, value },
+        other => other,
     }
-    let per_group = rows / layer.groups.max(1);
-    let parts: Result<Vec<Encodings>, _> = groups
-        .iter()
-        .enumerate()
-        .map(|(group, means)| {
-            let diagonal: Vec<f32> = (0..cols).map(|c| means.h[c * cols + c].max(0.0)).collect();
-            let finite = diagonal.iter().all(|d| d.is_finite());
-            let w = &weights[group * per_group * cols..(group + 1) * per_group * cols];
-            estimate(spec, w, per_group, cols, finite.then_some(diagonal.as_slice()))
-        })
-        .collect();
-    Encodings::concat_rows(&parts?)
 }
 
 fn solver_settings(s: &SolverSettings) -> Settings {
