@@ -131,6 +131,22 @@ impl JobSource {
         }
     }
 
+    /// Whether a copy with this hash is current; a constant's hash is found without making the blob.
+    ///
+    /// # Errors
+    /// `BadInput` for what the user's files do not have.
+    pub fn is_current(&self, name: &BlobName, have: BlobHash) -> Result<bool, SourceError> {
+        let BlobName::Constant(constant) = name else { return Ok(self.known_hash(name) == Some(have)) };
+        let key = constant_key(constant);
+        if let Some(known) = self.hash_of(&key) {
+            return Ok(known == have);
+        }
+        let hash = tensors::hash(&self.subject.constant(constant)?)
+            .map_err(|e| SourceError::new(FailureClass::Internal, e))?;
+        self.hashes.write().unwrap_or_else(PoisonError::into_inner).insert(key, hash);
+        Ok(hash == have)
+    }
+
     fn hash_of(&self, key: &str) -> Option<BlobHash> {
         self.hashes.read().unwrap_or_else(PoisonError::into_inner).get(key).copied()
     }

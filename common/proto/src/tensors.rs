@@ -4,7 +4,7 @@
 //! name. The same tensors give the same bytes. Every offset, shape and size is checked by the `safetensors` crate
 //! before a byte is used; the tensors returned are views of the blob.
 
-use crate::WireError;
+use crate::{BlobHash, WireError};
 use bytes::Bytes;
 use halfstep_work::{InputTensor, ScalarKind};
 use safetensors::{Dtype, SafeTensors, View};
@@ -27,13 +27,31 @@ pub fn encode(tensors: &[InputTensor]) -> Result<Bytes, WireError> {
         }
     }
     let order: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-    let order =
-        serde_json::to_string(&order).map_err(|e| WireError::new("names of tensors", e.to_string()))?;
-    let metadata = HashMap::from([(ORDER.to_owned(), order)]);
     let views = tensors.iter().map(|tensor| (tensor.name.as_str(), Stored(tensor)));
+    serialize(views, &order).map(Bytes::from)
+}
+
+fn serialize<'a>(
+    views: impl IntoIterator<Item = (&'a str, impl View)>,
+    order: &[&str],
+) -> Result<Vec<u8>, WireError> {
+    let order =
+        serde_json::to_string(order).map_err(|e| WireError::new("names of tensors", e.to_string()))?;
+    let metadata = HashMap::from([(ORDER.to_owned(), order)]);
     safetensors::serialize(views, Some(metadata))
-        .map(Bytes::from)
         .map_err(|error| WireError::new("tensors", error.to_string()))
+}
+
+/// The hash of what [`encode`] would write of one tensor, without writing it.
+///
+/// # Errors
+/// As [`encode`].
+pub fn hash(tensor: &InputTensor) -> Result<BlobHash, WireError> {
+    check(tensor)?;
+    let header = serialize([(tensor.name.as_str(), Unwritten(tensor))], &[tensor.name.as_str()])?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&header).update(&tensor.bytes);
+    Ok(hasher.finalize().into())
 }
 
 /// Reads tensors back, in the order they were written.
@@ -140,6 +158,27 @@ impl View for Stored<'_> {
     }
 }
 
+/// A tensor of which only the header is written.
+struct Unwritten<'a>(&'a InputTensor);
+
+impl View for Unwritten<'_> {
+    fn dtype(&self) -> Dtype {
+        dtype(self.0.kind)
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&[])
+    }
+
+    fn data_len(&self) -> usize {
+        self.0.bytes.len()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,6 +210,10 @@ mod tests {
         let blob = encode(&tensors).unwrap();
         assert_eq!(decode(&blob).unwrap(), tensors);
         assert_eq!(encode(&tensors).unwrap(), blob);
+        for one in &tensors {
+            let blob = encode(std::slice::from_ref(one)).unwrap();
+            assert_eq!(hash(one).unwrap(), BlobHash::of(&blob), "{}", one.name);
+        }
         assert_eq!(decode(&encode(&[]).unwrap()).unwrap(), []);
     }
 
@@ -179,6 +222,8 @@ mod tests {
         let short = InputTensor { bytes: Bytes::new(), ..tensor("x", ScalarKind::F32, &[2]) };
         let error = encode(&[short]).unwrap_err();
         assert_eq!(error.to_string(), "tensor `x`: shape [2] needs 8 bytes, found 0");
+        let short = InputTensor { bytes: Bytes::new(), ..tensor("x", ScalarKind::F32, &[2]) };
+        assert_eq!(hash(&short).unwrap_err().to_string(), error.to_string());
         let x = tensor("x", ScalarKind::U8, &[2]);
         assert_eq!(encode(&[x.clone(), x.clone()]).unwrap_err().to_string(), "tensor `x`: is there twice");
         let vast = InputTensor { shape: vec![usize::MAX, 2], ..x.clone() };

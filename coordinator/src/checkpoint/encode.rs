@@ -6,7 +6,7 @@ use super::form::{Format, LayerForm, scale_type};
 use crate::CoordinatorError;
 use half::{bf16, f16};
 use halfstep_model::Dtype;
-use halfstep_model::checkpoint::Checkpoint;
+use halfstep_model::checkpoint::{Checkpoint, TensorInfo};
 use halfstep_quant::layouts::{Compressed, Gptq, GptqVersion};
 use halfstep_quant::{Encodings, ScaleType};
 
@@ -31,7 +31,7 @@ pub(super) fn encode(
     solved: &(Encodings, Vec<i32>),
 ) -> Result<Encoded, CoordinatorError> {
     let (encodings, q) = solved;
-    let (dtype, shape, _) = checkpoint.stored(&layer.weight)?;
+    let TensorInfo { dtype, shape, .. } = checkpoint.expect(&layer.weight)?.clone();
     check_form(layer, &shape, encodings)?;
     let kind = scale_type(checkpoint, format);
     check_scales(layer, kind, encodings)?;

@@ -3,7 +3,7 @@
 //! Not here: the tensors' contents (`encode`), the configuration that goes with them (`settings`).
 
 use crate::CoordinatorError;
-use halfstep_model::checkpoint::Checkpoint;
+use halfstep_model::checkpoint::{Checkpoint, TensorInfo};
 use halfstep_model::{Dtype, WeightLayout};
 use halfstep_quant::layouts::{Form, GPTQ_MULTIPLE};
 use halfstep_quant::packing::dense_words;
@@ -133,7 +133,7 @@ pub(super) fn parts(
     layer: &LayerForm,
     format: Format,
 ) -> Result<Vec<Part>, CoordinatorError> {
-    let (dtype, shape, _) = checkpoint.stored(&layer.weight)?;
+    let TensorInfo { dtype, shape, .. } = checkpoint.expect(&layer.weight)?.clone();
     if !dtype.is_float() {
         return Err(layer.wrong(format!("weight `{}` holds {dtype}, expected floats", layer.weight)));
     }

@@ -85,20 +85,32 @@ impl WeightWriter {
         Ok(())
     }
 
-    /// Writes the contents of one tensor.
+    /// Writes the contents of one tensor, piece after piece.
     ///
     /// # Errors
-    /// `Storage`; `ReadBack` if there is no such tensor or it has another size.
-    pub(super) fn put(&mut self, name: &str, bytes: &[u8]) -> Result<(), CoordinatorError> {
+    /// `Storage`; `ReadBack` if there is no such tensor or it has another size; what the pieces say.
+    pub(super) fn put<B: AsRef<[u8]>>(
+        &mut self,
+        name: &str,
+        pieces: impl IntoIterator<Item = Result<B, CoordinatorError>>,
+    ) -> Result<(), CoordinatorError> {
         let place = self.places.get_mut(name).ok_or_else(|| broken(name, "it has no place in the files"))?;
-        if place.bytes != bytes.len() as u64 {
-            return Err(broken(name, format!("it has {} bytes, expected {}", bytes.len(), place.bytes)));
-        }
         let shard = &mut self.shards[place.shard];
-        visit("export.write")
-            .and_then(|()| shard.file.seek(SeekFrom::Start(place.offset)))
-            .and_then(|_| shard.file.write_all(bytes))
-            .map_err(|e| CoordinatorError::storage(&shard.path, "write", e))?;
+        let fail = |e| CoordinatorError::storage(&shard.path, "write", e);
+        visit("export.write").and_then(|()| shard.file.seek(SeekFrom::Start(place.offset))).map_err(fail)?;
+        let mut written = 0;
+        for piece in pieces {
+            let piece = piece?;
+            written += piece.as_ref().len() as u64;
+            // What is too long would run into the next tensor.
+            if written > place.bytes {
+                break;
+            }
+            shard.file.write_all(piece.as_ref()).map_err(fail)?;
+        }
+        if written != place.bytes {
+            return Err(broken(name, format!("it has {written} bytes or more, expected {}", place.bytes)));
+        }
         place.written = true;
         Ok(())
     }

@@ -5,6 +5,7 @@
 use super::request::{EngineLine, Request as Ask};
 use super::shelf::Shelf;
 use super::trouble::Trouble;
+use crate::JobSource;
 use crate::artefacts::{ArtefactError, Artefacts};
 use crate::jobs::JobFolder;
 use crate::source::ROUNDING_BYTES_MAX;
@@ -12,7 +13,7 @@ use halfstep_proto::data::{Blob, ReplyStream, Traffic, receive, serve, status_of
 use halfstep_proto::wire::artefacts_server::Artefacts as Service;
 use halfstep_proto::wire::{FetchRequest, UploadReply, UploadRequest};
 use halfstep_proto::{BlobHash, BlobName, Fetch, Peer, Role};
-use halfstep_work::JobId;
+use halfstep_work::{JobId, SourceError};
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -63,16 +64,14 @@ impl DataService {
         let Some(current) = self.shelf.get(fetch.job) else {
             return Err(Status::not_found(format!("job {} is not running", fetch.job)));
         };
-        // A copy that is current needs no blob at all.
         if let Some(hash) = current.source.known_hash(&fetch.name).filter(|hash| Some(*hash) == fetch.have) {
             return Ok(Blob::Bytes { bytes: Default::default(), hash });
         }
         let _turn = self.making.acquire().await.map_err(|_| Status::unavailable("stopping"))?;
-        let name = fetch.name.clone();
-        let made = tokio::task::spawn_blocking(move || current.source.blob(&name)).await;
+        let (name, have) = (fetch.name.clone(), fetch.have);
+        let made = tokio::task::spawn_blocking(move || make(&current.source, &name, have)).await;
         let made = made.map_err(|e| Status::internal(format!("making a blob: {e}")))?;
-        let blob = made.map_err(|error| status_of(&error))?;
-        Ok(blob.map_or(Blob::None, |blob| Blob::Bytes { bytes: blob.bytes, hash: blob.hash }))
+        made.map_err(|error| status_of(&error))
     }
 
     /// Something by its hash: the plan, an artefact, a result.
@@ -105,6 +104,16 @@ impl DataService {
         let found = files.into_iter().find(|file| file.hash == hash);
         Ok(found.map(|file| JobFolder::new(&self.state, job).results().join(file.name)))
     }
+}
+
+/// A blob; of one whose copy is current only the hash.
+fn make(source: &JobSource, name: &BlobName, have: Option<BlobHash>) -> Result<Blob, SourceError> {
+    if let Some(hash) = have
+        && source.is_current(name, hash)?
+    {
+        return Ok(Blob::Bytes { bytes: Default::default(), hash });
+    }
+    Ok(source.blob(name)?.map_or(Blob::None, |blob| Blob::Bytes { bytes: blob.bytes, hash: blob.hash }))
 }
 
 /// The receiver checks the hash of all bytes: a damaged file is found there.

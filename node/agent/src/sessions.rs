@@ -57,6 +57,8 @@ impl Sessions {
         };
         let session = Arc::clone(&entry.session);
         entries.push(entry);
+        // Before another is loaded: both at once may be too much.
+        drop_oldest(&mut entries);
         session
     }
 
@@ -65,9 +67,13 @@ impl Sessions {
         if let Some(entry) = entries.iter_mut().find(|entry| entry.key == key) {
             entry.bytes = bytes;
         }
-        let mut total: usize = entries.iter().map(|entry| entry.bytes).sum();
-        while total > KEEP_BYTES && entries.len() > KEEP_LEAST {
-            total -= entries.remove(0).bytes;
-        }
+        drop_oldest(&mut entries);
+    }
+}
+
+fn drop_oldest(entries: &mut Vec<Entry>) {
+    let mut total: usize = entries.iter().map(|entry| entry.bytes).sum();
+    while total > KEEP_BYTES && entries.len() > KEEP_LEAST {
+        total -= entries.remove(0).bytes;
     }
 }

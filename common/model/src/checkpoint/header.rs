@@ -16,6 +16,9 @@ use crate::{Dtype, ModelError};
 /// Bytes that a header may have; the limit of the format's own library.
 pub const HEADER_BYTES_MAX: u64 = 100_000_000;
 
+/// Bytes in front of the JSON: its length.
+pub(super) const LENGTH_BYTES: usize = 8;
+
 /// Entry of the header that is no tensor.
 const METADATA: &str = "__metadata__";
 
@@ -58,27 +61,40 @@ pub(super) struct Entry {
     pub(super) range: Range<usize>,
 }
 
-/// Reads and checks the header of a whole file.
+fn header(problem: String) -> ModelError {
+    ModelError::Malformed { subject: "header".to_owned(), problem }
+}
+
+/// Where the JSON lies in a file of `file` bytes that begins with `first`.
 ///
 /// # Errors
-/// `Malformed` naming the header or the tensor: lengths that the file does not have, JSON that is none, a name that
-/// stands twice, a type that is not known, data that overlaps, leaves gaps or does not have the bytes of its shape.
-pub(super) fn read(file: &[u8]) -> Result<Vec<Entry>, ModelError> {
-    let header = |problem| ModelError::Malformed { subject: "header".to_owned(), problem };
-    let (length, rest) = file
-        .split_first_chunk::<8>()
-        .ok_or_else(|| header(format!("expected at least 8 bytes, the file has {}", file.len())))?;
+/// `Malformed` naming the header: lengths that the file does not have.
+pub(super) fn place(first: &[u8], file: usize) -> Result<Range<usize>, ModelError> {
+    let length = first
+        .first_chunk::<LENGTH_BYTES>()
+        .ok_or_else(|| header(format!("expected at least {LENGTH_BYTES} bytes, the file has {file}")))?;
     let length = u64::from_le_bytes(*length);
     if length > HEADER_BYTES_MAX {
         return Err(header(format!("claims {length} bytes, expected at most {HEADER_BYTES_MAX}")));
     }
     // At most 10^8, which every usize holds.
-    let json = rest.get(..length as usize).ok_or_else(|| {
-        header(format!("claims {length} bytes, the file has {} behind its length", rest.len()))
-    })?;
+    let end = LENGTH_BYTES + length as usize;
+    if end > file {
+        let rest = file.saturating_sub(LENGTH_BYTES);
+        return Err(header(format!("claims {length} bytes, the file has {rest} behind its length")));
+    }
+    Ok(LENGTH_BYTES..end)
+}
+
+/// Reads and checks the JSON, behind which data begins at `start` of `file` bytes.
+///
+/// # Errors
+/// `Malformed` naming the header or the tensor: JSON that is none, a name that stands twice, a type that is not known,
+/// data that overlaps, leaves gaps or does not have the bytes of its shape.
+pub(super) fn entries(json: &[u8], start: usize, file: usize) -> Result<Vec<Entry>, ModelError> {
     let raw: Listing =
         serde_json::from_slice(json).map_err(|e| header(format!("is not the JSON expected: {e}")))?;
-    places(raw.0, 8 + length as usize, file.len())
+    places(raw.0, start, file)
 }
 
 /// What the JSON says of one tensor.
@@ -158,7 +174,7 @@ fn places(mut raw: Vec<(String, Raw)>, start: usize, end: usize) -> Result<Vec<E
     }
     if next != data {
         let problem = format!("its tensors take {next} bytes, the file has {data} behind the header");
-        return Err(ModelError::Malformed { subject: "header".to_owned(), problem });
+        return Err(header(problem));
     }
     Ok(entries)
 }
@@ -189,6 +205,11 @@ fn malformed(tensor: &str, problem: String) -> ModelError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn read(file: &[u8]) -> Result<Vec<Entry>, ModelError> {
+        let json = place(&file[..file.len().min(LENGTH_BYTES)], file.len())?;
+        entries(&file[json.clone()], json.end, file.len())
+    }
 
     fn file(json: &str, data: usize) -> Vec<u8> {
         let mut file = (json.len() as u64).to_le_bytes().to_vec();

@@ -1,8 +1,9 @@
 //! Hugging Face checkpoints: a folder with `config.json` and weights in safetensors files.
 //!
-//! Weights stay views of the mapped files; what is read is checked before it is used. Not here: what the tensors mean
+//! A tensor is read when it is asked for and kept by nobody; what is read is checked before it is used. Not here: what the tensors mean
 //! ([`crate::decoder`]), writing checkpoints.
 
+mod file;
 mod floats;
 mod folder;
 mod header;

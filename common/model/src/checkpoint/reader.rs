@@ -8,11 +8,15 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use super::file::WeightFile;
+use super::floats;
 use super::folder::{Folder, WeightFiles};
+use super::header::Entry;
 use super::quantized::Quantization;
-use super::{floats, header};
-use crate::{Dtype, ModelError, Tensor, read};
+use crate::{Dtype, ModelError, Tensor};
 
+/// Bytes read at once of a tensor that is read in pieces.
+const PIECE_BYTES: usize = 4 << 20;
 /// Faults that one message names.
 const NAMED: usize = 4;
 
@@ -34,9 +38,9 @@ struct Located {
     range: Range<usize>,
 }
 
-/// A checkpoint's configuration and views of its tensors.
+/// A checkpoint's configuration, and its tensors, each read when it is asked for.
 ///
-/// The weight files are mapped: they must not be changed while this lives.
+/// The weight files stay open and should not be changed while this lives.
 #[derive(Debug)]
 pub struct Checkpoint {
     folder: Folder,
@@ -44,7 +48,7 @@ pub struct Checkpoint {
     config_text: Vec<u8>,
     pub(super) quantization: Option<Quantization>,
     files: Vec<PathBuf>,
-    shards: Vec<Bytes>,
+    shards: Vec<WeightFile>,
     tensors: BTreeMap<String, Located>,
 }
 
@@ -62,11 +66,9 @@ impl Checkpoint {
         let weights = folder.weights()?;
         let (mut shards, mut tensors) = (Vec::new(), BTreeMap::new());
         for (shard, name) in weights.files.iter().enumerate() {
-            let path = folder.file(name)?;
-            let bytes = read::map(&path)?;
-            let in_file = |source| ModelError::InFile { path, source: Box::new(source) };
-            let entries = header::read(&bytes).map_err(in_file)?;
-            shards.push(bytes);
+            let file = WeightFile::open(&folder.file(name)?)?;
+            let entries = file.entries()?;
+            shards.push(file);
             tensors.extend(entries.into_iter().filter_map(|entry| located(entry, shard, &weights)));
         }
         refuse_missing(&folder, &weights, &tensors)?;
@@ -115,15 +117,39 @@ impl Checkpoint {
         self.tensors.get(name).map(|located| &located.info)
     }
 
-    /// The stored tensor: type, shape, and a view of its bytes (little-endian, row-major).
+    /// Type, shape and size of a tensor that must be there.
     ///
     /// # Errors
     /// `InFile` if there is no such tensor.
+    pub fn expect(&self, name: &str) -> Result<&TensorInfo, ModelError> {
+        self.located(name).map(|located| &located.info)
+    }
+
+    /// The stored tensor: type, shape and its bytes (little-endian, row-major), read now.
+    ///
+    /// # Errors
+    /// `InFile` if there is no such tensor; `Io`.
     pub fn stored(&self, name: &str) -> Result<(Dtype, Vec<usize>, Bytes), ModelError> {
-        let found =
-            self.tensors.get(name).ok_or_else(|| self.wrong(name, "expected, but not in the checkpoint"))?;
-        let bytes = self.shards[found.shard].slice(found.range.clone());
+        let found = self.located(name)?;
+        let bytes = self.shards[found.shard].read(found.range.clone())?;
         Ok((found.info.dtype, found.info.shape.clone(), bytes))
+    }
+
+    /// The stored tensor's bytes in pieces, for whoever needs no more than one of them at a time.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::stored`].
+    pub fn pieces(
+        &self,
+        name: &str,
+    ) -> Result<impl Iterator<Item = Result<Bytes, ModelError>> + '_, ModelError> {
+        let Located { shard, range, .. } = self.located(name)?;
+        let starts = range.clone().step_by(PIECE_BYTES);
+        Ok(starts.map(|start| self.shards[*shard].read(start..range.end.min(start + PIECE_BYTES))))
+    }
+
+    fn located(&self, name: &str) -> Result<&Located, ModelError> {
+        self.tensors.get(name).ok_or_else(|| self.wrong(name, "expected, but not in the checkpoint"))
     }
 
     /// A float tensor as f32. Doubles are rounded to nearest; packed weights are `(q - zero_point) * scale`, in f32.
@@ -193,7 +219,7 @@ impl Checkpoint {
 }
 
 /// The entry if it counts: without an index all do, else those that it places in this file.
-fn located(entry: header::Entry, shard: usize, weights: &WeightFiles) -> Option<(String, Located)> {
+fn located(entry: Entry, shard: usize, weights: &WeightFiles) -> Option<(String, Located)> {
     if let Some(index) = &weights.index {
         index.get(&entry.name).filter(|place| **place == shard)?;
     }

@@ -147,7 +147,7 @@ impl Source for RemoteSource {
         }
         let local = self.shared.constant(name);
         let have = match &local {
-            Some(local) => Some(BlobHash::of(&tensors::encode(std::slice::from_ref(local)).map_err(wire)?)),
+            Some(local) => Some(tensors::hash(local).map_err(wire)?),
             None => None,
         };
         let asked = BlobName::Constant(name.to_owned());
