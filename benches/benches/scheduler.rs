@@ -42,6 +42,7 @@ fn layer(id: u32) -> LayerPlan {
         groups: 1,
         grid: GridSpec { bits: 4, scheme, granularity, range: RangeEstimator::MinMax },
         chunks: units(SLICES),
+        statistics_of: None,
         slices: units(SLICES),
         stage: SegmentId(id / LAYERS_PER_STAGE),
     }

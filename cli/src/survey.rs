@@ -225,7 +225,7 @@ impl Costs<'_> {
             .segments
             .iter()
             .flat_map(|s| &s.taps)
-            .filter(|t| t.layer == layer.id)
+            .filter(|t| t.layer == self.plan.statistics_of(layer.id))
             .map(|t| t.positions)
             .sum();
         let kept = (f64::from(solver.positions_per_shard) * self.plan.shards.len() as f64)
@@ -291,6 +291,7 @@ mod tests {
             groups,
             grid: config.grid,
             chunks,
+            statistics_of: None,
             slices: std::iter::once(0..5 * groups).collect(),
             stage: SegmentId(id),
         };

@@ -12,7 +12,8 @@ use crate::{CoordinatorError, JobConfig};
 use halfstep_model::checkpoint::is_checkpoint;
 use halfstep_model::{Cut, Dim, Layer, Model, Unsupported, fold_batch_norms, normalize};
 use halfstep_quant::GridSpec;
-use halfstep_work::{KeptLayer, LayerId, LayerPlan, Partition, Plan, SegmentId, StagePlan};
+use halfstep_work::{KeptLayer, LayerId, LayerPlan, Objective, Partition, Plan, SegmentId, StagePlan};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -178,19 +179,27 @@ fn plan(
     }
     let stages = stages(&layers, &cut);
     let ranges = stage_ranges(config.partition, &layers, &stages, &cut, &mut notes);
-    let plans = layers.iter().zip(grids).enumerate().map(|(index, (layer, grid))| LayerPlan {
-        id: LayerId(index as u32),
-        name: layer.name.clone(),
-        op_type: layer.op_type.clone(),
-        rows: layer.rows,
-        cols: layer.cols,
-        groups: layer.groups,
-        grid,
-        chunks: chunks(layer.rows, layer.groups),
-        slices: slices(layer.cols, layer.groups),
-        stage: SegmentId(
-            stages.iter().position(|s| s.solve.contains(&LayerId(index as u32))).unwrap_or(0) as u32
-        ),
+    let mut stage_of = vec![SegmentId(0); layers.len()];
+    for (stage, entry) in stages.iter().enumerate() {
+        entry.solve.iter().for_each(|id| stage_of[id.index()] = SegmentId(stage as u32));
+    }
+    let mut lenders = Lenders::new(config.solver.objective);
+    let plans = layers.iter().zip(grids).enumerate().map(|(index, (layer, grid))| {
+        let id = LayerId(index as u32);
+        let statistics_of = lenders.of(&layers, index, stage_of[index]);
+        LayerPlan {
+            id,
+            name: layer.name.clone(),
+            op_type: layer.op_type.clone(),
+            rows: layer.rows,
+            cols: layer.cols,
+            groups: layer.groups,
+            grid,
+            chunks: chunks(layer.rows, layer.groups),
+            statistics_of,
+            slices: if statistics_of.is_none() { slices(layer.cols, layer.groups) } else { Vec::new() },
+            stage: stage_of[index],
+        }
     });
     let plan = Plan {
         layers: plans.collect(),
@@ -281,6 +290,34 @@ fn stages(layers: &[Layer], cut: &Cut) -> Vec<StagePlan> {
             solve: (0..layers.len()).filter(|l| last[*l] == stage).map(|l| LayerId(l as u32)).collect(),
         })
         .collect()
+}
+
+/// Layers that others can share the statistics of, by stage and first input.
+struct Lenders<'a> {
+    found: BTreeMap<(SegmentId, &'a str), Vec<usize>>,
+    objective: Objective,
+}
+
+impl<'a> Lenders<'a> {
+    fn new(objective: Objective) -> Self {
+        Self { found: BTreeMap::new(), objective }
+    }
+
+    /// The earlier layer of the stage that reads the same rows; else this one can be shared from now on. The sample rows
+    /// of the samples objective are drawn for each layer by itself: there nothing is shared.
+    fn of(&mut self, layers: &'a [Layer], index: usize, stage: SegmentId) -> Option<LayerId> {
+        let layer = &layers[index];
+        let input = layer.uses.first().filter(|_| self.objective == Objective::Gram)?;
+        let lenders = self.found.entry((stage, input.input.as_str())).or_default();
+        let lender = lenders.iter().find(|lender| layer.reads_rows_of(&layers[**lender]));
+        match lender {
+            Some(lender) => Some(LayerId(*lender as u32)),
+            None => {
+                lenders.push(index);
+                None
+            }
+        }
+    }
 }
 
 /// Fixed row chunks: whole groups where groups are small, parts of one group where it is large.

@@ -203,6 +203,37 @@ fn nothing_is_made_again_that_no_unsolved_layer_needs() {
 }
 
 #[test]
+fn sums_go_once_all_means_are_there_and_are_made_again_if_means_are_lost() {
+    for (objective, kept) in [(Objective::Gram, false), (Objective::Samples, true)] {
+        let mut fleet = Fleet::with_nodes(&Shape { objective, ..Shape::new(1, 4) }, 2, 1);
+        until(&mut fleet, TaskPhase::Solve);
+        assert_eq!(fleet.nodes.values().any(|sim| !sim.sums.is_empty()), kept, "{objective:?}");
+        assert_eq!(fleet.dispatch.state().sums(SegmentId(0)).next().is_some(), kept, "{objective:?}");
+        let maker = *fleet.nodes.iter().find(|(_, sim)| !sim.means.is_empty()).expect("a holder").0;
+        fleet.lose(maker);
+        fleet.run();
+        assert_eq!(fleet.dispatch.outcome(), Outcome::Finished);
+        assert!(fleet.dispatch.state().receipts(LayerId(0)).is_some());
+    }
+}
+
+#[test]
+fn layers_that_share_statistics_are_given_up_with_them() {
+    let stages = vec![vec![(2, 2), (3, 1), (2, 1)]];
+    let mut fleet = Fleet::with_nodes(&Shape { stages, shared: true, ..Shape::new(1, 2) }, 1, 1);
+    let (node, nth) = until(&mut fleet, TaskPhase::Reduce);
+    let task = task_in_hand(&fleet, node, nth);
+    assert!(matches!(task, Task::Reduce { layer: LayerId(0), .. }), "{task:?}");
+    fleet.fail(node, nth, FailureClass::NonFinite);
+    assert_eq!(fleet.given_up.keys().copied().collect::<Vec<_>>(), [LayerId(0), LayerId(2)]);
+    let message = &fleet.given_up[&LayerId(2)].message;
+    assert!(message.starts_with("layer `layer2`: slice 0 of its statistics"), "{message}");
+    fleet.run();
+    assert_eq!(fleet.dispatch.outcome(), Outcome::Finished, "the rest goes on");
+    assert!(fleet.dispatch.state().receipts(LayerId(1)).is_some());
+}
+
+#[test]
 fn a_repeated_answer_whose_acknowledgement_was_lost_is_accepted_again_and_counts_once() {
     for phase in [TaskPhase::Capture, TaskPhase::Accumulate, TaskPhase::Reduce, TaskPhase::Solve] {
         let mut fleet = Fleet::with_nodes(&Shape::new(1, 2), 1, 1);

@@ -63,8 +63,8 @@ fn shape() -> impl Strategy<Value = Shape> {
     let stage = prop::collection::vec(layer, 0..3);
     let stages =
         prop::collection::vec(stage, 1..5).prop_filter("a layer", |all| all.iter().any(|s| !s.is_empty()));
-    (stages, 1usize..6, any::<bool>(), any::<bool>(), 1usize..4).prop_map(
-        |(stages, shards, independent, samples, ranges)| {
+    (stages, 1usize..6, any::<bool>(), any::<bool>(), any::<bool>(), 1usize..4).prop_map(
+        |(stages, shards, independent, samples, shared, ranges)| {
             let count = stages.len();
             let ranges = ranges.min(count);
             let mut lengths = vec![count / ranges; ranges];
@@ -75,6 +75,7 @@ fn shape() -> impl Strategy<Value = Shape> {
                 shards,
                 propagation: if independent { Propagation::Independent } else { Propagation::Sequential },
                 objective: if samples { Objective::Samples } else { Objective::Gram },
+                shared,
             }
         },
     )

@@ -132,6 +132,7 @@ pub(crate) fn plans() -> Result<Vec<Vec<u8>>> {
             range: RangeEstimator::Percentile { percentile: 99.5 },
         },
         chunks: vec![0..2, 2..rows],
+        statistics_of: None,
         slices: vec![0..5, 5..9],
         stage: SegmentId(id),
     };

@@ -62,6 +62,17 @@ pub struct Layer {
     pub uses: Vec<LayerUse>,
 }
 
+impl Layer {
+    /// Whether this layer's rows `[positions, cols]` are the other's, use by use and number by number.
+    pub fn reads_rows_of(&self, other: &Layer) -> bool {
+        let form = |layer: &Layer| (layer.cols, layer.groups, layer.uses.len());
+        let mut inputs = self.uses.iter().zip(&other.uses);
+        form(self) == form(other)
+            && self.unfold == other.unfold
+            && inputs.all(|(mine, theirs)| mine.input == theirs.input)
+    }
+}
+
 /// A constant-weight operator that stays as it is, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unsupported {

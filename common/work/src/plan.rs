@@ -26,8 +26,12 @@ pub struct LayerPlan {
     pub grid: GridSpec,
     /// Rows of each chunk; in order, without gaps, never crossing a group.
     pub chunks: Vec<Range<usize>>,
-    /// Rows of each slice of the statistics, `groups * cols` rows in all (matrices `[cols, cols]`, groups one after the
-    /// other); in order, without gaps. Only an amount of work: sums are exact however they are sliced.
+    /// An earlier layer of the same stage that reads the same rows, so that its statistics are this layer's too; none
+    /// if the layer has its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics_of: Option<LayerId>,
+    /// Rows of each slice of the layer's own statistics, `groups * cols` rows in all (matrices `[cols, cols]`, groups one
+    /// after the other); in order, without gaps. Only an amount of work: sums are exact however they are sliced.
     pub slices: Vec<Range<usize>>,
     /// The stage after which its statistics are complete.
     pub stage: SegmentId,
@@ -111,6 +115,16 @@ pub enum PlanError {
         /// How many there are.
         layers: usize,
     },
+    /// A layer that is said to read the rows of one that does not lend its statistics.
+    #[error(
+        "layer `{name}`: has the statistics of layer {found}, expected an earlier layer of its stage and width that has its own"
+    )]
+    Statistics {
+        /// The layer.
+        name: String,
+        /// The id it names.
+        found: usize,
+    },
     /// A layer that no stage solves, or two do.
     #[error("layer `{name}`: must be solved in exactly one stage, found in {found}")]
     NotOnce {
@@ -137,7 +151,12 @@ impl Plan {
         (0..self.layer(layer).chunks.len() as u32).map(ChunkId)
     }
 
-    /// All slice ids of one layer's statistics, in order.
+    /// The layer whose statistics are this layer's: itself, or one that reads the same rows.
+    pub fn statistics_of(&self, layer: LayerId) -> LayerId {
+        self.layer(layer).statistics_of.unwrap_or(layer)
+    }
+
+    /// All slice ids of one layer's own statistics, in order.
     pub fn slice_ids(&self, layer: LayerId) -> impl Iterator<Item = SliceId> + use<> {
         (0..self.layer(layer).slices.len() as u32).map(SliceId)
     }
@@ -164,7 +183,7 @@ impl Plan {
     ///
     /// # Errors
     /// `Gap` if shards or a layer's chunks do not tile; `OutOfPlace` or `Unknown` for ids that are no indices; `NotOnce` if
-    /// a layer has no single stage.
+    /// a layer has no single stage; `Statistics` if it has those of a layer that it cannot have them of.
     pub fn validate(&self) -> Result<(), PlanError> {
         tiles("shards", &self.shards, self.samples())?;
         tiles("ranges of stages", &self.ranges, self.stages.len())?;
@@ -179,7 +198,11 @@ impl Plan {
                 return Err(PlanError::OutOfPlace { name, index, found });
             }
             tiles(&format!("chunks of layer `{}`", layer.name), &layer.chunks, layer.rows)?;
-            let rows = layer.cols.saturating_mul(layer.groups);
+            self.check_statistics(layer)?;
+            let rows = match layer.statistics_of {
+                None => layer.cols.saturating_mul(layer.groups),
+                Some(_) => 0,
+            };
             tiles(&format!("slices of layer `{}`", layer.name), &layer.slices, rows)?;
             let found =
                 self.stages.iter().flat_map(|stage| &stage.solve).filter(|id| **id == layer.id).count();
@@ -188,6 +211,19 @@ impl Plan {
             }
         }
         Ok(())
+    }
+
+    fn check_statistics(&self, layer: &LayerPlan) -> Result<(), PlanError> {
+        let Some(lender) = layer.statistics_of else { return Ok(()) };
+        let form = |layer: &LayerPlan| (layer.stage, layer.cols, layer.groups);
+        let lends = |one: &LayerPlan| one.statistics_of.is_none() && form(one) == form(layer);
+        match self.layers.get(lender.index()).filter(|one| lender < layer.id && lends(one)) {
+            Some(_) => Ok(()),
+            None => {
+                let (name, found) = (layer.name.clone(), lender.index());
+                Err(PlanError::Statistics { name, found })
+            }
+        }
     }
 }
 

@@ -47,7 +47,7 @@ pub enum Action {
         /// One sentence.
         why: String,
     },
-    /// Tell a node to forget what it holds for a stage: sums, and means of its layers.
+    /// Tell a node to forget its sums of a stage: they do not count, or nothing is to be made from them any more.
     DropSums {
         /// Whom.
         node: NodeId,

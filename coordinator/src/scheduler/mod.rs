@@ -310,7 +310,8 @@ impl Scheduler {
     /// The first task of a lane that is the node's own or anybody's.
     fn own(&self, state: &JobState, lane: usize, node: NodeId) -> Option<TaskId> {
         let gathered = &self.workers.get(&node)?.gathered;
-        let mut solve: Option<(u32, usize, TaskId)> = None;
+        let statistics = |layer: &LayerId| state.plan().statistics_of(*layer);
+        let mut solve: Option<(u32, (bool, usize), TaskId)> = None;
         for ((stage, group), queue) in &self.queues[lane] {
             if solve.is_some_and(|(at, _, _)| at < *stage) {
                 break;
@@ -331,8 +332,10 @@ impl Scheduler {
                     if gathered.contains(layer) {
                         return Some(task(place));
                     }
-                    if solve.is_none_or(|(_, most, _)| places.len() > most) {
-                        solve = Some((*stage, places.len(), task(place)));
+                    let has_means = gathered.iter().any(|other| statistics(other) == statistics(layer));
+                    let worth = (has_means, places.len());
+                    if solve.is_none_or(|(_, most, _)| worth > most) {
+                        solve = Some((*stage, worth, task(place)));
                     }
                 }
                 (Queue::Places(places), _) => {
@@ -413,8 +416,9 @@ impl Scheduler {
             }
             Task::Reduce { layer, .. } => sums(plan.layer(*layer).stage),
             Task::Solve { layer, .. } => {
-                let means = |(node, slice)| (node, Held::Means { layer: *layer, slice });
-                let mut places: Vec<_> = state.means(*layer).map(means).collect();
+                let statistics = plan.statistics_of(*layer);
+                let means = |(node, slice)| (node, Held::Means { layer: statistics, slice });
+                let mut places: Vec<_> = state.means(statistics).map(means).collect();
                 if plan.solver.objective == Objective::Samples {
                     places.extend(sums(plan.layer(*layer).stage));
                 }

@@ -27,6 +27,8 @@ pub struct Shape {
     pub shards: usize,
     pub propagation: Propagation,
     pub objective: Objective,
+    /// Whether layers of a stage that have as many slices share them.
+    pub shared: bool,
 }
 
 impl Shape {
@@ -37,6 +39,7 @@ impl Shape {
             shards,
             propagation: Propagation::Sequential,
             objective: Objective::Gram,
+            shared: false,
         }
     }
 
@@ -48,6 +51,9 @@ impl Shape {
             layers.extend(entries.iter().enumerate().map(|(place, (slices, chunks))| {
                 layer(first + place as u32, stage as u32, *slices, *chunks)
             }));
+            if self.shared {
+                share_statistics(&mut layers[first as usize..]);
+            }
             stages.push(StagePlan { solve: (first..layers.len() as u32).map(LayerId).collect() });
         }
         let mut next = 0;
@@ -70,6 +76,17 @@ impl Shape {
     }
 }
 
+fn share_statistics(stage: &mut [LayerPlan]) {
+    for at in 1..stage.len() {
+        let (before, rest) = stage.split_at_mut(at);
+        let lends = |one: &&LayerPlan| one.statistics_of.is_none() && one.cols == rest[0].cols;
+        if let Some(lender) = before.iter().find(lends) {
+            rest[0].statistics_of = Some(lender.id);
+            rest[0].slices.clear();
+        }
+    }
+}
+
 fn units(count: usize) -> Vec<Range<usize>> {
     (0..count).map(|at| at..at + 1).collect()
 }
@@ -85,6 +102,7 @@ fn layer(id: u32, stage: u32, slices: usize, chunks: usize) -> LayerPlan {
         groups: 1,
         grid: GridSpec { bits: 4, scheme, granularity, range: RangeEstimator::MinMax },
         chunks: units(chunks),
+        statistics_of: None,
         slices: units(slices),
         stage: SegmentId(stage),
     }
@@ -328,10 +346,8 @@ impl Fleet {
                     }
                 }
                 Action::DropSums { node, segment } => {
-                    let layers = &self.plan.stages[segment.index()].solve;
                     if let Some(sim) = self.nodes.get_mut(&node) {
                         sim.sums.remove(&segment);
-                        sim.means.retain(|(layer, _)| !layers.contains(layer));
                     }
                 }
                 Action::News(news) => {
@@ -361,9 +377,11 @@ impl Fleet {
             }
             Task::Reduce { layer, .. } => self.check_sums(grant, plan.layer(*layer).stage),
             Task::Solve { layer, .. } => {
+                let statistics = plan.statistics_of(*layer);
                 let slices: BTreeSet<SliceId> =
-                    grant.holdings.iter().filter_map(|h| self.means_of(h, *layer)).collect();
-                assert_eq!(slices, plan.slice_ids(*layer).collect(), "every slice of {layer}: {grant:?}");
+                    grant.holdings.iter().filter_map(|h| self.means_of(h, statistics)).collect();
+                let all = plan.slice_ids(statistics).collect();
+                assert_eq!(slices, all, "every slice of {statistics} for {layer}: {grant:?}");
                 if plan.solver.objective == Objective::Samples {
                     self.check_sums(grant, plan.layer(*layer).stage);
                 }

@@ -3,7 +3,7 @@
 //! Not here: moving carries (`replay`), sums (`sums`), means and problems (`means`), other nodes' questions (`serve`).
 
 use crate::devices::Devices;
-use crate::layer_problem::LayerProblem;
+use crate::layer_problem::{Gathered, LayerProblem};
 use crate::lazy::Lazy;
 use crate::program::Program;
 use crate::replay::{LaneShard, Lanes};
@@ -40,6 +40,7 @@ pub(crate) struct Job {
     /// Told of every verdict.
     pub(crate) settled: Condvar,
     pub(crate) means: Mutex<BTreeMap<(LayerId, SliceId), Arc<MeanSlice>>>,
+    pub(crate) gathered: Mutex<HashMap<LayerId, Arc<Lazy<Gathered>>>>,
     pub(crate) problems: Mutex<HashMap<LayerId, Arc<Lazy<LayerProblem>>>>,
 }
 
@@ -74,6 +75,7 @@ impl Job {
             sums: Mutex::default(),
             settled: Condvar::new(),
             means: Mutex::default(),
+            gathered: Mutex::default(),
             problems: Mutex::default(),
         })
     }
@@ -129,6 +131,7 @@ impl Job {
         let stage_of = |layer: &LayerId| self.plan.layer(*layer).stage;
         lock(&self.sums).drop_stages(&passed);
         lock(&self.means).retain(|(layer, _), _| !passed(stage_of(layer)));
+        lock(&self.gathered).retain(|layer, _| !passed(stage_of(layer)));
         lock(&self.problems).retain(|layer, _| !passed(stage_of(layer)));
     }
 

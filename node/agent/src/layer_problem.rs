@@ -8,7 +8,7 @@ use crate::attempt::Attempt;
 use crate::devices::{Lane, OnDevices};
 use crate::{failure, transit};
 use halfstep_exec::GroupMeans;
-use halfstep_model::{Activation as Follows, Layer};
+use halfstep_model::{Activation as Follows, Data, Layer};
 use halfstep_quant::{Encodings, Granularity, GridSpec, QuantError, RangeEstimator, ScaleType, estimate};
 use halfstep_solver::{Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Step};
 use halfstep_work::{
@@ -16,7 +16,24 @@ use halfstep_work::{
     StartPoint,
 };
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
+
+/// Statistics of a layer over all shards, for all that share them.
+pub(crate) struct Gathered {
+    /// One per group.
+    groups: Vec<GroupMeans>,
+    /// The same, where chunks have been solved.
+    prepared: OnDevices,
+    /// Rows they are over.
+    positions: u64,
+}
+
+impl Gathered {
+    pub(crate) fn new(groups: Vec<GroupMeans>, positions: u64) -> Self {
+        Self { groups, prepared: OnDevices::default(), positions }
+    }
+}
 
 /// A layer whose statistics are complete.
 pub(crate) struct LayerProblem {
@@ -25,10 +42,7 @@ pub(crate) struct LayerProblem {
     grid: GridSpec,
     /// The grid of all rows, where they have one.
     whole: Option<Encodings>,
-    groups: Vec<GroupMeans>,
-    /// The same, where chunks have been solved.
-    prepared: OnDevices,
-    positions: u64,
+    statistics: Arc<Gathered>,
     /// What scales are stored as.
     scales: ScaleType,
 }
@@ -38,14 +52,14 @@ impl LayerProblem {
         entry: &LayerPlan,
         layer: &Layer,
         source: &dyn Source,
-        groups: Vec<GroupMeans>,
-        positions: u64,
+        statistics: Arc<Gathered>,
         scales: ScaleType,
     ) -> Result<Self, Failure> {
         let constant = |name: &str| -> Result<Vec<f32>, Failure> {
-            let tensor = transit::tensor(&source.constant(name).map_err(failure::source)?)?;
-            let values = tensor.as_f32().map(<[f32]>::to_vec);
-            values.ok_or_else(|| failure::internal(format!("constant `{name}`: expected f32")))
+            match transit::tensor(&source.constant(name).map_err(failure::source)?)?.data {
+                Data::F32(values) => Ok(values),
+                _ => Err(failure::internal(format!("constant `{name}`: expected f32"))),
+            }
         };
         let weights = layer
             .layout
@@ -53,9 +67,7 @@ impl LayerProblem {
             .map_err(|e| failure::internal(format!("layer `{}`: {e}", layer.name)))?;
         let bias = layer.bias.as_deref().map(constant).transpose()?;
         let bias = bias.map(|b| rows_of_bias(&b, layer));
-        let prepared = OnDevices::default();
-        let mut problem =
-            Self { weights, bias, grid: entry.grid, scales, whole: None, groups, prepared, positions };
+        let mut problem = Self { weights, bias, grid: entry.grid, scales, whole: None, statistics };
         if entry.grid.granularity == Granularity::PerTensor {
             problem.whole = Some(problem.encodings(layer, 0..layer.rows, 0)?);
         }
@@ -89,7 +101,7 @@ impl LayerProblem {
             let settings = solver_settings(settings);
             let mut tell = |step| clock.tell(step);
             let (encodings, solution) = lane
-                .solve(&self.prepared, group, &problem, &settings, self.scales, &mut tell)
+                .solve(&self.statistics.prepared, group, &problem, &settings, self.scales, &mut tell)
                 .map_err(|e| failure::solve(&layer.name, &e))?;
             parts.push(encodings);
             q.extend_from_slice(&solution.q);
@@ -120,7 +132,7 @@ impl LayerProblem {
         if self.grid.range != RangeEstimator::Mse || self.grid.granularity == Granularity::PerTensor {
             return None;
         }
-        let h = &self.groups[group].h;
+        let h = &self.statistics.groups[group].h;
         let diagonal: Vec<f32> = (0..cols).map(|c| h[c * cols + c].max(0.0)).collect();
         diagonal.iter().all(|d| d.is_finite()).then_some(diagonal)
     }
@@ -134,14 +146,14 @@ impl LayerProblem {
         rows: Range<usize>,
         group: usize,
     ) -> RowProblem<'a> {
-        let means = &self.groups[group];
+        let means = &self.statistics.groups[group];
         let (statistics, activation) = match settings.objective {
             Objective::Gram => (
                 Statistics::Gram(GramView {
                     h: &means.h,
                     c: means.c.as_deref().unwrap_or(&means.h),
                     g_energy: means.g.as_deref(),
-                    count: self.positions as f64,
+                    count: self.statistics.positions as f64,
                 }),
                 Activation::Identity,
             ),

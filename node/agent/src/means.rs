@@ -1,13 +1,13 @@
 //! From sums to a layer's problem: slices reduced to means here, gathered from wherever they were reduced, and solved.
 //!
-//! A layer's means are gathered once per node, by the first of its chunks; the others wait for it.
+//! Means are gathered once per node, by the first chunk of the layers that share them; the others wait for it.
 //! Not here: adding integers (`collective`), the mathematics (`layer_problem`, `solver`).
 
 use crate::attempt::Attempt;
 use crate::collective::{Collective, FetchCollective, holders};
 use crate::failure;
 use crate::job::{Job, lock};
-use crate::layer_problem::LayerProblem;
+use crate::layer_problem::{Gathered, LayerProblem};
 use halfstep_exec::{
     GroupMeans, MeanSlice, ShardSamples, add_samples, assemble, decode_means, decode_samples,
 };
@@ -19,11 +19,8 @@ impl Job {
     /// Sums a slice over all nodes and keeps its means.
     pub(crate) fn reduce(&self, attempt: &Attempt<'_>, id: LayerId, slice: SliceId) -> Result<Done, Failure> {
         let sum = FetchCollective { job: self, attempt }.sum(id, slice)?;
-        let sum = sum.ok_or_else(|| {
-            let name = &self.program.layer(id).name;
-            let message = format!("layer `{name}`: its inputs are not finite on the calibration data");
-            Failure::new(FailureClass::NonFinite, message)
-        })?;
+        let message = "the inputs are not finite on the calibration data";
+        let sum = sum.ok_or_else(|| Failure::new(FailureClass::NonFinite, message))?;
         let means = sum.means().map_err(failure::exec)?;
         lock(&self.means).insert((id, slice), Arc::new(means));
         Ok(Done::Reduced)
@@ -54,6 +51,15 @@ impl Job {
     }
 
     fn problem(&self, attempt: &Attempt<'_>, id: LayerId) -> Result<LayerProblem, Failure> {
+        let statistics = self.plan.statistics_of(id);
+        let slot = Arc::clone(lock(&self.gathered).entry(statistics).or_default());
+        let (layer, scales) = (self.program.layer(id), self.program.scales());
+        let gathered = slot.get_or_make(|| self.gather(attempt, statistics).map(Arc::new))?;
+        LayerProblem::new(self.entry(id)?, layer, self.source().as_ref(), gathered, scales)
+    }
+
+    /// A layer's own statistics, from all slices.
+    fn gather(&self, attempt: &Attempt<'_>, id: LayerId) -> Result<Gathered, Failure> {
         let slices: Result<Vec<_>, Failure> =
             self.plan.slice_ids(id).map(|slice| self.mean_slice(attempt, id, slice)).collect();
         let slices = slices?;
@@ -64,8 +70,7 @@ impl Job {
         if self.plan.solver.objective == Objective::Samples {
             self.gather_samples(attempt, id, &mut groups)?;
         }
-        let scales = self.program.scales();
-        LayerProblem::new(self.entry(id)?, layer, self.source().as_ref(), groups, positions, scales)
+        Ok(Gathered::new(groups, positions))
     }
 
     /// A slice reduced here, or from the first of its holders that has it.

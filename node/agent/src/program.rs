@@ -3,7 +3,7 @@
 //! An ONNX graph or a language model's decoder, whichever the program blob holds; the difference ends here.
 //! Built from the graph alone; constants are fetched when a segment needs them and dropped with it. A layer with
 //! several uses is tapped where it is solved: inputs of its earlier uses stay in the carry until then, so that the sums
-//! of a stage are all there is to know about its layers.
+//! of a stage are all there is to know about its layers. Layers that read the same rows are tapped once.
 
 use crate::{failure, transit};
 use halfstep_exec::{DecoderSession, Engine, ExecError, Session};
@@ -63,6 +63,7 @@ impl Program {
             )));
         }
         tap_where_solved(plan, &mut cut)?;
+        tap_once(plan, &layers, &mut cut)?;
         let parted = parted(plan, &cut);
         Ok(Self { graph, layers, cut, parted })
     }
@@ -255,6 +256,24 @@ fn tap_where_solved(plan: &Plan, cut: &mut Cut) -> Result<(), Failure> {
         }
         // A later segment's own taps are still to come: it is sorted when its turn comes.
         cut.segments[at].taps.sort_by_key(|tap| (tap.layer, tap.use_index));
+    }
+    Ok(())
+}
+
+/// Leaves out the taps of layers that are solved with another's statistics.
+fn tap_once(plan: &Plan, layers: &[Layer], cut: &mut Cut) -> Result<(), Failure> {
+    for (entry, layer) in plan.layers.iter().zip(layers) {
+        let lender = plan.statistics_of(entry.id);
+        if !layer.reads_rows_of(&layers[lender.index()]) {
+            return Err(failure::internal(format!(
+                "layer `{}`: the plan has it share the statistics of `{}`, which reads other rows",
+                layer.name,
+                layers[lender.index()].name
+            )));
+        }
+    }
+    for segment in &mut cut.segments {
+        segment.taps.retain(|tap| plan.layers[tap.layer].statistics_of.is_none());
     }
     Ok(())
 }

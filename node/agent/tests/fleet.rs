@@ -4,12 +4,13 @@
 mod support;
 
 use halfstep_work::{
-    Done, FailureClass, Grant, Held, Lease, LeaseId, Node, NodeId, Objective, Propagation, RangeId,
-    SegmentId, ShardId, Task, Verdict, Wanted, Watch,
+    Done, FailureClass, Grant, Held, LayerId, Lease, LeaseId, Node, NodeId, Objective, Propagation, RangeId,
+    SegmentId, ShardId, Source, Task, Verdict, Wanted, Watch,
 };
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use support::{Fleet, Settings, alone, fashion_mnist, setup, shared_model, small_model};
+use support::{Fleet, Settings, alone, branched_model, fashion_mnist, setup, shared_model, small_model};
 
 /// One seed per fleet: sizes 1, 2, 3 and 5, undisturbed, with nodes dropped, with carries withheld.
 fn check_all_fleets(make: impl Fn() -> support::Setup, seeds: u64) {
@@ -48,6 +49,45 @@ fn shared_and_grouped_weights_give_the_same_roundings_in_any_fleet() {
             check_all_fleets(|| setup(shared_model(), &settings), 2);
         }
     }
+}
+
+#[test]
+fn statistics_that_layers_share_are_those_that_each_would_have() {
+    for propagation in [Propagation::Sequential, Propagation::Independent] {
+        let settings = Settings { propagation, ..Settings::default() };
+        let make = || setup(branched_model(), &settings);
+        let lenders: Vec<Option<u32>> =
+            make().plan.layers.iter().map(|layer| Some(layer.statistics_of?.0)).collect();
+        assert_eq!(lenders, [None, Some(0), Some(0), None, Some(3), None]);
+        let apart = alone(setup(branched_model(), &Settings { shared: false, ..settings.clone() }));
+        assert!(alone(make()) == apart, "{propagation:?}");
+        if propagation == Propagation::Sequential {
+            check_all_fleets(make, 3);
+        }
+    }
+}
+
+#[test]
+fn a_plan_that_shares_the_statistics_of_other_rows_is_refused() {
+    let model = support::Graph::default()
+        .input("x", &[None, Some(6)])
+        .weight("w1", &[6, 5])
+        .weight("w2", &[6, 4])
+        .node("MatMul", &["x", "w1"], "a")
+        .node("Sigmoid", &["x"], "b")
+        .node("MatMul", &["b", "w2"], "c")
+        .output("a")
+        .output("c")
+        .model();
+    let fleet = Fleet::new(setup(model, &Settings::default()), 1, 0);
+    let mut plan = (*fleet.setup.plan).clone();
+    assert_eq!(plan.layers[1].statistics_of, None);
+    (plan.layers[1].statistics_of, plan.layers[1].slices) = (Some(LayerId(0)), Vec::new());
+    plan.validate().unwrap();
+    let source = Arc::clone(&fleet.source) as Arc<dyn Source>;
+    let refused = fleet.nodes()[0].1.open(plan.into(), source).unwrap_err();
+    assert_eq!(refused.class, FailureClass::Internal);
+    assert!(refused.message.contains("`node_c`") && refused.message.contains("`node_a`"), "{refused}");
 }
 
 #[test]

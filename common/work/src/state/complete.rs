@@ -48,6 +48,7 @@ impl JobState {
         if !matches!(group, Group::Forward(_)) {
             let segment = self.segment_of(group);
             self.recount(segment);
+            self.release_sums(segment);
             self.advance(self.plan.range_of(segment).index());
         }
     }
@@ -77,7 +78,7 @@ impl JobState {
         if let Some(member) = self.nodes.get_mut(&node) {
             member.means.insert((layer, slice));
         }
-        if self.can_solve(layer) {
+        if self.layers[layer.index()].readers.iter().any(|reader| self.can_solve(*reader)) {
             self.changes.push(Change::Opened);
         }
     }

@@ -119,7 +119,8 @@ pub enum Change {
         /// One sentence.
         why: &'static str,
     },
-    /// A node holds sums that do not count: it must forget them before it can accumulate at that stage again.
+    /// A node holds sums that do not count, or of which nothing is to be made any more: it must forget them before it can
+    /// accumulate at that stage again.
     DropSums {
         /// Whose.
         node: NodeId,

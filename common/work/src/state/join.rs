@@ -48,9 +48,8 @@ impl JobState {
             Group::Capture(segment) | Group::Accumulate(segment) => {
                 self.stages.get(segment.index()).is_some_and(super::Stage::is_open)
             }
-            Group::Reduce(layer) | Group::Solve(layer) => {
-                self.layers.get(layer.index()).is_some_and(|entry| !entry.is_over())
-            }
+            Group::Reduce(layer) => layer.index() < self.layers.len() && self.is_read(layer),
+            Group::Solve(layer) => self.layers.get(layer.index()).is_some_and(|entry| !entry.is_over()),
         };
         if !known || place as usize >= self.table.ids(group).len() || self.is_finished() {
             return None;

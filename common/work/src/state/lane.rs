@@ -80,6 +80,10 @@ pub(super) struct Lane {
 /// What is known of one layer.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct LayerState {
+    /// Whose statistics it is solved with.
+    pub(super) statistics: LayerId,
+    /// Layers that are solved with its statistics, itself among them; none if it has another's.
+    pub(super) readers: Vec<LayerId>,
     /// Slices whose means somebody holds.
     pub(super) means: usize,
     pub(super) slices: usize,
@@ -93,8 +97,8 @@ impl LayerState {
         self.given_up || self.solved == self.receipts.len()
     }
 
-    /// `samples`: solving needs the sums' sample rows besides the means.
-    pub(super) fn needs_sums(&self, samples: bool) -> bool {
-        !self.is_over() && (samples || self.means < self.slices)
+    /// Whether all slices have been turned into means that are still held.
+    pub(super) fn has_means(&self) -> bool {
+        self.means == self.slices
     }
 }

@@ -25,14 +25,14 @@ impl JobState {
         Ok(())
     }
 
-    /// The means of a slice are nowhere any more; they are made again unless the layer is over.
+    /// The means of a slice are nowhere any more; they are made again unless all layers are over that need them.
     pub(super) fn forget_means(&mut self, layer: LayerId, slice: SliceId) {
         let task = self.table.id(Group::Reduce(layer), slice.0);
         let entry = &mut self.layers[layer.index()];
         entry.means = entry.means.saturating_sub(1);
-        match entry.is_over() {
-            true => self.slots[task.0].state = TaskState::Done { lease: None, node: None },
-            false => self.make_ready(task),
+        match self.is_read(layer) {
+            true => self.make_ready(task),
+            false => self.slots[task.0].state = TaskState::Done { lease: None, node: None },
         }
     }
 
@@ -42,6 +42,23 @@ impl JobState {
         let stage = &mut self.stages[segment.index()];
         stage.summed = stage.summed.saturating_sub(1);
         self.slots[task.0].state = TaskState::Done { lease: None, node: None };
+    }
+
+    /// Once all means are there nothing is made from the sums: they go, and are made again if means are lost. With the
+    /// samples objective sample rows are kept with them, which every chunk needs.
+    pub(super) fn release_sums(&mut self, segment: SegmentId) {
+        let stage = &self.stages[segment.index()];
+        if stage.needs_sums || stage.layers.is_empty() || self.wants_samples() {
+            return;
+        }
+        let released = self.nodes.iter_mut().filter_map(|(node, member)| {
+            let shards = member.sums.remove(&segment)?;
+            Some((*node, shards))
+        });
+        for (node, shards) in released.collect::<Vec<_>>() {
+            shards.into_iter().for_each(|shard| self.forget_sum(segment, shard));
+            self.changes.push(Change::DropSums { node, segment });
+        }
     }
 
     /// Sums that nobody holds are made again if something still has to be made from them.

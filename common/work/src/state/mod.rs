@@ -112,7 +112,11 @@ impl JobState {
 
     fn empty(plan: Arc<Plan>) -> Self {
         let table = TaskTable::new(&plan);
-        let layers = plan.layers.iter().map(|layer| LayerState {
+        let mut readers = vec![Vec::new(); plan.layers.len()];
+        plan.layers.iter().for_each(|layer| readers[plan.statistics_of(layer.id).index()].push(layer.id));
+        let layers = plan.layers.iter().zip(readers).map(|(layer, readers)| LayerState {
+            statistics: plan.statistics_of(layer.id),
+            readers,
             means: 0,
             slices: layer.slices.len(),
             receipts: vec![None; layer.chunks.len()],

@@ -2,7 +2,7 @@
 
 use super::lane::{OPEN_MAX, StageState};
 use super::{Change, Group, JobState, TaskId, TaskState};
-use crate::{Propagation, RangeId, SegmentId, ShardId};
+use crate::{LayerId, Propagation, RangeId, SegmentId, ShardId};
 
 impl JobState {
     fn shards(&self) -> usize {
@@ -116,8 +116,10 @@ impl JobState {
         self.changes.push(Change::StageOpened(segment));
         let mut groups = vec![Group::Capture(segment), Group::Accumulate(segment)];
         for layer in self.stages[index].layers.clone() {
-            if !self.layers[layer.index()].is_over() {
-                groups.extend([Group::Reduce(layer), Group::Solve(layer)]);
+            let entry = &self.layers[layer.index()];
+            if !entry.is_over() {
+                // Named by each of its readers; the tasks of a group wait only once.
+                groups.extend([Group::Reduce(entry.statistics), Group::Solve(layer)]);
             }
         }
         let from_forward = lane > 0 && index == self.lanes[lane].stages.start;
@@ -169,13 +171,24 @@ impl JobState {
         self.changes.push(Change::StageOver(segment));
     }
 
+    /// `samples`: solving needs the sums' sample rows besides the means.
+    fn needs_sums(&self, layer: LayerId, samples: bool) -> bool {
+        let entry = &self.layers[layer.index()];
+        !entry.is_over() && (samples || !self.layers[entry.statistics.index()].has_means())
+    }
+
+    /// Whether a layer that is not over is to be solved with these statistics.
+    pub(super) fn is_read(&self, statistics: LayerId) -> bool {
+        self.layers[statistics.index()].readers.iter().any(|reader| !self.layers[reader.index()].is_over())
+    }
+
     /// Brings what follows from the counts up to date; says if something became possible.
     pub(super) fn recount(&mut self, segment: SegmentId) {
         let (samples, shards) = (self.wants_samples(), self.shards());
         let stage = &self.stages[segment.index()];
         let needs = match stage.layers.is_empty() {
             true => stage.summed < shards,
-            false => stage.layers.iter().any(|layer| self.layers[layer.index()].needs_sums(samples)),
+            false => stage.layers.iter().any(|layer| self.needs_sums(*layer, samples)),
         };
         let before = stage.gates(shards);
         let stage = &mut self.stages[segment.index()];

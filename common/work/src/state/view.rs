@@ -160,7 +160,8 @@ impl JobState {
         let entry = &self.layers[layer.index()];
         let stage = &self.stages[self.plan.layer(layer).stage.index()];
         let sums = !self.wants_samples() || stage.summed == self.plan.shards.len();
-        stage.is_open() && !entry.is_over() && entry.means == entry.slices && sums
+        let means = self.layers[entry.statistics.index()].has_means();
+        stage.is_open() && !entry.is_over() && means && sums
     }
 
     pub(super) fn wants_samples(&self) -> bool {
@@ -176,7 +177,7 @@ impl JobState {
         self.nodes.iter().filter_map(held)
     }
 
-    /// Slices of a layer that are held, in order, with their holders.
+    /// Slices of a layer's own statistics that are held, in order, with their holders.
     pub fn means(&self, layer: LayerId) -> impl Iterator<Item = (NodeId, SliceId)> + '_ {
         let slots = self.table.ids(Group::Reduce(layer)).enumerate();
         slots.filter_map(|(slice, task)| Some((self.slots[task].holder()?, SliceId(slice as u32))))
@@ -208,10 +209,13 @@ impl JobState {
             Group::Forward(range) => format!("forward run of shard {place} through {range}"),
             Group::Capture(segment) => format!("capture of shard {place} at stage {}", segment.0),
             Group::Accumulate(segment) => format!("statistics of shard {place} at stage {}", segment.0),
-            Group::Reduce(layer) => {
-                format!("layer `{}`: slice {place} of its statistics", self.plan.layer(layer).name)
-            }
+            Group::Reduce(layer) => self.slice_label(layer, place),
             Group::Solve(layer) => format!("layer `{}`: chunk {place}", self.plan.layer(layer).name),
         }
+    }
+
+    /// A slice of the statistics of a layer, be they its own or another's.
+    pub(super) fn slice_label(&self, layer: LayerId, slice: u32) -> String {
+        format!("layer `{}`: slice {slice} of its statistics", self.plan.layer(layer).name)
     }
 }

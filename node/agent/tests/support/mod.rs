@@ -171,6 +171,32 @@ pub fn small_model() -> Model {
         .model()
 }
 
+/// Three layers on the input, one of them stored the other way round, and two on what they make, like a decoder's block.
+pub fn branched_model() -> Model {
+    Graph::default()
+        .input("x", &[None, Some(6)])
+        .weight("query", &[6, 8])
+        .weight("key", &[6, 8])
+        .weight("value", &[3, 6])
+        .weight("gate", &[11, 9])
+        .weight("up", &[11, 9])
+        .weight("down", &[9, 2])
+        .node("MatMul", &["x", "query"], "a")
+        .node("MatMul", &["x", "key"], "b")
+        .node("Gemm", &["x", "value"], "c")
+        .int("transB", 1)
+        .node("Mul", &["a", "b"], "d")
+        .node("Concat", &["d", "c"], "e")
+        .int("axis", 1)
+        .node("MatMul", &["e", "gate"], "f")
+        .node("MatMul", &["e", "up"], "g")
+        .node("Sigmoid", &["f"], "h")
+        .node("Mul", &["h", "g"], "i")
+        .node("MatMul", &["i", "down"], "y")
+        .output("y")
+        .model()
+}
+
 /// The same convolution at two depths, a grouped one between, and a head: one use is before any rounded layer.
 pub fn shared_model() -> Model {
     let pads = [1, 1, 1, 1];
@@ -212,6 +238,8 @@ pub struct Settings {
     pub objective: Objective,
     pub propagation: Propagation,
     pub iterations: u32,
+    /// Whether layers that read the same rows share their statistics.
+    pub shared: bool,
 }
 
 impl Default for Settings {
@@ -224,6 +252,7 @@ impl Default for Settings {
             objective: Objective::Gram,
             propagation: Propagation::Sequential,
             iterations: 5,
+            shared: true,
         }
     }
 }
@@ -255,6 +284,9 @@ pub fn setup(model: Model, settings: &Settings) -> Setup {
         let chunks = (0..layer.groups).flat_map(|g| {
             tiles(per_group, 7).into_iter().map(move |r| g * per_group + r.start..g * per_group + r.end)
         });
+        let lends = |other: &usize| settings.shared && layer.reads_rows_of(&layers[*other]);
+        let statistics_of = (0..index).find(lends).filter(|_| settings.objective == Objective::Gram);
+        let own = if statistics_of.is_none() { layer.cols * layer.groups } else { 0 };
         LayerPlan {
             id: LayerId(index as u32),
             name: layer.name.clone(),
@@ -264,7 +296,8 @@ pub fn setup(model: Model, settings: &Settings) -> Setup {
             groups: layer.groups,
             grid,
             chunks: chunks.collect(),
-            slices: tiles(layer.cols * layer.groups, (layer.cols * layer.groups).div_ceil(3)),
+            statistics_of: statistics_of.map(|lender| LayerId(lender as u32)),
+            slices: tiles(own, own.div_ceil(3).max(1)),
             stage: SegmentId(stage as u32),
         }
     });
@@ -546,6 +579,7 @@ impl Fleet {
     }
 
     fn reduce(&mut self, layer: LayerId) {
+        let layer = self.setup.plan.statistics_of(layer);
         let mut slices: Vec<SliceId> = self.setup.plan.slice_ids(layer).collect();
         self.draw.shuffle(&mut slices);
         for slice in slices {
@@ -558,7 +592,9 @@ impl Fleet {
                 Ok(_) => drop(self.means.insert((layer, slice), grant.lease.node)),
                 Err(failure) => {
                     assert_eq!(failure.class, FailureClass::NonFinite, "{failure}");
-                    self.source.failed.lock().unwrap().insert(layer);
+                    let all = self.setup.plan.layers.iter().map(|entry| entry.id);
+                    let readers = all.filter(|id| self.setup.plan.statistics_of(*id) == layer);
+                    self.source.failed.lock().unwrap().extend(readers);
                     return;
                 }
             }
@@ -570,8 +606,9 @@ impl Fleet {
         let mut chunks: Vec<ChunkId> = self.setup.plan.chunk_ids(layer).collect();
         self.draw.shuffle(&mut chunks);
         for chunk in chunks {
-            let reduced =
-                self.setup.plan.slice_ids(layer).all(|slice| self.means.contains_key(&(layer, slice)));
+            let statistics = self.setup.plan.statistics_of(layer);
+            let mut slices = self.setup.plan.slice_ids(statistics);
+            let reduced = slices.all(|slice| self.means.contains_key(&(statistics, slice)));
             let samples = self.setup.plan.solver.objective == Objective::Samples;
             let ready = reduced && (!samples || self.summed(self.setup.plan.layer(layer).stage));
             if !ready || self.source.roundings.lock().unwrap().contains_key(&(layer, chunk)) {

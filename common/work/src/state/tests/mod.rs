@@ -141,6 +141,32 @@ fn a_plan_whose_ids_are_no_indices_is_refused() {
     assert!(unknown.validate().unwrap_err().to_string().starts_with("stage 0: solves layer 7"));
 }
 
+#[test]
+fn statistics_can_only_be_those_of_an_earlier_layer_of_the_same_stage_and_form() {
+    let mut base = Plan::clone(&plan(2, 1, 2));
+    base.stages[0].solve.push(LayerId(1));
+    base.stages[1].solve.clear();
+    base.layers[1].stage = SegmentId(0);
+    let with = |change: &dyn Fn(&mut Plan)| {
+        let mut plan = base.clone();
+        (plan.layers[1].statistics_of, plan.layers[1].slices) = (Some(LayerId(0)), Vec::new());
+        change(&mut plan);
+        plan.validate().map_err(|error| error.to_string())
+    };
+    assert_eq!(with(&|_| {}), Ok(()));
+    let text = "layer `layer1`: has the statistics of layer";
+    let later = |plan: &mut Plan| {
+        (plan.layers[0].statistics_of, plan.layers[1].statistics_of) = (Some(LayerId(1)), None);
+    };
+    assert!(with(&later).unwrap_err().starts_with("layer `layer0`: has the statistics of layer 1"));
+    assert!(with(&|plan| plan.layers[1].statistics_of = Some(LayerId(1))).unwrap_err().starts_with(text));
+    assert!(with(&|plan| plan.layers[1].statistics_of = Some(LayerId(9))).unwrap_err().starts_with(text));
+    assert!(with(&|plan| plan.layers[1].cols = 3).unwrap_err().starts_with(text));
+    assert!(with(&|plan| plan.layers[1].groups = 2).unwrap_err().starts_with(text));
+    let sliced = with(&|plan| plan.layers[1].slices = vec![0..1, 1..2]).unwrap_err();
+    assert!(sliced.starts_with("slices of layer `layer1`"), "{sliced}");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Join(u32),

@@ -22,6 +22,7 @@ pub(super) fn plan(stages: usize, ranges: usize, shards: usize) -> Arc<Plan> {
         groups: 1,
         grid,
         chunks: units(3),
+        statistics_of: None,
         slices: units(2),
         stage: SegmentId(id),
     };
