@@ -105,6 +105,8 @@ pub(crate) struct QuantizeOutcome {
     pub(crate) rows: Vec<ReportRow>,
     /// Seconds by phase: read, forward, statistics, solve, refine, export.
     pub(crate) phases: Vec<(String, f64)>,
+    /// The most memory that the process which wrote the results ever had; in `quantize` that is all of the job.
+    pub(crate) peak_resident_bytes: Option<u64>,
     /// Files written, relative to the output folder.
     pub(crate) files: Vec<PathBuf>,
     pub(crate) notes: Vec<String>,

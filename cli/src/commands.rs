@@ -189,6 +189,7 @@ mod tests {
                 failed,
                 rows: vec![],
                 phases: vec![],
+                peak_resident_bytes: None,
                 files: vec![],
                 notes: vec![],
             })

@@ -36,6 +36,7 @@ use exit::Exit;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    halfstep_agent::give_back_large_blocks();
     let cli = match args::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

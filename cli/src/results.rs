@@ -66,6 +66,7 @@ pub(crate) fn read(folder: &Path) -> Result<QuantizeOutcome, CliError> {
         failed: Vec::new(),
         rows: Vec::new(),
         phases: phases(&timing),
+        peak_resident_bytes: timing["peak_resident_bytes"].as_u64(),
         files: files(folder)?,
         notes: report.notes,
     };
@@ -112,7 +113,7 @@ fn row(name: String, solved: &Solved, seconds: f64) -> ReportRow {
 /// Wall seconds by phase: those of threads, as far as the slots shared the work evenly.
 fn phases(timing: &Value) -> Vec<(String, f64)> {
     let of = |key: &str| timing[key].as_f64().unwrap_or(0.0);
-    let slots = of("slots").max(1.0);
+    let slots = of("threads").max(1.0);
     [
         ("read", of("read_seconds")),
         ("forward", of("forward_thread_seconds") / slots),
@@ -160,14 +161,15 @@ mod tests {
     fn the_folder_tells_what_became_of_every_layer() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(REPORT), REPORT_TEXT).unwrap();
-        let timing =
-            r#"{"slots": 2, "forward_thread_seconds": 3.0, "layer_solve_thread_seconds": {"a": 0.5}}"#;
+        let timing = r#"{"threads": 2, "forward_thread_seconds": 3.0, "layer_solve_thread_seconds": {"a": 0.5},
+            "peak_resident_bytes": 1048576}"#;
         std::fs::write(folder.path().join(TIMING), timing).unwrap();
         let outcome = read(folder.path()).unwrap();
         assert_eq!((outcome.solved, outcome.kept.len(), outcome.failed.len()), (1, 2, 1));
         assert!(outcome.kept[0].requested && !outcome.kept[1].requested);
         assert_eq!((outcome.rows[0].seconds, outcome.rows[0].sqnr_db), (0.5, f64::INFINITY));
         assert_eq!(outcome.phases[1], ("forward".to_owned(), 1.5));
+        assert_eq!(outcome.peak_resident_bytes, Some(1 << 20));
         assert_eq!(outcome.files, [PathBuf::from(REPORT), PathBuf::from(TIMING)]);
     }
 

@@ -2,6 +2,7 @@
 
 use crate::config::EncodingsVersion;
 use crate::manifest::{FileRecord, Manifest};
+use crate::memory::peak_resident_bytes;
 use crate::report::grouped;
 use crate::staging::Staging;
 use crate::{Assembled, AssembledLayer, CoordinatorError, JobConfig, Report};
@@ -71,7 +72,11 @@ pub(crate) fn write_records(
 ) -> Result<Vec<PathBuf>, CoordinatorError> {
     staging.write(REPORT, &json(report)?)?;
     write_manifest(staging, config, kind, inputs)?;
-    staging.write(TIMING, &json(timing)?)?;
+    let mut timing = timing.clone();
+    if let Some(entries) = timing.as_object_mut() {
+        entries.insert("peak_resident_bytes".into(), peak_resident_bytes().into());
+    }
+    staging.write(TIMING, &json(&timing)?)?;
     Ok(staging.files()?.into_iter().map(PathBuf::from).collect())
 }
 

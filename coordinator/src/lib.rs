@@ -15,6 +15,7 @@ pub mod failpoints;
 mod inspect;
 pub mod jobs;
 mod manifest;
+mod memory;
 pub mod partition;
 mod plan_source;
 mod planner;

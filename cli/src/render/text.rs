@@ -34,6 +34,9 @@ pub(crate) fn outcome(outcome: &QuantizeOutcome) -> String {
         let phases = outcome.phases.iter().map(|(name, seconds)| format!("{name} {seconds:.1} s"));
         out += &format!("time: {}\n", phases.collect::<Vec<_>>().join(", "));
     }
+    if let Some(bytes) = outcome.peak_resident_bytes {
+        out += &format!("memory: {} at most, in the process that wrote this\n", ByteSize(bytes));
+    }
     out
 }
 
@@ -270,6 +273,7 @@ mod tests {
             failed: vec![failed],
             rows: vec![row],
             phases: vec![("read".into(), 0.1), ("solve".into(), 2.34)],
+            peak_resident_bytes: Some(3 << 29),
             files: vec![],
             notes: vec!["no int8 model: 3 bits".into()],
         };
@@ -282,6 +286,7 @@ mod tests {
         failed `fc`: statistics are not finite
         note: no int8 model: 3 bits
         time: read 0.1 s, solve 2.3 s
+        memory: 1.5 GiB at most, in the process that wrote this
         ");
     }
 

@@ -13,6 +13,7 @@ pub mod activation;
 pub mod cpu;
 pub mod cuda;
 mod device;
+mod memory;
 pub mod random;
 mod shape;
 
@@ -21,3 +22,4 @@ pub use cpu::step::{Gradient, StepArgs};
 pub use device::{
     Cpu, CpuBuffer, Device, DeviceError, MatMut, MatRef, Product, RefineShape, StepBuffers, StepGradient,
 };
+pub use memory::give_back_large_blocks;
