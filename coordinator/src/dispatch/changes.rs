@@ -64,7 +64,7 @@ impl Dispatch {
                 }
                 Change::Adopted { lease, task } => self.adopted(lease, task, now_ms),
                 Change::Retry { task, node, failure } => self.retry(task, node, &failure),
-                Change::Revoked { lease, node, why } => self.revoked(lease, node, why, now_ms),
+                Change::Revoked { lease, node, why } => self.revoked(lease, node, why),
                 Change::DropSums { node, segment } => self.actions.push(Action::DropSums { node, segment }),
                 Change::LayerSolved(layer) => self.layer_solved(layer),
                 Change::LayerFailed(layer) => self.layer_failed(layer),
@@ -123,12 +123,13 @@ impl Dispatch {
         self.actions.push(Action::News(News::Retry { task, why, attempt }));
     }
 
-    fn revoked(&mut self, lease: LeaseId, node: NodeId, why: &str, now_ms: u64) {
+    fn revoked(&mut self, lease: LeaseId, node: NodeId, why: &str) {
         self.running.remove(&lease);
         if self.peers.contains_key(&node) {
             self.actions.push(Action::Revoke { node, lease, why: why.into() });
             self.recount_slots(node);
-            self.settle(now_ms, &[node]);
+            // Filled when all changes are followed: until then a node may seem free that is yet to be told to stop.
+            self.look_again = true;
         }
     }
 
