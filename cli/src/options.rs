@@ -191,7 +191,9 @@ pub(crate) struct JobOptions {
 
     /// Fit scales to the rounding, then refine again, at most this many times [default: 2; language models: 4]
     ///
-    /// 0 leaves the grid as the range search chose it. A row keeps new scales only if they lower its error; grids of 2 bits gain most. Not with the samples objective or one scale per tensor.
+    /// 0 leaves the grid as the range search chose it.
+    /// A row keeps new scales only if they lower its error; grids of 2 bits gain most.
+    /// Not with the samples objective or one scale per tensor.
     #[arg(long, value_name = "N", help_heading = "Rounding")]
     pub(crate) scale_fits: Option<u32>,
 

@@ -1,6 +1,7 @@
 //! The most memory that this process ever had at once, as the system counts it.
 //!
 //! Resident pages: its own, and those of files it has mapped. Linux says; elsewhere nothing is known.
+//! Not here: budgets, and what is kept within them (`exec::carry`).
 
 /// Bytes; none where the system does not say.
 pub(crate) fn peak_resident_bytes() -> Option<u64> {
