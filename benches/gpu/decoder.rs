@@ -18,7 +18,7 @@ use crate::times::{Floors, drawn};
 use crate::{Asked, Timed};
 
 /// Threads that run shards at once.
-const THREADS: [usize; 2] = [1, 4];
+const THREADS: [usize; 3] = [1, 4, 8];
 /// Runs of each thread; the best of several rounds counts.
 const RUNS: usize = 3;
 const ROUNDS: usize = 3;

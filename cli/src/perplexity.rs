@@ -69,10 +69,16 @@ pub(crate) fn perplexity(request: &EvalRequest) -> Result<PerplexityReport, CliE
         let scores = predictions.score(reference.as_ref(), threads).map_err(|error| refused(path, error))?;
         rows.push(row(path, &windows, scores, reference.is_some(), begun)?);
     }
-    let computed =
-        devices.title().map(|title| format!("computed on {title}")).or_else(|| devices.note.clone());
-    let notes = data.notes().iter().cloned().chain(computed).collect();
+    let notes = data.notes().iter().cloned().chain(place(first, &devices)?).collect();
     Ok(PerplexityReport { notes, rows })
+}
+
+/// What the model was computed on, unless that is the CPU as anybody would expect.
+fn place(model: &Path, devices: &Arc<Devices>) -> Result<Option<String>, CliError> {
+    let forward = DecoderForward::open(model).map_err(|error| refused(model, error))?;
+    let left = forward.on(Arc::clone(devices)).left_to_cpu();
+    let title = || devices.title().map(|title| format!("computed on {title}"));
+    Ok(left.or_else(title).or_else(|| devices.note.clone()))
 }
 
 fn options(request: &EvalRequest, model: &Path) -> Result<TokenOptions, CliError> {

@@ -123,7 +123,7 @@ impl Devices {
                 let usable: Vec<usize> = usable.filter(|ordinal| found.device(*ordinal).is_ok()).collect();
                 Ok(match found.usable().and_then(|()| Self::cuda(&usable, precision)) {
                     Ok(devices) => devices,
-                    Err(why) => Self { note: Some(format!("solving on the CPU: {why}")), ..Self::cpu() },
+                    Err(why) => Self { note: Some(format!("computing on the CPU: {why}")), ..Self::cpu() },
                 })
             }
         }
@@ -201,6 +201,12 @@ impl Devices {
                 Ok((Arc::new(session), bytes))
             }
         }
+    }
+
+    /// Why a decoder runs on the CPU though there are other devices.
+    pub(crate) fn left_to_cpu(&self, decoder: &Decoder) -> Option<String> {
+        let why = without_kernel(decoder).filter(|_| matches!(self.solvers, Solvers::Cuda { .. }));
+        why.map(|why| format!("the model runs on the CPU: {why}"))
     }
 
     /// A lane, used before if there is one.

@@ -87,6 +87,11 @@ impl DecoderForward {
         Self { devices, ..self }
     }
 
+    /// Why it runs on the CPU though there are other devices.
+    pub fn left_to_cpu(&self) -> Option<String> {
+        self.devices.left_to_cpu(&self.decoder)
+    }
+
     /// Rows of its embedding; token ids are below it.
     pub fn vocabulary(&self) -> usize {
         self.decoder.vocabulary

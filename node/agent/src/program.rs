@@ -137,6 +137,14 @@ impl Program {
         }
     }
 
+    /// Why segments run on the CPU though there are other devices, for the log.
+    pub(crate) fn left_to_cpu(&self, devices: &Devices) -> Option<String> {
+        match &self.graph {
+            Graph::Onnx(_) => None,
+            Graph::Decoder(program) => devices.left_to_cpu(&program.decoder),
+        }
+    }
+
     /// Values of what passes from segment to segment.
     pub(crate) fn carries(&self) -> CarryPrecision {
         match &self.graph {

@@ -172,7 +172,7 @@ fn any_lane_and_any_number_of_threads_compute_the_same_bits() {
         let first = run();
         std::thread::scope(|scope| {
             let all: Vec<_> =
-                (0..9).map(|_| scope.spawn(|| (0..5).map(|_| run()).collect::<Vec<_>>())).collect();
+                (0..12).map(|_| scope.spawn(|| (0..5).map(|_| run()).collect::<Vec<_>>())).collect();
             for thread in all {
                 for again in thread.join().unwrap() {
                     assert!(again.data == first.data, "{name}");

@@ -12,7 +12,7 @@ use crate::decoder::Place;
 use crate::device::{Device, DeviceError};
 
 /// Lanes of a device at work at once.
-const LANES_MAX: usize = 4;
+const LANES_MAX: usize = 8;
 
 /// See the module.
 pub struct CudaPlace {
