@@ -40,7 +40,8 @@ fn build_and_open() -> Result<(), String> {
     version.map_err(|error| format!("no C++ compiler `{compiler}` to be a device with: {error}"))?;
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("host-device");
     std::fs::create_dir_all(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
-    let sources = sources();
+    // One path for all tests: compiled kernels are kept under a name made of it.
+    let sources = sources().canonicalize().map_err(|error| format!("driver.cpp: {error}"))?;
     for (part, name) in LIBRARIES {
         // Other tests may build the same at the same time.
         let own = cache.join(format!("{name}.{}", std::process::id()));
