@@ -7,16 +7,18 @@
 #![expect(clippy::print_stdout, reason = "a benchmark's result is what it prints")]
 #![expect(clippy::unwrap_used, reason = "the graphs are written down here")]
 
+#[path = "../block.rs"]
+mod block;
+
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::Instant;
 
+use block::{Sizes, block};
 use halfstep_compute::cpu;
 use halfstep_compute::random::Stream;
 use halfstep_exec::{DecoderSession, Session};
-use halfstep_model::decoder::{
-    Attend, Decoder, DecoderNode, Gating, LENGTHS, Linear, Norm, NormKind, Op, Rotary, Rotation, TOKENS,
-};
+use halfstep_model::decoder::{Decoder, LENGTHS, Op};
 use halfstep_model::{Data, Tensor};
 
 /// Repetitions; the best is kept.
@@ -55,82 +57,10 @@ fn uniform(seed: u64, shape: &[usize]) -> Tensor {
     Tensor::f32(shape.to_vec(), data).unwrap()
 }
 
-/// Sizes of a block.
-#[derive(Clone, Copy)]
-struct Sizes {
-    name: &'static str,
-    hidden: usize,
-    inner: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-}
-
 const SIZES: [Sizes; 2] = [
     Sizes { name: "SmolLM2-135M", hidden: 576, inner: 1536, heads: 9, kv_heads: 3, head_dim: 64 },
     Sizes { name: "Llama-1B", hidden: 2048, inner: 5632, heads: 32, kv_heads: 4, head_dim: 64 },
 ];
-
-fn node(name: &str, op: Op, inputs: &[&str], output: &str) -> DecoderNode {
-    let inputs = inputs.iter().map(|name| (*name).to_owned()).collect();
-    DecoderNode { name: name.to_owned(), op, inputs, outputs: vec![output.to_owned()] }
-}
-
-/// The block, behind an embedding that gives its input a name.
-fn block(sizes: Sizes) -> Decoder {
-    let Sizes { hidden, inner, heads, kv_heads, head_dim, .. } = sizes;
-    let linear = |name: &str, cols, rows, input: &str| {
-        let op = Linear {
-            weight: format!("{name}.weight"),
-            bias: None,
-            rows,
-            cols,
-            transposed: false,
-            kept: None,
-        };
-        node(name, Op::Linear(op), &[input], name)
-    };
-    let norm = |name: &str, input: &str| {
-        let weight = format!("{name}.weight");
-        let op = Norm { kind: NormKind::Rms, weight, bias: None, epsilon: 1e-5, width: hidden };
-        node(name, Op::Norm(op), &[input], name)
-    };
-    let frequencies =
-        (0..head_dim / 2).map(|pair| 1e4f32.powf(-2.0 * pair as f32 / head_dim as f32)).collect();
-    let attend = Attend {
-        heads,
-        kv_heads,
-        head_dim,
-        scale: (head_dim as f32).sqrt().recip(),
-        softcap: None,
-        window: None,
-        rotary: Some(Rotary { width: head_dim, rotation: Rotation::Fixed { frequencies, factor: 1.0 } }),
-    };
-    let embed = halfstep_model::decoder::Embed { weight: "embed".into(), scale: 1.0, positions: None };
-    let embed = DecoderNode {
-        name: "embed".into(),
-        op: Op::Embed(embed),
-        inputs: vec![TOKENS.into()],
-        outputs: vec!["x".into(), LENGTHS.into()],
-    };
-    let nodes = vec![
-        embed,
-        norm("norm", "x"),
-        linear("q", hidden, heads * head_dim, "norm"),
-        linear("k", hidden, kv_heads * head_dim, "norm"),
-        linear("v", hidden, kv_heads * head_dim, "norm"),
-        node("attend", Op::Attend(attend), &["q", "k", "v", LENGTHS], "mixed"),
-        linear("o", heads * head_dim, hidden, "mixed"),
-        node("add", Op::Add, &["x", "o"], "x1"),
-        norm("norm1", "x1"),
-        linear("gate", hidden, inner, "norm1"),
-        linear("up", hidden, inner, "norm1"),
-        node("gated", Op::Gate(Gating::Silu), &["gate", "up"], "h"),
-        linear("down", inner, hidden, "h"),
-        node("add1", Op::Add, &["x1", "down"], "y"),
-    ];
-    Decoder { family: sizes.name.into(), hidden, vocabulary: 2, positions: POSITIONS, nodes }
-}
 
 fn load(decoder: &Decoder, nodes: &[usize]) -> DecoderSession {
     let shapes = decoder.nodes.iter().flat_map(|node| node.op.constants(decoder)).collect::<Vec<_>>();
@@ -216,7 +146,7 @@ fn on_threads(threads: usize, flops: f64, seconds: impl Fn() -> f64 + Sync) -> f
 }
 
 fn bench(sizes: Sizes) {
-    let decoder = block(sizes);
+    let decoder = block(sizes, POSITIONS);
     let lengths = Tensor::new(vec![1], Data::I64(vec![POSITIONS as i64])).unwrap();
     let x = uniform(3, &[POSITIONS, sizes.hidden]);
     let nodes: Vec<usize> = (1..decoder.nodes.len()).collect();

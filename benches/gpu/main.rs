@@ -1,23 +1,28 @@
 //! What a CUDA device computes and how fast, in one command: correctness first, then times beside floors of the same run.
 //!
 //! `gpu [--device cuda:0|cpu] [--quick] [--json FILE] [PART...]`; parts: check, floors, products, step, iteration, gram,
-//! refine, solve. Needs no network and no toolchain; `HALFSTEP_CUDA_LIBRARIES` names folders of CUDA's libraries. With
+//! refine, solve, decoder. Needs no network and no toolchain; `HALFSTEP_CUDA_LIBRARIES` names folders of CUDA's libraries. With
 //! `--device cpu --quick` it is its own dry run. Times are wall-clock around queued calls and one wait, best of several.
 //!
 //! Not here: whole jobs (`halfstep quantize`).
 #![expect(clippy::print_stdout, reason = "a benchmark's result is what it prints")]
 
+#[path = "../block.rs"]
+mod block;
 mod check;
+mod decoder;
 mod figures;
 mod solving;
 mod times;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use figures::Figures;
-use halfstep_compute::cuda::{Cuda, CudaBuffer, Precision, open_libraries};
-use halfstep_compute::{Cpu, CpuBuffer, Device, DeviceError};
+use halfstep_compute::cuda::{Cuda, CudaBuffer, CudaPlace, Precision, open_libraries};
+use halfstep_compute::decoder::Place;
+use halfstep_compute::{Cpu, CpuBuffer, Device, DeviceError, Host};
 
 /// A device whose queue can be waited for and that moves memory.
 pub(crate) trait Timed: Device {
@@ -29,6 +34,10 @@ pub(crate) trait Timed: Device {
     fn another(&self) -> Result<Self, DeviceError>
     where
         Self: Sized;
+    /// What runs decoders there.
+    type Place: Place;
+    /// The same device as a place for decoders.
+    fn place(&self) -> Result<Arc<Self::Place>, DeviceError>;
 }
 
 impl Timed for Cpu {
@@ -42,6 +51,10 @@ impl Timed for Cpu {
     fn another(&self) -> Result<Self, DeviceError> {
         Ok(Self)
     }
+    type Place = Host;
+    fn place(&self) -> Result<Arc<Host>, DeviceError> {
+        Ok(Arc::default())
+    }
 }
 
 impl Timed for Cuda {
@@ -53,6 +66,10 @@ impl Timed for Cuda {
     }
     fn another(&self) -> Result<Self, DeviceError> {
         self.lane()
+    }
+    type Place = CudaPlace;
+    fn place(&self) -> Result<Arc<CudaPlace>, DeviceError> {
+        CudaPlace::new([self]).map(Arc::new)
     }
 }
 
@@ -68,9 +85,10 @@ impl Asked {
     }
 }
 
-const PARTS: [&str; 8] = ["check", "floors", "products", "step", "iteration", "gram", "refine", "solve"];
+const PARTS: [&str; 9] =
+    ["check", "floors", "products", "step", "iteration", "gram", "refine", "solve", "decoder"];
 const USAGE: &str = "usage: gpu [--device cuda:N|cpu] [--f32] [--quick] [--json FILE] \
-                     [check|floors|products|step|iteration|gram|refine|solve]...";
+                     [check|floors|products|step|iteration|gram|refine|solve|decoder]...";
 
 struct Command {
     asked: Asked,
@@ -130,6 +148,9 @@ fn run<D: Timed>(device: &D, asked: &Asked, figures: &mut Figures) -> Result<(),
     }
     if asked.part("solve") {
         solving::solves(device, asked, figures)?;
+    }
+    if asked.part("decoder") {
+        decoder::blocks(device, asked, floors, figures)?;
     }
     Ok(())
 }

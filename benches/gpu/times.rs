@@ -14,7 +14,7 @@ pub(crate) struct Floors {
     /// Bytes per second of a copy on the device, read and written.
     bytes: f64,
     /// Flops per second of a large product, factors rounded as for gradients.
-    rough: f64,
+    pub(crate) rough: f64,
     /// The same, all bits.
     full: f64,
 }
@@ -59,12 +59,17 @@ fn seconds<D: Timed>(
     Ok(best)
 }
 
-fn uniform<D: Timed>(device: &D, len: usize) -> Result<D::Buffer, DeviceError> {
+/// Numbers between -1 and 1.
+pub(crate) fn drawn(len: usize) -> impl Iterator<Item = f32> {
     // Drawing many gigabytes would take longer than what is measured.
     const DRAWN: usize = 1 << 16;
     let mut stream = Stream::new(1, len as u64, 0);
     let drawn: Vec<f32> = (0..DRAWN).map(|_| stream.unit_f32() * 2.0 - 1.0).collect();
-    device.upload(&drawn.iter().cycle().take(len).copied().collect::<Vec<_>>())
+    drawn.into_iter().cycle().take(len)
+}
+
+fn uniform<D: Timed>(device: &D, len: usize) -> Result<D::Buffer, DeviceError> {
+    device.upload(&drawn(len).collect::<Vec<_>>())
 }
 
 fn product_seconds<D: Timed>(

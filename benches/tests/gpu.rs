@@ -19,6 +19,7 @@ fn every_part_of_the_gpu_benchmark_runs_on_the_cpu() {
         "gram [",
         "sweep [",
         "solve [",
+        "block tiny, capture, 8 threads",
     ] {
         assert!(text.contains(part), "no `{part}` in {text}");
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::config::DataConfig;
 use crate::options::TextOptions;
+use crate::values::DeviceArg;
 
 /// What happens during `quantize`, in order.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -198,6 +199,9 @@ pub(crate) struct EvalRequest {
     pub(crate) seed: u64,
     pub(crate) batch: usize,
     pub(crate) threads: Option<usize>,
+    /// Of language models.
+    pub(crate) device: Option<DeviceArg>,
+    pub(crate) cuda_libraries: Vec<PathBuf>,
     pub(crate) onnxruntime: Option<PathBuf>,
 }
 

@@ -12,7 +12,7 @@ use crate::fleet::args::{
     SubmitArgs, WatchArgs,
 };
 use crate::options::{DataOptions, JobOptions, TextOptions};
-use crate::values::{ByteSize, LinkSpeed};
+use crate::values::{ByteSize, DeviceArg, LinkSpeed};
 
 /// Quantize trained networks to low-bit integers by learning which way each weight rounds (AdaRound)
 #[derive(Debug, Parser)]
@@ -164,6 +164,22 @@ pub(crate) struct EvalArgs {
     /// Compute on this many threads [default: one per core]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+
+    /// Run language models on auto, cpu, cuda (all devices) or cuda:0,1 (these) [default: auto]
+    ///
+    /// Products take all bits of f32 on every device; what is printed agrees between devices to about four digits.
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<DeviceArg>,
+
+    /// Look for CUDA's libraries (cuBLAS, NVRTC) in this folder too; repeatable
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "HALFSTEP_CUDA_LIBRARIES",
+        value_delimiter = ':',
+        hide_env_values = true
+    )]
+    pub(crate) cuda_libraries: Vec<PathBuf>,
 
     /// Run networks by this ONNX Runtime library instead of the built-in engine
     #[arg(long, value_name = "LIB", env = "HALFSTEP_ONNXRUNTIME", hide_env_values = true)]

@@ -116,6 +116,8 @@ fn run_eval(args: EvalArgs) -> Result<Exit, CliError> {
         seed: args.seed,
         batch: args.batch,
         threads: args.threads,
+        device: args.device,
+        cuda_libraries: args.cuda_libraries,
         onnxruntime: args.onnxruntime,
     };
     if perplexity::is_asked(&request)? {

@@ -10,6 +10,7 @@ use halfstep_coordinator::{model_inputs, prepare_model, transit_slice};
 use crate::answers::{EvalRequest, EvalRow};
 use crate::engine;
 use crate::exit::CliError;
+use crate::values::DeviceArg;
 
 /// Outputs `[samples, classes]`, row-major.
 struct Outputs {
@@ -33,8 +34,12 @@ impl Outputs {
 /// Measures networks; the reference, if any, is the first row.
 ///
 /// # Errors
-/// Bad input if a model or the data cannot be used.
+/// Bad input if a model or the data cannot be used; usage for a device, which ONNX models are not run on.
 pub(crate) fn eval(request: &EvalRequest) -> Result<Vec<EvalRow>, CliError> {
+    if let Some(device) = request.device.as_ref().filter(|device| **device != DeviceArg::Cpu) {
+        let message = format!("device `{device}`: ONNX models are run on the CPU");
+        return Err(CliError::usage(message).hint("`--device` is for folders of language models"));
+    }
     let options = request.data.to_options();
     let mut data = Dataset::open(&request.data.path, &options).map_err(CliError::bad_input)?;
     let labels = data.take_labels().map_err(CliError::bad_input)?;

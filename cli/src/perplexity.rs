@@ -3,15 +3,18 @@
 //! Not here: running a model (`agent`), cutting text (`coordinator`), ONNX networks (`eval`).
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
-use halfstep_agent::{DecoderForward, ForwardError, Predictions, Scores, is_checkpoint};
+use halfstep_agent::{DecoderForward, Devices, ForwardError, Predictions, Scores, is_checkpoint};
 use halfstep_coordinator::dataset::Dataset;
 use halfstep_coordinator::dataset::tokens::{self, TokenOptions};
 
 use crate::answers::{EvalRequest, PerplexityReport, PerplexityRow};
-use crate::engine;
+use crate::config::DeviceConfig;
 use crate::exit::CliError;
+use crate::values::GradientsArg;
+use crate::{devices, engine};
 
 /// Field of text where none is named.
 const TEXT_FIELD: &str = "text";
@@ -40,17 +43,20 @@ fn models(request: &EvalRequest) -> impl Iterator<Item = &Path> {
 /// Measures language models; the reference, if any, is the first row.
 ///
 /// # Errors
-/// Bad input if a model or the data cannot be used.
+/// Bad input if a model or the data cannot be used; bad configuration if a device cannot.
 pub(crate) fn perplexity(request: &EvalRequest) -> Result<PerplexityReport, CliError> {
     let threads = request.threads.unwrap_or_else(engine::cores);
     let first = models(request).next().ok_or_else(|| CliError::usage("no model given"))?;
     let data = tokens::open(&request.data.path, &options(request, first)?).map_err(CliError::bad_input)?;
     let windows = windows(&data)?;
+    // What is measured takes all bits.
+    let (device, folders) = (request.device.clone(), request.cuda_libraries.clone());
+    let devices = Arc::new(devices::open(&DeviceConfig::new(device, Some(GradientsArg::F32), folders))?);
     let mut rows = Vec::new();
     let reference = match &request.reference {
         Some(path) => {
             let begun = Instant::now();
-            let predictions = predictions(path, &windows, threads)?;
+            let predictions = predictions(path, &devices, &windows, threads)?;
             let scores = predictions.score(None, threads).map_err(|error| refused(path, error))?;
             rows.push(row(path, &windows, scores, false, begun)?);
             Some(predictions)
@@ -59,11 +65,20 @@ pub(crate) fn perplexity(request: &EvalRequest) -> Result<PerplexityReport, CliE
     };
     for path in &request.models {
         let begun = Instant::now();
-        let predictions = predictions(path, &windows, threads)?;
+        let predictions = predictions(path, &devices, &windows, threads)?;
         let scores = predictions.score(reference.as_ref(), threads).map_err(|error| refused(path, error))?;
         rows.push(row(path, &windows, scores, reference.is_some(), begun)?);
     }
-    Ok(PerplexityReport { notes: data.notes().to_vec(), rows })
+    let notes = data.notes().iter().cloned().chain(place(first, &devices)?).collect();
+    Ok(PerplexityReport { notes, rows })
+}
+
+/// What the model was computed on, unless that is the CPU as anybody would expect.
+fn place(model: &Path, devices: &Arc<Devices>) -> Result<Option<String>, CliError> {
+    let forward = DecoderForward::open(model).map_err(|error| refused(model, error))?;
+    let left = forward.on(Arc::clone(devices)).left_to_cpu();
+    let title = || devices.title().map(|title| format!("computed on {title}"));
+    Ok(left.or_else(title).or_else(|| devices.note.clone()))
 }
 
 fn options(request: &EvalRequest, model: &Path) -> Result<TokenOptions, CliError> {
@@ -88,9 +103,14 @@ fn windows(data: &Dataset) -> Result<Vec<Vec<i64>>, CliError> {
     Ok(ids.chunks(width).map(|row| row.iter().copied().take_while(|id| *id >= 0).collect()).collect())
 }
 
-fn predictions(path: &Path, windows: &[Vec<i64>], threads: usize) -> Result<Predictions, CliError> {
+fn predictions(
+    path: &Path,
+    devices: &Arc<Devices>,
+    windows: &[Vec<i64>],
+    threads: usize,
+) -> Result<Predictions, CliError> {
     let forward = DecoderForward::open(path).map_err(|error| refused(path, error))?;
-    forward.run(windows, threads).map_err(|error| refused(path, error))
+    forward.on(Arc::clone(devices)).run(windows, threads).map_err(|error| refused(path, error))
 }
 
 fn refused(path: &Path, error: ForwardError) -> CliError {

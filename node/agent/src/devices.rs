@@ -1,11 +1,16 @@
-//! What solves run on: the CPU, or lanes of CUDA devices. Everything else a node computes on the CPU.
+//! What solves and language models' segments run on: the CPU, or lanes of CUDA devices. Everything else a node computes on
+//! the CPU.
 //!
-//! A thread takes a [`Lane`] for a solve and gives it back; that is the one place where a device's type is chosen. A
-//! layer's statistics are put on each device once, for all of its chunks ([`OnDevices`]).
+//! A thread takes a [`Lane`] for a solve and gives it back; a segment is loaded where it will run ([`Devices::load`]). Those are
+//! the two places where a device's type is chosen. A layer's statistics are put on each device once, for all of its chunks
+//! ([`OnDevices`]).
 //! Not here: devices themselves (`compute`), solving (`solver`).
 
-use halfstep_compute::cuda::{Cuda, CudaBuffer, Precision, probe};
+use halfstep_compute::cuda::{Cuda, CudaBuffer, CudaPlace, Precision, probe};
 use halfstep_compute::{Cpu, CpuBuffer, Device, DeviceError};
+use halfstep_exec::{DecoderSession, ExecError, Session, without_kernel};
+use halfstep_model::Tensor;
+use halfstep_model::decoder::Decoder;
 use halfstep_quant::{Encodings, ScaleType};
 use halfstep_solver::{Prepared, RowProblem, Settings, Solution, SolveError, Step, Workspace, solve_fitted};
 use std::collections::HashMap;
@@ -54,6 +59,8 @@ enum Solvers {
         name: String,
         /// Lanes made so far.
         made: AtomicUsize,
+        /// The same devices, for segments.
+        place: Arc<CudaPlace>,
     },
 }
 
@@ -116,7 +123,7 @@ impl Devices {
                 let usable: Vec<usize> = usable.filter(|ordinal| found.device(*ordinal).is_ok()).collect();
                 Ok(match found.usable().and_then(|()| Self::cuda(&usable, precision)) {
                     Ok(devices) => devices,
-                    Err(why) => Self { note: Some(format!("solving on the CPU: {why}")), ..Self::cpu() },
+                    Err(why) => Self { note: Some(format!("computing on the CPU: {why}")), ..Self::cpu() },
                 })
             }
         }
@@ -146,7 +153,8 @@ impl Devices {
             }
             first.push(device);
         }
-        let solvers = Solvers::Cuda { first, ordinals, name, made: AtomicUsize::new(0) };
+        let place = Arc::new(CudaPlace::new(&first).map_err(|error| error.to_string())?);
+        let solvers = Solvers::Cuda { first, ordinals, name, made: AtomicUsize::new(0), place };
         Ok(Self { solvers, idle: Mutex::default(), note: None })
     }
 
@@ -169,6 +177,38 @@ impl Devices {
         }
     }
 
+    /// Some nodes of a decoder, ready to run: on the CUDA devices, if there are any and kernels for all of the decoder, else on
+    /// the CPU. Decided by the decoder, so that all of its segments run in one place on every node. Also the bytes of the
+    /// weights.
+    ///
+    /// # Errors
+    /// Those of [`DecoderSession::load_at`].
+    pub(crate) fn load(
+        &self,
+        decoder: &Decoder,
+        nodes: &[usize],
+        constants: &mut dyn FnMut(&str) -> Result<Tensor, ExecError>,
+    ) -> Result<(Arc<dyn Session>, usize), ExecError> {
+        match &self.solvers {
+            Solvers::Cuda { place, .. } if without_kernel(decoder).is_none() => {
+                let session = DecoderSession::load_at(Arc::clone(place), decoder, nodes, constants)?;
+                let bytes = session.bytes();
+                Ok((Arc::new(session), bytes))
+            }
+            _ => {
+                let session = DecoderSession::load(decoder, nodes, constants)?;
+                let bytes = session.bytes();
+                Ok((Arc::new(session), bytes))
+            }
+        }
+    }
+
+    /// Why a decoder runs on the CPU though there are other devices.
+    pub(crate) fn left_to_cpu(&self, decoder: &Decoder) -> Option<String> {
+        let why = without_kernel(decoder).filter(|_| matches!(self.solvers, Solvers::Cuda { .. }));
+        why.map(|why| format!("the model runs on the CPU: {why}"))
+    }
+
     /// A lane, used before if there is one.
     pub(crate) fn take(&self) -> Result<Lane, DeviceError> {
         if let Some(lane) = self.idle().pop() {
@@ -188,9 +228,12 @@ impl Devices {
         self.idle().push(lane);
     }
 
-    /// Forgets the memory of solves: a job is over, or memory is short.
+    /// Forgets the memory of solves and runs: a job is over, or memory is short.
     pub(crate) fn release(&self) {
         self.idle().clear();
+        if let Solvers::Cuda { place, .. } = &self.solvers {
+            place.release();
+        }
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Lane>> {

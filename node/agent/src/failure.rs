@@ -30,6 +30,7 @@ pub(crate) fn exec(error: ExecError) -> Failure {
         ExecError::Storage { .. } => FailureClass::Storage,
         ExecError::Damaged { .. } | ExecError::Format { .. } => FailureClass::Damaged,
         ExecError::Internal { .. } | ExecError::Missing { .. } => FailureClass::Internal,
+        ExecError::Device(error) => class_of(error),
         ExecError::Load { reason, .. } | ExecError::Run { reason, .. } if is_shortage(reason) => {
             FailureClass::OutOfMemory
         }
@@ -59,11 +60,14 @@ pub(crate) fn solve(layer: &str, error: &SolveError) -> Failure {
 const DEVICE: FailureClass = FailureClass::Hung;
 
 pub(crate) fn device(layer: &str, error: &DeviceError) -> Failure {
-    let class = match error {
+    Failure::new(class_of(error), format!("layer `{layer}`: {error}"))
+}
+
+fn class_of(error: &DeviceError) -> FailureClass {
+    match error {
         DeviceError::OutOfMemory { .. } => FailureClass::OutOfMemory,
         _ => DEVICE,
-    };
-    Failure::new(class, format!("layer `{layer}`: {error}"))
+    }
 }
 
 pub(crate) fn quant(layer: &str, error: &QuantError) -> Failure {
@@ -84,5 +88,14 @@ mod tests {
         assert_eq!(class(arena), FailureClass::OutOfMemory);
         assert_eq!(class("std::bad_alloc"), FailureClass::OutOfMemory);
         assert_eq!(class("shapes do not match"), FailureClass::BadInput);
+    }
+
+    #[test]
+    fn a_device_short_of_memory_is_told_from_one_that_fails() {
+        let device = "cuda:0".to_owned();
+        let full = DeviceError::OutOfMemory { device: device.clone(), asked: 4096, free: Some(0) };
+        assert_eq!(exec(full.into()).class, FailureClass::OutOfMemory);
+        let failed = DeviceError::Failed { device, reason: "an illegal address".into() };
+        assert_eq!(exec(failed.into()).class, DEVICE);
     }
 }

@@ -7,13 +7,14 @@
 
 use crate::ForwardError;
 use crate::blocks::{Block, blocks};
-use halfstep_exec::{DecoderSession, ExecError, Session};
+use crate::devices::Devices;
+use halfstep_exec::{ExecError, Session};
 use halfstep_model::checkpoint::Checkpoint;
 use halfstep_model::decoder::{Decoder, DescribeOptions, LENGTHS, LOGITS, Op, TOKENS, describe};
 use halfstep_model::{Data, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Tokens of the windows that run at once on a thread: products reach their speed, activations stay small.
 const TOKENS_AT_ONCE: usize = 1024;
@@ -25,11 +26,12 @@ pub struct DecoderForward {
     checkpoint: Checkpoint,
     decoder: Decoder,
     blocks: Vec<Block>,
+    devices: Arc<Devices>,
 }
 
 /// A model's last activations for every token that it predicts the next of, and the head that makes logits of them.
 pub struct Predictions {
-    head: DecoderSession,
+    head: Arc<dyn Session>,
     reads: String,
     vocabulary: usize,
     hidden: usize,
@@ -67,7 +69,7 @@ struct Predicted {
 }
 
 impl DecoderForward {
-    /// Opens a checkpoint's folder, packed or plain.
+    /// Opens a checkpoint's folder, packed or plain, to be run on the CPU.
     ///
     /// # Errors
     /// What reading it or understanding its configuration says; a tensor that is missing or has another shape.
@@ -76,7 +78,18 @@ impl DecoderForward {
         let decoder = describe(&checkpoint.plain_config(), DescribeOptions::default())?;
         let decoder = bind(decoder, &checkpoint)?;
         let blocks = blocks(&decoder).map_err(ForwardError::Input)?;
-        Ok(Self { checkpoint, decoder, blocks })
+        Ok(Self { checkpoint, decoder, blocks, devices: Arc::new(Devices::cpu()) })
+    }
+
+    /// The same checkpoint, run on these devices; on the CPU if they have no kernel for one of its operators.
+    #[must_use]
+    pub fn on(self, devices: Arc<Devices>) -> Self {
+        Self { devices, ..self }
+    }
+
+    /// Why it runs on the CPU though there are other devices.
+    pub fn left_to_cpu(&self) -> Option<String> {
+        self.devices.left_to_cpu(&self.decoder)
     }
 
     /// Rows of its embedding; token ids are below it.
@@ -95,7 +108,7 @@ impl DecoderForward {
         };
         for block in body {
             let session = self.load(block)?;
-            each(threads, &mut batches, |batch| batch.advance(&session, block))?;
+            each(threads, &mut batches, |batch| batch.advance(session.as_ref(), block))?;
         }
         let batches = each(threads, &mut batches, Batch::predicted)?;
         let hidden = batches.iter().find(|batch| !batch.next.is_empty());
@@ -108,10 +121,10 @@ impl DecoderForward {
         })
     }
 
-    fn load(&self, block: &Block) -> Result<DecoderSession, ForwardError> {
+    fn load(&self, block: &Block) -> Result<Arc<dyn Session>, ForwardError> {
         let nodes: Vec<usize> = block.nodes.clone().collect();
         let mut constants = |name: &str| self.checkpoint.tensor(name).map_err(ExecError::from);
-        Ok(DecoderSession::load(&self.decoder, &nodes, &mut constants)?)
+        Ok(self.devices.load(&self.decoder, &nodes, &mut constants)?.0)
     }
 }
 
@@ -139,7 +152,7 @@ fn bind(decoder: Decoder, checkpoint: &Checkpoint) -> Result<Decoder, ForwardErr
 }
 
 impl Batch {
-    fn advance(&mut self, session: &DecoderSession, block: &Block) -> Result<(), ForwardError> {
+    fn advance(&mut self, session: &dyn Session, block: &Block) -> Result<(), ForwardError> {
         let mut inputs: Vec<(&str, &Tensor)> = Vec::new();
         match (&block.reads, &self.rows, &self.lengths) {
             (Some(reads), Some(rows), Some(lengths)) => {

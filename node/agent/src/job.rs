@@ -62,6 +62,9 @@ impl Job {
     ) -> Result<Self, Failure> {
         let program = Program::new(&plan, source.as_ref())?;
         program.check(engine.as_ref())?;
+        if let Some(why) = program.left_to_cpu(&devices) {
+            tracing::info!("{why}");
+        }
         Ok(Self {
             plan,
             source: RwLock::new(source),

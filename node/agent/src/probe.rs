@@ -4,6 +4,7 @@
 //! earlier layers are rounded, follows from the plan. A sample's statistics are timed with the streams they will have.
 //! Not here: all samples, stages and threads together (whoever plans), the machine's speed at solving (`rates`).
 
+use crate::devices::Devices;
 use crate::program::Program;
 use crate::rates::Rates;
 use crate::{failure, transit};
@@ -166,7 +167,8 @@ impl<'a> Walk<'a> {
     /// The first run warms caches up and is not timed.
     fn forward(&mut self, segment: &Segment, found: &mut SegmentProbe) -> Result<(), Failure> {
         let begun = Instant::now();
-        let (session, _) = self.program.load(self.engine, segment, self.source, BTreeMap::new())?;
+        let (session, _) =
+            self.program.load(self.engine, &Devices::cpu(), segment, self.source, BTreeMap::new())?;
         found.load_seconds = begun.elapsed().as_secs_f64();
         let inputs: Result<Vec<(&str, &Tensor)>, Failure> =
             segment.inputs.iter().map(|name| Ok((name.as_str(), self.held(name)?))).collect();

@@ -5,8 +5,9 @@
 //! several uses is tapped where it is solved: inputs of its earlier uses stay in the carry until then, so that the sums
 //! of a stage are all there is to know about its layers. Layers that read the same rows are tapped once.
 
+use crate::devices::Devices;
 use crate::{failure, transit};
-use halfstep_exec::{DecoderSession, Engine, ExecError, Session};
+use halfstep_exec::{Engine, ExecError, Session};
 use halfstep_model::decoder::{CarryPrecision, DecoderProgram};
 use halfstep_model::{Cut, Layer, Model, Segment, Tensor, cut, extract, list_layers, outline};
 use halfstep_quant::ScaleType;
@@ -120,17 +121,27 @@ impl Program {
         runs_apart(plan, id, segment, |name| self.is_parted(plan.range_of(id), name))
     }
 
-    /// The segment ready to run, and the bytes of its model; `replace` overrides constants by name.
+    /// The segment ready to run, and the bytes of its model; `replace` overrides constants by name. ONNX graphs run on the
+    /// engine, decoders on the devices.
     pub(crate) fn load(
         &self,
         engine: &dyn Engine,
+        devices: &Devices,
         segment: &Segment,
         source: &dyn Source,
         replace: BTreeMap<String, Tensor>,
     ) -> Result<(Arc<dyn Session>, usize), Failure> {
         match &self.graph {
             Graph::Onnx(model) => load_onnx(model, engine, segment, source, replace),
-            Graph::Decoder(program) => load_decoder(program, segment, source, replace),
+            Graph::Decoder(program) => load_decoder(program, devices, segment, source, replace),
+        }
+    }
+
+    /// Why segments run on the CPU though there are other devices, for the log.
+    pub(crate) fn left_to_cpu(&self, devices: &Devices) -> Option<String> {
+        match &self.graph {
+            Graph::Onnx(_) => None,
+            Graph::Decoder(program) => devices.left_to_cpu(&program.decoder),
         }
     }
 
@@ -213,6 +224,7 @@ fn load_onnx(
 
 fn load_decoder(
     program: &DecoderProgram,
+    devices: &Devices,
     segment: &Segment,
     source: &dyn Source,
     mut replace: BTreeMap<String, Tensor>,
@@ -227,13 +239,8 @@ fn load_decoder(
             ExecError::Internal(message)
         }),
     };
-    match DecoderSession::load(&program.decoder, &segment.nodes, &mut constant) {
-        Ok(session) => {
-            let bytes = session.bytes();
-            Ok((Arc::new(session), bytes))
-        }
-        Err(error) => Err(lost.unwrap_or_else(|| failure::exec(error))),
-    }
+    let loaded = devices.load(&program.decoder, &segment.nodes, &mut constant);
+    loaded.map_err(|error| lost.unwrap_or_else(|| failure::exec(error)))
 }
 
 /// Moves the taps of a layer's earlier uses to the stage where it is solved, and keeps their tensors until then.

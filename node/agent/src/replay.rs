@@ -119,6 +119,9 @@ impl Job {
         for index in begin..target {
             attempt.step()?;
             if let Err(failure) = self.run_segment(lane, SegmentId(index as u32)) {
+                if failure.class == FailureClass::OutOfMemory {
+                    self.devices.release();
+                }
                 // What a broken step left behind is no part of the boundary it began from.
                 self.settle_at(lane, self.lanes.boundary(lane));
                 return Err(failure);
@@ -303,7 +306,8 @@ impl Job {
                 Stream::Quantized => self.rounded_weights(id, segment)?,
                 Stream::FullPrecision => BTreeMap::new(),
             };
-            self.program.load(self.engine.as_ref(), segment, self.source().as_ref(), replace)
+            let (engine, devices) = (self.engine.as_ref(), self.devices.as_ref());
+            self.program.load(engine, devices, segment, self.source().as_ref(), replace)
         })
     }
 

@@ -2,9 +2,14 @@
 //! (`common/model/tests/decoders/make.py`): every family.
 #![allow(clippy::unwrap_used, reason = "a test may stop")]
 
-use halfstep_agent::{DecoderForward, Scores};
+#[path = "../../compute/tests/shim/host.rs"]
+mod host;
+
+use halfstep_agent::cuda::{Precision, open_libraries};
+use halfstep_agent::{DecoderForward, DeviceChoice, Devices, Scores};
 use halfstep_model::checkpoint::Checkpoint;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Relative, of a sum of log likelihoods: both compute logits in f32, in another order.
 const RELATIVE_ERROR_MAX: f64 = 1e-4;
@@ -47,17 +52,36 @@ fn plain_scores(windows: &[Vec<i64>], logits: &[Vec<f32>]) -> (f64, u64) {
     (nll, correct)
 }
 
-#[test]
-fn likelihoods_are_those_of_transformers() {
+fn check_likelihoods(devices: &Arc<Devices>, threads: usize) {
     for case in cases() {
         let name = case.file_name().unwrap().to_string_lossy().into_owned();
         let (windows, logits) = expected(&case);
         let (nll, correct) = plain_scores(&windows, &logits);
-        let forward = DecoderForward::open(&case).unwrap();
-        let scores = forward.run(&windows, 2).unwrap().score(None, 2).unwrap();
+        let forward = DecoderForward::open(&case).unwrap().on(Arc::clone(devices));
+        let scores = forward.run(&windows, threads).unwrap().score(None, threads).unwrap();
         assert!(((scores.nll - nll) / nll).abs() < RELATIVE_ERROR_MAX, "{name}: {scores:?}, expected {nll}");
         assert_eq!(scores.correct, correct, "{name}");
         assert_eq!(scores.tokens as usize, logits.len() - windows.len(), "{name}");
+    }
+}
+
+#[test]
+fn likelihoods_are_those_of_transformers() {
+    check_likelihoods(&Arc::new(Devices::cpu()), 2);
+}
+
+/// On the first CUDA device; where there is none, on this host in its place.
+#[test]
+fn likelihoods_on_a_cuda_device_are_those_of_transformers() {
+    let folders = std::env::var_os("HALFSTEP_CUDA_LIBRARIES").unwrap_or_default();
+    let folders: Vec<PathBuf> =
+        std::env::split_paths(&folders).filter(|path| !path.as_os_str().is_empty()).collect();
+    let opened = host::device_or_host()
+        .and_then(|()| open_libraries(&folders).map_err(|error| error.to_string()))
+        .and_then(|_| Devices::open(&DeviceChoice::Cuda(vec![0]), Precision::F32));
+    match opened {
+        Ok(devices) => check_likelihoods(&Arc::new(devices), 3),
+        Err(why) => println!("SKIPPED: {why}"),
     }
 }
 

@@ -3,7 +3,7 @@
 //! [`Device`] is what the solver is generic over: buffers of f32, products, Gram matrices, the fused AdaRound
 //! step and the refinement kernel. [`Cpu`] implements it with the plain functions of [`cpu`], which are also
 //! the twins other devices are tested against; [`cuda::Cuda`] with cuBLAS and the kernels in `cu/`, through libraries
-//! found at run time. [`random`] is the counter-based generator every device shares.
+//! found at run time. [`decoder`] is the same for what running a language model needs. [`random`] is the counter-based generator every device shares.
 //!
 //! All results are a function of the arguments and the device's kind ([`Device::describe`]) alone, never of thread count.
 //!
@@ -12,12 +12,14 @@
 pub mod activation;
 pub mod cpu;
 pub mod cuda;
+pub mod decoder;
 mod device;
 mod memory;
 pub mod random;
 mod shape;
 
 pub use activation::Activation;
+pub use cpu::Host;
 pub use cpu::step::{Gradient, StepArgs};
 pub use device::{
     Cpu, CpuBuffer, Device, DeviceError, MatMut, MatRef, PlaneBuffers, Product, RefineShape, StepBuffers,

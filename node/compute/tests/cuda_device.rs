@@ -1,10 +1,13 @@
-//! The CUDA device against the CPU, method by method, where there is one; elsewhere each test says why it was skipped.
+//! The CUDA device against the CPU, method by method; where there is none, this host in its place (`shim/host.rs`).
 //!
 //! `HALFSTEP_CUDA_LIBRARIES` names folders of CUDA's libraries, as for the binary. Random data comes from seeds that the
 //! shape determines. Not here: kernels executed without a device (`cuda_kernels`).
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![expect(clippy::print_stdout, reason = "says why a test was skipped")]
+
+#[path = "shim/host.rs"]
+mod host;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -38,6 +41,7 @@ fn cuda() -> Option<Cuda> {
         let folders = std::env::var_os("HALFSTEP_CUDA_LIBRARIES").unwrap_or_default();
         let folders: Vec<PathBuf> =
             std::env::split_paths(&folders).filter(|p| !p.as_os_str().is_empty()).collect();
+        host::device_or_host()?;
         open_libraries(&folders).map_err(|error| error.to_string())?;
         Cuda::open(0, Precision::Tf32).map_err(|error| error.to_string())
     });

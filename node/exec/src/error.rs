@@ -3,6 +3,7 @@
 //! Not here: which failures are retried (`agent` classifies, the scheduler decides), remedies (the command line's, but
 //! for the one that only an engine knows).
 
+use halfstep_compute::DeviceError;
 use halfstep_model::{GeometryError, ModelError};
 use std::path::PathBuf;
 
@@ -113,6 +114,9 @@ pub enum ExecError {
         /// What is wrong, expected and actual.
         problem: String,
     },
+    /// The device that runs the model.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A broken promise between the parts of Halfstep.
     #[error("internal: {0}")]
     Internal(String),

@@ -21,7 +21,7 @@ mod unfold;
 
 pub use carry::{CarryKey, CarryStore, CarryUse, Stream, round_to_bf16};
 pub use counting::{CountingEngine, NodeCounts};
-pub use decoder::DecoderSession;
+pub use decoder::{DecoderSession, without_kernel};
 pub use engine::{Engine, Session};
 pub use error::ExecError;
 pub use fixed_gram::{FixedGram, Part, exponent};

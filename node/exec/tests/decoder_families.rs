@@ -2,79 +2,18 @@
 //! the input of every product, and what routers chose.
 #![allow(clippy::unwrap_used, reason = "a test may stop")]
 
+mod decoders;
+
+use decoders::{Golden, RELATIVE_ERROR_MAX, cases, folder, open, relative_error, values};
 use halfstep_exec::{DecoderSession, ExecError, Session};
-use halfstep_model::checkpoint::Checkpoint;
-use halfstep_model::decoder::{
-    Attend, Decoder, DescribeOptions, Gating, LOGITS, NormKind, Op, Rotation, TOKENS, describe,
-};
-use halfstep_model::{Data, Tensor, cut};
+use halfstep_model::decoder::{Attend, DescribeOptions, Gating, LOGITS, NormKind, Op, Rotation, TOKENS};
+use halfstep_model::{Tensor, cut};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-
-/// Largest `|ours - theirs| / |theirs|` of a whole tensor: both compute in f32, in another order.
-const RELATIVE_ERROR_MAX: f64 = 1e-4;
-
-fn cases() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../common/model/tests/decoders");
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut cases: Vec<PathBuf> = entries.filter(|path| path.join("config.json").exists()).collect();
-    cases.sort();
-    assert!(cases.len() > 20, "found {} cases", cases.len());
-    cases
-}
-
-struct Golden {
-    name: String,
-    checkpoint: Checkpoint,
-    decoder: Decoder,
-    tokens: Tensor,
-    /// By tensor of the decoder.
-    expected: BTreeMap<String, Tensor>,
-}
-
-fn open(case: &Path, options: DescribeOptions) -> Golden {
-    let checkpoint = Checkpoint::open(case).unwrap();
-    let decoder = describe(checkpoint.config(), options).unwrap();
-    let stored = Checkpoint::open(&case.join("expected")).unwrap();
-    let (_, shape, bytes) = stored.stored("tokens").unwrap();
-    let tokens = bytes.chunks_exact(8).map(|eight| i64::from_le_bytes(eight.try_into().unwrap())).collect();
-    let expected =
-        stored.names().filter_map(|name| Some((tensor_of(&decoder, name)?, stored.tensor(name).unwrap())));
-    Golden {
-        name: case.file_name().unwrap().to_string_lossy().into_owned(),
-        expected: expected.collect(),
-        tokens: Tensor::new(shape, Data::I64(tokens)).unwrap(),
-        checkpoint,
-        decoder,
-    }
-}
-
-/// The decoder's tensor that `logits`, `input:NODE` or `output:NODE` is about.
-fn tensor_of(decoder: &Decoder, golden: &str) -> Option<String> {
-    let node = |name: &str| decoder.nodes.iter().find(|node| node.name == name).unwrap();
-    match golden.split_once(':') {
-        Some(("input", name)) => Some(node(name).inputs[0].clone()),
-        Some((_, name)) => Some(node(name).outputs[0].clone()),
-        None => (golden == "logits").then(|| LOGITS.to_owned()),
-    }
-}
 
 fn session(golden: &Golden, nodes: &[usize]) -> DecoderSession {
     let mut constants =
         |name: &str| -> Result<Tensor, ExecError> { Ok(golden.checkpoint.tensor(name).unwrap()) };
     DecoderSession::load(&golden.decoder, nodes, &mut constants).unwrap()
-}
-
-fn relative_error(ours: &Tensor, theirs: &Tensor, subject: &str) -> f64 {
-    assert_eq!(ours.shape, theirs.shape, "{subject}");
-    let (ours, theirs) = (values(ours), values(theirs));
-    let distance: f64 = ours.iter().zip(&theirs).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
-    let size: f64 = theirs.iter().map(|b| f64::from(*b).powi(2)).sum();
-    (distance / size.max(f64::MIN_POSITIVE)).sqrt()
-}
-
-fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor.as_f32().unwrap().to_vec()
 }
 
 #[test]
@@ -226,8 +165,7 @@ fn segments_one_after_the_other_compute_the_same_bits_as_the_whole() {
 /// Other weights before the router would choose otherwise; with the original's choice given they must not.
 #[test]
 fn a_shared_choice_replaces_the_segments_own() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../common/model/tests/decoders/mixtral");
-    let golden = open(&folder, DescribeOptions::default());
+    let golden = open(&folder().join("mixtral"), DescribeOptions::default());
     let (layers, _) = golden.decoder.layers();
     let cut = cut(&golden.decoder, &layers, &vec![true; layers.len()]).unwrap();
     let segment = cut.segments.iter().find(|segment| !segment.shared.is_empty()).unwrap();

@@ -34,6 +34,11 @@ impl RotaryTable {
         self.cos.len().checked_div(self.pairs).unwrap_or(usize::MAX)
     }
 
+    /// Pairs of a position; cosines and sines, position after position.
+    pub(crate) fn parts(&self) -> (usize, &[f32], &[f32]) {
+        (self.pairs, &self.cos, &self.sin)
+    }
+
     /// Copies one head to `out`, its first `2 * pairs` entries turned. Entry `i` turns with entry `i + pairs`.
     ///
     /// # Panics

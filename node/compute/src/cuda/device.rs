@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::sys::{CUdevice_attribute_enum as Attribute, CUfunction};
+use cudarc::driver::sys::{CUdevice_attribute_enum as Attribute, CUfunction, CUmemPool_attribute};
 use cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DriverError, ValidAsZeroBits,
     result,
@@ -43,11 +43,14 @@ pub enum Precision {
     F32,
 }
 
+/// One part in so many of a device's memory is kept for this process once it was used.
+const KEPT_SHARE: usize = 4;
+
 /// A device that is open, shared by its lanes.
-struct Opened {
-    context: Arc<CudaContext>,
+pub(super) struct Opened {
+    pub(super) context: Arc<CudaContext>,
     modules: Modules,
-    size: Size,
+    pub(super) size: Size,
     precision: Precision,
     /// For errors.
     label: String,
@@ -67,8 +70,8 @@ struct Scratch {
 
 /// One lane of a device: a stream of its own. Buffers belong to the lane that made them.
 pub struct Cuda {
-    opened: Arc<Opened>,
-    stream: Arc<CudaStream>,
+    pub(super) opened: Arc<Opened>,
+    pub(super) stream: Arc<CudaStream>,
     blas: Blas,
     lane: u64,
     scratch: Mutex<Scratch>,
@@ -77,8 +80,8 @@ pub struct Cuda {
 /// An array on a device.
 pub struct CudaBuffer {
     /// One element more than nothing: there are no empty allocations.
-    slice: CudaSlice<f32>,
-    len: usize,
+    pub(super) slice: CudaSlice<f32>,
+    pub(super) len: usize,
     lane: u64,
     /// Complete, and read-only from then on, so that lanes need no order among each other.
     shared: bool,
@@ -114,6 +117,7 @@ impl Cuda {
         unsafe { context.disable_event_tracking() };
         // Threads that wait leave their core to those that compute.
         context.set_blocking_synchronize().map_err(driver)?;
+        keep_freed(&context).map_err(driver)?;
         let multiprocessors =
             context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(driver)?;
         let opened = Opened {
@@ -175,7 +179,7 @@ impl Cuda {
         self.stream.synchronize().map_err(|error| self.driver(error))
     }
 
-    fn driver(&self, error: DriverError) -> DeviceError {
+    pub(super) fn driver(&self, error: DriverError) -> DeviceError {
         self.opened.subject(0).driver(error)
     }
 
@@ -196,13 +200,18 @@ impl Cuda {
     }
 
     /// The address of the first of at least `len` elements.
-    fn read(&self, operand: &'static str, buffer: &CudaBuffer, len: usize) -> Result<u64, DeviceError> {
+    pub(super) fn read(
+        &self,
+        operand: &'static str,
+        buffer: &CudaBuffer,
+        len: usize,
+    ) -> Result<u64, DeviceError> {
         self.own(operand, buffer)?;
         length(operand, buffer.len, len)?;
         Ok(buffer.slice.device_ptr(&self.stream).0)
     }
 
-    fn written(
+    pub(super) fn written(
         &self,
         operand: &'static str,
         buffer: &mut CudaBuffer,
@@ -231,7 +240,7 @@ impl Cuda {
     }
 
     /// Memory for at least one element, contents unknown.
-    fn allocate(&self, len: usize) -> Result<CudaBuffer, DeviceError> {
+    pub(super) fn allocate(&self, len: usize) -> Result<CudaBuffer, DeviceError> {
         let asked = len.saturating_mul(size_of::<f32>());
         let full = || DeviceError::OutOfMemory {
             device: self.opened.label.clone(),
@@ -257,7 +266,16 @@ impl Cuda {
         }
     }
 
-    fn launch<const N: usize>(&self, mut launch: Launch<N>) -> Result<(), DeviceError> {
+    pub(super) fn launch<const N: usize>(&self, launch: Launch<N>) -> Result<(), DeviceError> {
+        self.launch_deep(launch, 1)
+    }
+
+    /// A launch whose grid is repeated `depth` times along z.
+    pub(super) fn launch_deep<const N: usize>(
+        &self,
+        mut launch: Launch<N>,
+        depth: u32,
+    ) -> Result<(), DeviceError> {
         let mut pointers: [*mut c_void; N] = [std::ptr::null_mut(); N];
         for (pointer, (_, value)) in pointers.iter_mut().zip(&mut launch.arguments) {
             *pointer = match value {
@@ -277,7 +295,7 @@ impl Cuda {
         let launched = unsafe {
             result::launch_kernel(
                 function,
-                (grid_x, grid_y, 1),
+                (grid_x, grid_y, depth),
                 (block_x, block_y, 1),
                 0,
                 self.stream.cu_stream(),
@@ -342,7 +360,7 @@ impl Drop for Cuda {
 }
 
 impl Opened {
-    fn subject(&self, asked: usize) -> Subject<'_> {
+    pub(super) fn subject(&self, asked: usize) -> Subject<'_> {
         Subject { device: &self.label, asked, free: None }
     }
 }
@@ -356,6 +374,21 @@ impl Scratch {
             table: stream.alloc_zeros(1)?,
             table_host: Vec::new(),
         })
+    }
+}
+
+/// Lets the device keep memory that was freed, up to a share of it, for what is allocated next: a decoder's run makes and
+/// drops gigabytes, and memory that goes back to the system costs more to get than its kernels take.
+fn keep_freed(context: &CudaContext) -> Result<(), DriverError> {
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    let mut kept = (context.total_mem()? / KEPT_SHARE) as u64;
+    // SAFETY: the pool is that of a device that is open; this attribute is a 64-bit integer.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
+        let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut kept).cast())
     }
 }
 
@@ -381,12 +414,12 @@ fn kind(found: &Probe, gpu: &Gpu, precision: Precision) -> String {
 }
 
 /// The address of an f32 further on.
-fn offset(address: u64, elements: usize) -> u64 {
+pub(super) fn offset(address: u64, elements: usize) -> u64 {
     address + (elements * size_of::<f32>()) as u64
 }
 
 /// A count that kernels take in 32 bits.
-fn count(operand: &'static str, value: usize) -> Result<u32, DeviceError> {
+pub(super) fn count(operand: &'static str, value: usize) -> Result<u32, DeviceError> {
     let limit = u32::MAX as usize + 1;
     u32::try_from(value).map_err(|_| DeviceError::Index { operand, index: value, limit })
 }
@@ -397,7 +430,7 @@ fn columns(n: usize, block: &Range<usize>) -> Result<(u32, u32, u32), DeviceErro
 }
 
 /// An activation as the kernels know it: its number and two parameters.
-fn row_of_table(activation: Activation, bias: f32) -> [f32; 4] {
+pub(super) fn row_of_table(activation: Activation, bias: f32) -> [f32; 4] {
     let (kind, a, b) = match activation {
         Activation::Identity => (0, 0.0, 0.0),
         Activation::Relu => (1, 0.0, 0.0),

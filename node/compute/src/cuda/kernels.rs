@@ -5,6 +5,8 @@
 use crate::cpu;
 use crate::cpu::step::StepArgs;
 
+pub(super) mod decoder;
+
 /// Threads of most blocks.
 const THREADS: u32 = 256;
 /// Threads along x and y where a row is narrow.
@@ -28,8 +30,18 @@ macro_rules! file {
 }
 
 /// All files that [`Kernel`]s are in.
-pub(super) const FILES: [File; 5] =
-    [file!("step.cu"), file!("refine.cu"), file!("rows.cu"), file!("activation.cu"), file!("plane.cu")];
+pub(super) const FILES: [File; 10] = [
+    file!("step.cu"),
+    file!("refine.cu"),
+    file!("rows.cu"),
+    file!("activation.cu"),
+    file!("norm.cu"),
+    file!("rotary.cu"),
+    file!("attention.cu"),
+    file!("experts.cu"),
+    file!("elementwise.cu"),
+    file!("plane.cu"),
+];
 
 /// The kernels that a device needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +54,20 @@ pub(super) enum Kernel {
     GatherRows,
     MirrorLower,
     ActivationResidual,
+    Gate,
+    Activate,
+    RmsNorm,
+    LayerNorm,
+    Rotate,
+    Attention64,
+    Attention128,
+    Attention256,
+    Route,
+    Chosen,
+    Combine,
+    Embed,
+    Add,
+    Softcap,
     FactorBlock,
     PlaneBlock,
     GatherColumns,
@@ -49,7 +75,7 @@ pub(super) enum Kernel {
 
 impl Kernel {
     /// In the order of their numbers.
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 24] = [
         Self::StepDifference,
         Self::StepGiven,
         Self::RefineBlock,
@@ -57,6 +83,20 @@ impl Kernel {
         Self::GatherRows,
         Self::MirrorLower,
         Self::ActivationResidual,
+        Self::Gate,
+        Self::Activate,
+        Self::RmsNorm,
+        Self::LayerNorm,
+        Self::Rotate,
+        Self::Attention64,
+        Self::Attention128,
+        Self::Attention256,
+        Self::Route,
+        Self::Chosen,
+        Self::Combine,
+        Self::Embed,
+        Self::Add,
+        Self::Softcap,
         Self::FactorBlock,
         Self::PlaneBlock,
         Self::GatherColumns,
@@ -71,6 +111,20 @@ impl Kernel {
             Self::GatherRows => "gather_rows",
             Self::MirrorLower => "mirror_lower",
             Self::ActivationResidual => "activation_residual",
+            Self::Gate => "gate",
+            Self::Activate => "activate",
+            Self::RmsNorm => "rms_norm",
+            Self::LayerNorm => "layer_norm",
+            Self::Rotate => "rotate",
+            Self::Attention64 => "attention_64",
+            Self::Attention128 => "attention_128",
+            Self::Attention256 => "attention_256",
+            Self::Route => "route",
+            Self::Chosen => "chosen",
+            Self::Combine => "combine",
+            Self::Embed => "embed",
+            Self::Add => "add",
+            Self::Softcap => "softcap",
             Self::FactorBlock => "factor_block",
             Self::PlaneBlock => "plane_block",
             Self::GatherColumns => "gather_columns",
@@ -83,8 +137,13 @@ impl Kernel {
             Self::StepDifference | Self::StepGiven => FILES[0],
             Self::RefineBlock | Self::SumCounts => FILES[1],
             Self::GatherRows | Self::MirrorLower => FILES[2],
-            Self::ActivationResidual => FILES[3],
-            Self::FactorBlock | Self::PlaneBlock | Self::GatherColumns => FILES[4],
+            Self::ActivationResidual | Self::Gate | Self::Activate => FILES[3],
+            Self::RmsNorm | Self::LayerNorm => FILES[4],
+            Self::Rotate => FILES[5],
+            Self::Attention64 | Self::Attention128 | Self::Attention256 => FILES[6],
+            Self::Route | Self::Chosen | Self::Combine => FILES[7],
+            Self::Embed | Self::Add | Self::Softcap => FILES[8],
+            Self::FactorBlock | Self::PlaneBlock | Self::GatherColumns => FILES[9],
         }
     }
 }
@@ -472,7 +531,7 @@ pub(super) fn gather_columns(
 mod tests {
     use super::*;
 
-    const SIZE: Size = Size { multiprocessors: 4 };
+    pub(super) const SIZE: Size = Size { multiprocessors: 4 };
 
     /// A kernel's parameters as its source declares them: type and name.
     fn declared(kernel: Kernel) -> Vec<(String, String)> {
@@ -494,7 +553,7 @@ mod tests {
         list.split(',').map(parameter).collect()
     }
 
-    fn check<const N: usize>(launch: Launch<N>) {
+    pub(super) fn check<const N: usize>(launch: Launch<N>) {
         let declared = declared(launch.kernel);
         let names: Vec<&str> = declared.iter().map(|(_, name)| name.as_str()).collect();
         let given: Vec<&str> = launch.arguments.iter().map(|(name, _)| *name).collect();

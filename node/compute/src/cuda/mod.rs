@@ -9,13 +9,18 @@
 mod blas;
 mod column_major;
 mod compile;
+mod decoder;
 mod device;
 mod error;
 mod kernels;
 mod libraries;
 mod modules;
+mod place;
 mod probe;
+mod transfer;
 
+pub use decoder::{CudaChoice, CudaLane, CudaSequences, CudaTable};
 pub use device::{Cuda, CudaBuffer, Precision};
 pub use libraries::{LibraryError, open_libraries};
+pub use place::CudaPlace;
 pub use probe::{Found, Gpu, Probe, probe};

@@ -1,14 +1,16 @@
-//! Decoders on the CPU: a segment's operators over named tensors.
+//! Decoders: a segment's operators over named tensors, on the CPU or on other devices.
 //!
-//! A [`DecoderSession`] holds the weights of one segment and runs it with the kernels of `halfstep_compute::cpu`.
+//! A [`DecoderSession`] holds the weights of one segment at a place (`halfstep_compute::decoder::Place`) and runs it with the
+//! operators of that place's lanes.
 //! Not here: what a decoder is, families, checkpoints (`halfstep_model::decoder`).
 
 mod check;
 mod kinds;
+mod limits;
 mod operators;
 mod positions;
-mod scratch;
 mod session;
 mod step;
 
+pub use limits::without_kernel;
 pub use session::DecoderSession;

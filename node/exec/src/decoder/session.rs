@@ -5,14 +5,17 @@
 use super::check::Batch;
 use super::kinds::{Kind, kinds, refuse};
 use super::operators::Run;
-use super::scratch::Scratch;
-use super::step::{Loader, Step};
+use super::positions::Tables;
+use super::step::{Kept, Loader, Step, Weights};
 use crate::engine::Session;
 use crate::error::ExecError;
+use halfstep_compute::Host;
+use halfstep_compute::decoder::{Lane, Place, TableOf, WeightsOf};
 use halfstep_model::Tensor;
 use halfstep_model::decoder::{Decoder, Rotary};
+use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Name of this engine in messages.
 pub(super) const NAME: &str = "decoder";
@@ -21,19 +24,27 @@ pub(super) const NAME: &str = "decoder";
 ///
 /// Tensors: `input_ids` `[n, T]` i64 with -1 behind the end of a shorter sequence, `lengths` `[n]` i64, all others
 /// f32 `[P, width]`, `P` the sum of the lengths (the rows of an expert: fewer). A tensor given as an input is not
-/// computed: a node all of whose outputs are given, or whose outputs nobody needs, does not run. A run is computed by
-/// the calling thread in a fixed order.
-#[derive(Debug)]
-pub struct DecoderSession {
+/// computed: a node all of whose outputs are given, or whose outputs nobody needs, does not run. A run is computed, or
+/// queued on one lane of the place, by the calling thread in a fixed order: its bits depend on the place's kind alone.
+pub struct DecoderSession<P: Place = Host> {
+    pub(super) place: Arc<P>,
     pub(super) steps: Vec<Step>,
     pub(super) slots: Vec<Slot>,
     /// Slots by name.
     names: HashMap<String, usize>,
+    /// By number, on every device.
+    weights: Vec<Vec<WeightsOf<P>>>,
     pub(super) rotations: Vec<Rotary>,
+    /// Of every device.
+    pub(super) tables: Vec<Tables<TableOf<P>>>,
     pub(super) vocabulary: usize,
     bytes: usize,
-    /// Memory of runs that are over.
-    idle: Mutex<Vec<Scratch>>,
+}
+
+impl<P: Place> std::fmt::Debug for DecoderSession<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DecoderSession").field("steps", &self.steps).finish_non_exhaustive()
+    }
 }
 
 /// A tensor of the segment.
@@ -44,13 +55,30 @@ pub(super) struct Slot {
 }
 
 impl DecoderSession {
+    /// [`DecoderSession::load_at`] the CPU.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn load(
+        decoder: &Decoder,
+        nodes: &[usize],
+        constants: &mut dyn FnMut(&str) -> Result<Tensor, ExecError>,
+    ) -> Result<Self, ExecError> {
+        Self::load_at(Arc::default(), decoder, nodes, constants)
+    }
+}
+
+impl<P: Place> DecoderSession<P> {
     /// Makes the `nodes` of `decoder` (ascending) ready to run. `constants` gives f32 weights by name; it is asked
-    /// once for each, or twice for an embedding that is also the head of the same segment.
+    /// once for each, or twice for an embedding that is also the head of the same segment. Weights go to every device of the
+    /// place one by one.
     ///
     /// # Errors
     /// `Load`, naming a node that breaks a rule of [`Decoder::validate`] or whose inputs do not fit its operator, or nodes that are not ascending or not there;
-    /// `Tensor` for a weight of another shape or type than its operator says; whatever `constants` says.
-    pub fn load(
+    /// `Tensor` for a weight of another shape or type than its operator says; `Device` if there is no room for it; whatever
+    /// `constants` says.
+    pub fn load_at(
+        place: Arc<P>,
         decoder: &Decoder,
         nodes: &[usize],
         constants: &mut dyn FnMut(&str) -> Result<Tensor, ExecError>,
@@ -59,7 +87,19 @@ impl DecoderSession {
         decoder.validate().map_err(|error| fault(error.node, error.problem))?;
         let kinds = kinds(decoder)?;
         let mut slots = Slots { kinds: &kinds, names: HashMap::new(), slots: Vec::new() };
-        let mut loader = Loader { decoder, constants, held: HashMap::new(), rotations: Vec::new() };
+        let mut weights = Vec::new();
+        let mut keep = |values| -> Result<(), ExecError> {
+            weights.push(place.keep(values)?);
+            Ok(())
+        };
+        let mut loader = Loader {
+            decoder,
+            constants,
+            keep: &mut keep,
+            turned: place.wants_turned_weights(),
+            kept: Kept::default(),
+            rotations: Vec::new(),
+        };
         let mut steps = Vec::with_capacity(nodes.len());
         for node in nodes.iter().filter_map(|index| decoder.nodes.get(*index)) {
             let mut of =
@@ -69,13 +109,25 @@ impl DecoderSession {
             };
             steps.push(Step { name: node.name.clone(), op: loader.ready(node)?, reads, writes });
         }
-        let bytes = loader.held.values().map(|weights| size_of_val(weights.as_slice())).sum();
+        let (bytes, rotations) = (loader.kept.bytes(), loader.rotations);
         let (names, slots) = (slots.names, slots.slots);
-        let (rotations, vocabulary) = (loader.rotations, decoder.vocabulary);
-        Ok(Self { steps, slots, names, rotations, vocabulary, bytes, idle: Mutex::default() })
+        let tables = (0..place.devices()).map(|_| Tables::default()).collect();
+        let vocabulary = decoder.vocabulary;
+        Ok(Self { place, steps, slots, names, weights, rotations, tables, vocabulary, bytes })
     }
 
-    /// Memory of its weights.
+    /// Weights on a device.
+    pub(super) fn weight(
+        &self,
+        number: Weights,
+        device: usize,
+    ) -> Result<&<P::Lane as Lane>::Array, ExecError> {
+        let found = self.weights.get(number).and_then(|everywhere| everywhere.get(device));
+        let found = found.map(Borrow::borrow);
+        found.ok_or_else(|| ExecError::Internal(format!("decoder: no weights {number} on device {device}")))
+    }
+
+    /// Memory of its weights, on one device.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -114,7 +166,7 @@ struct Plan {
     wanted: Vec<usize>,
 }
 
-impl Session for DecoderSession {
+impl<P: Place> Session for DecoderSession<P> {
     fn run(&self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>, ExecError> {
         let mut batch = Batch::default();
         let mut given = vec![None; self.slots.len()];
@@ -125,17 +177,16 @@ impl Session for DecoderSession {
         }
         let outputs = outputs.iter().map(|name| self.slot(name)).collect::<Result<Vec<_>, _>>()?;
         let plan = self.plan(|slot| given[slot].is_some(), &outputs)?;
-        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut scratch = idle().pop().unwrap_or_default();
-        scratch.begin(batch.tokens);
-        let mut run = Run::new(self, given, &mut scratch);
-        let result = execute(&mut run, plan, &outputs);
-        idle().push(scratch);
-        result
+        self.place.with(|device, lane| {
+            lane.begin(batch.tokens);
+            let result = execute(&mut Run::new(self, device, lane, given), plan, &outputs)?;
+            lane.finish()?;
+            Ok(result)
+        })
     }
 }
 
-fn execute(run: &mut Run<'_>, plan: Plan, outputs: &[usize]) -> Result<Vec<Tensor>, ExecError> {
+fn execute<P: Place>(run: &mut Run<'_, P>, plan: Plan, outputs: &[usize]) -> Result<Vec<Tensor>, ExecError> {
     let Plan { steps, mut wanted } = plan;
     for index in steps {
         let step = run.execute(index)?;

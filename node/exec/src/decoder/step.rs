@@ -1,6 +1,6 @@
-//! One operator with its weights at hand.
+//! One operator, with its weights by number.
 //!
-//! Not here: running it (`operators`).
+//! Not here: running it (`operators`), where weights are (`compute`).
 
 use super::check::{describe, wrong};
 use crate::ExecError;
@@ -8,10 +8,9 @@ use halfstep_compute::Activation;
 use halfstep_model::decoder::{Attend, Decoder, DecoderNode, Gating, NormKind, Op, Rotary, Route, Select};
 use halfstep_model::{Data, Tensor};
 use std::collections::HashMap;
-use std::sync::Arc;
 
-/// Numbers that several operators may share.
-pub(super) type Weights = Arc<Vec<f32>>;
+/// An array of weights, by its number in the session; several operators may share it.
+pub(super) type Weights = usize;
 
 /// An operator ready to run.
 #[derive(Debug)]
@@ -29,8 +28,8 @@ pub(super) struct Step {
 #[derive(Debug)]
 pub(super) enum Ready {
     Embed { weight: Weights, scale: f32, positions: Option<Learned>, width: usize },
-    Rms { weight: Weights, epsilon: f32 },
-    Layer { weight: Weights, bias: Weights, epsilon: f32 },
+    Rms { weight: Weights, epsilon: f32, width: usize },
+    Layer { weight: Weights, bias: Weights, epsilon: f32, width: usize },
     Linear(Matrix),
     Attend { attend: Attend, rotation: usize },
     Gate(Activation),
@@ -45,8 +44,9 @@ pub(super) enum Ready {
 /// A linear layer.
 #[derive(Debug)]
 pub(super) struct Matrix {
-    /// `[cols, rows]`, however the checkpoint has it: products with it are up to a fifth faster.
+    /// `[cols, rows]` if `turned`, else `[rows, cols]`.
     pub(super) weight: Weights,
+    pub(super) turned: bool,
     pub(super) bias: Option<Weights>,
     pub(super) rows: usize,
     pub(super) cols: usize,
@@ -66,24 +66,52 @@ pub(super) struct Learned {
 pub(super) enum Form {
     AsStored,
     Transposed,
+    /// One added to each.
+    PlusOne,
+    /// No constant: as many zeros.
+    Zeros(usize),
 }
 
-/// Where weights come from; what several operators read in the same form is held once.
+/// Where weights come from; what several operators read in the same form is kept once.
 pub(super) struct Loader<'a> {
     pub(super) decoder: &'a Decoder,
     pub(super) constants: &'a mut dyn FnMut(&str) -> Result<Tensor, ExecError>,
-    pub(super) held: HashMap<(String, Form), Weights>,
+    /// Puts an array where the session's operators find it; they are numbered in the order of the calls.
+    pub(super) keep: &'a mut dyn FnMut(Vec<f32>) -> Result<(), ExecError>,
+    /// Whether linear layers take their weights `[cols, rows]`, however the checkpoint has them.
+    pub(super) turned: bool,
+    pub(super) kept: Kept,
     /// Different rotations of the segment.
     pub(super) rotations: Vec<Rotary>,
+}
+
+/// What has been kept so far.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    numbers: HashMap<(String, Form), Weights>,
+    /// Elements of each.
+    lengths: Vec<usize>,
+}
+
+impl Kept {
+    /// Memory of all arrays.
+    pub(super) fn bytes(&self) -> usize {
+        self.lengths.iter().sum::<usize>() * size_of::<f32>()
+    }
 }
 
 impl Loader<'_> {
     /// The operator of a node.
     pub(super) fn ready(&mut self, node: &DecoderNode) -> Result<Ready, ExecError> {
         let mut weights = Vec::new();
-        let turned = matches!(&node.op, Op::Linear(linear) if !linear.transposed);
         for (name, shape) in node.op.constants(self.decoder) {
-            let form = if turned && shape.len() == 2 { Form::Transposed } else { Form::AsStored };
+            let form = match &node.op {
+                Op::Linear(linear) if self.turned && !linear.transposed && shape.len() == 2 => {
+                    Form::Transposed
+                }
+                Op::Norm(norm) if norm.kind == NormKind::RmsUnitOffset => Form::PlusOne,
+                _ => Form::AsStored,
+            };
             weights.push(self.weights(name, &shape, form)?);
         }
         // In the order of `Op::constants`.
@@ -105,19 +133,18 @@ impl Loader<'_> {
             Op::Norm(norm) => {
                 let (weight, epsilon) = (next()?, norm.epsilon);
                 let bias = norm.bias.as_ref().map(|_| next()).transpose()?;
+                let width = norm.width;
                 match norm.kind {
-                    NormKind::Rms => Ready::Rms { weight, epsilon },
-                    NormKind::RmsUnitOffset => {
-                        Ready::Rms { weight: Arc::new(weight.iter().map(|w| 1.0 + w).collect()), epsilon }
-                    }
+                    NormKind::Rms | NormKind::RmsUnitOffset => Ready::Rms { weight, epsilon, width },
                     NormKind::Layer => {
-                        let bias = bias.unwrap_or_else(|| Arc::new(vec![0.0; weight.len()]));
-                        Ready::Layer { weight, bias, epsilon }
+                        let bias = bias.map_or_else(|| self.weights("", &[width], Form::Zeros(width)), Ok)?;
+                        Ready::Layer { weight, bias, epsilon, width }
                     }
                 }
             }
             Op::Linear(linear) => Ready::Linear(Matrix {
                 weight: next()?,
+                turned: self.turned || linear.transposed,
                 bias: linear.bias.as_ref().map(|_| next()).transpose()?,
                 rows: linear.rows,
                 cols: linear.cols,
@@ -133,22 +160,30 @@ impl Loader<'_> {
         })
     }
 
-    /// A constant, checked.
+    /// The number of a constant, checked and kept.
     fn weights(&mut self, name: &str, shape: &[usize], form: Form) -> Result<Weights, ExecError> {
         let key = (name.to_owned(), form);
-        if let Some(held) = self.held.get(&key) {
+        if let Some(number) = self.kept.numbers.get(&key) {
+            let held = self.kept.lengths[*number];
             return match shape.iter().try_fold(1usize, |n, dim| n.checked_mul(*dim)) {
-                Some(n) if n == held.len() => Ok(Arc::clone(held)),
-                _ => Err(wrong(name, format!("float {shape:?}"), format!("{} elements", held.len()))),
+                Some(n) if n == held => Ok(*number),
+                _ => Err(wrong(name, format!("float {shape:?}"), format!("{held} elements"))),
             };
         }
-        let values = values(name, shape, (self.constants)(name)?)?;
-        let values = Arc::new(match (form, shape) {
+        let values = match form {
+            Form::Zeros(width) => vec![0.0; width],
+            _ => values(name, shape, (self.constants)(name)?)?,
+        };
+        let values = match (form, shape) {
             (Form::Transposed, [rows, cols]) => transposed(&values, *rows, *cols),
+            (Form::PlusOne, _) => values.iter().map(|w| 1.0 + w).collect(),
             _ => values,
-        });
-        self.held.insert(key, Arc::clone(&values));
-        Ok(values)
+        };
+        let number = self.kept.lengths.len();
+        self.kept.lengths.push(values.len());
+        (self.keep)(values)?;
+        self.kept.numbers.insert(key, number);
+        Ok(number)
     }
 
     /// Index of the layer's rotation among the segment's; 0, which nobody reads, if it has none.

@@ -1,0 +1,234 @@
+//! Golden decoders on a CUDA device against the CPU; where there is none, on this host in its place.
+//!
+//! `HALFSTEP_CUDA_LIBRARIES` names folders of CUDA's libraries, as for the binary. Not here: single operators
+//! (`halfstep_compute`, `tests/cuda_decoder.rs`).
+#![expect(clippy::unwrap_used, reason = "a test may stop")]
+#![expect(clippy::print_stdout, reason = "says why a test was skipped")]
+
+mod decoders;
+#[path = "../../compute/tests/shim/host.rs"]
+mod host;
+
+use decoders::{Golden, RELATIVE_ERROR_MAX, cases, folder, open, relative_error};
+use halfstep_compute::Host;
+use halfstep_compute::cuda::{Cuda, CudaPlace, Precision, open_libraries};
+use halfstep_compute::decoder::Place;
+use halfstep_exec::{DecoderSession, ExecError, Session, without_kernel};
+use halfstep_model::decoder::{DescribeOptions, LOGITS, Op, TOKENS};
+use halfstep_model::{Data, Tensor, cut};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Largest relative error of a tensor where products read factors of 11 bits: of the first product 2^-11 at most, and more
+/// behind softmaxes and further layers.
+const ROUGH_ERROR_MAX: f64 = 2e-2;
+
+/// The first device, or why there is none.
+fn device(precision: Precision) -> Option<Arc<CudaPlace>> {
+    let folders = std::env::var_os("HALFSTEP_CUDA_LIBRARIES").unwrap_or_default();
+    let folders: Vec<PathBuf> =
+        std::env::split_paths(&folders).filter(|path| !path.as_os_str().is_empty()).collect();
+    let opened = host::device_or_host()
+        .and_then(|()| open_libraries(&folders).map_err(|error| error.to_string()))
+        .and_then(|_| Cuda::open(0, precision).map_err(|error| error.to_string()));
+    match opened {
+        Ok(cuda) => Some(Arc::new(CudaPlace::new([&cuda]).unwrap())),
+        Err(reason) => {
+            println!("SKIPPED: {reason}");
+            None
+        }
+    }
+}
+
+fn session<P: Place>(place: &Arc<P>, golden: &Golden, nodes: &[usize]) -> DecoderSession<P> {
+    let mut constants =
+        |name: &str| -> Result<Tensor, ExecError> { Ok(golden.checkpoint.tensor(name).unwrap()) };
+    DecoderSession::load_at(Arc::clone(place), &golden.decoder, nodes, &mut constants).unwrap()
+}
+
+fn all_nodes(golden: &Golden) -> Vec<usize> {
+    (0..golden.decoder.nodes.len()).collect()
+}
+
+fn goldens() -> impl Iterator<Item = Golden> {
+    let all = cases().into_iter().map(|case| open(&case, DescribeOptions::default()));
+    all.filter(|golden| without_kernel(&golden.decoder).is_none())
+}
+
+/// Every f32 tensor that the decoder writes, in order.
+fn written(golden: &Golden) -> Vec<&str> {
+    let outputs = golden.decoder.nodes.iter().map(|node| node.outputs[0].as_str());
+    outputs.collect()
+}
+
+fn has_router(golden: &Golden) -> bool {
+    golden.decoder.nodes.iter().any(|node| matches!(node.op, Op::Route(_)))
+}
+
+#[test]
+fn every_tensor_of_every_family_is_the_cpus_and_logits_are_those_of_transformers() {
+    let Some(cuda) = device(Precision::F32) else { return };
+    let (host, mut wrong, mut seen) = (Arc::new(Host::default()), Vec::new(), 0);
+    for golden in goldens() {
+        let (nodes, names) = (all_nodes(&golden), written(&golden));
+        let inputs = [(TOKENS, &golden.tokens)];
+        let ours = session(&cuda, &golden, &nodes).run(&inputs, &names).unwrap();
+        let theirs = session(&host, &golden, &nodes).run(&inputs, &names).unwrap();
+        let mut largest = 0f64;
+        for ((name, ours), theirs) in names.iter().zip(&ours).zip(&theirs) {
+            let subject = format!("{}: {name}", golden.name);
+            let mut error = relative_error(ours, theirs, &subject);
+            if let Some(expected) = golden.expected.get(*name) {
+                error = error.max(relative_error(ours, expected, &subject));
+                seen += 1;
+            }
+            largest = if error.is_nan() { f64::INFINITY } else { largest.max(error) };
+            if error.is_nan() || error >= RELATIVE_ERROR_MAX {
+                wrong.push(format!("{subject}: relative error {error:.1e}"));
+            }
+        }
+        println!("{}: {} tensors, largest relative error {largest:.1e}", golden.name, names.len());
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen > 200, "{seen} tensors of goldens");
+}
+
+#[test]
+fn products_of_rough_factors_stay_near() {
+    let Some(cuda) = device(Precision::Tf32) else { return };
+    for golden in goldens().filter(|golden| !has_router(golden)) {
+        let ours = session(&cuda, &golden, &all_nodes(&golden)).run(&[(TOKENS, &golden.tokens)], &[LOGITS]);
+        let error = relative_error(&ours.unwrap()[0], &golden.expected[LOGITS], &golden.name);
+        println!("{}: relative error of the logits {error:.1e}", golden.name);
+        assert!(error < ROUGH_ERROR_MAX, "{}: {error:.1e}", golden.name);
+    }
+}
+
+/// Experts that get every token, and a choice that was given, as on the CPU.
+#[test]
+fn experts_with_all_tokens_or_a_given_choice_are_the_cpus() {
+    let Some(cuda) = device(Precision::F32) else { return };
+    let host = Arc::new(Host::default());
+    for all in [false, true] {
+        for name in ["mixtral", "qwen3_moe"] {
+            let golden = open(&folder().join(name), DescribeOptions { calibrate_all_experts: all });
+            let router = golden.decoder.nodes.iter().find(|node| matches!(node.op, Op::Route(_))).unwrap();
+            let chosen = router.outputs[0].as_str();
+            let experts = match &router.op {
+                Op::Route(route) => route.experts,
+                _ => unreachable!(),
+            };
+            let tokens = golden.tokens.as_i64().unwrap().iter().filter(|id| **id >= 0).count();
+            // Everything to the last expert.
+            let last = (0..tokens * experts).map(|i| f32::from(u8::from(i % experts == experts - 1)));
+            let last = Tensor::f32(vec![tokens, experts], last.collect()).unwrap();
+            for inputs in [vec![(TOKENS, &golden.tokens)], vec![(TOKENS, &golden.tokens), (chosen, &last)]] {
+                let names = written(&golden);
+                let nodes = all_nodes(&golden);
+                let ours = session(&cuda, &golden, &nodes).run(&inputs, &names).unwrap();
+                let theirs = session(&host, &golden, &nodes).run(&inputs, &names).unwrap();
+                for ((name, ours), theirs) in names.iter().zip(&ours).zip(&theirs) {
+                    let subject = format!("{}, all {all}, {} given: {name}", golden.name, inputs.len());
+                    let error = relative_error(ours, theirs, &subject);
+                    assert!(error < RELATIVE_ERROR_MAX, "{subject}: {error:.1e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn segments_one_after_the_other_compute_the_same_bits_as_the_whole() {
+    let Some(cuda) = device(Precision::Tf32) else { return };
+    for golden in goldens() {
+        let (layers, _) = golden.decoder.layers();
+        let cut = cut(&golden.decoder, &layers, &vec![true; layers.len()]).unwrap();
+        let whole = session(&cuda, &golden, &all_nodes(&golden));
+        let mut carry = BTreeMap::from([(TOKENS.to_owned(), golden.tokens.clone())]);
+        for segment in &cut.segments {
+            let inputs: Vec<(&str, &Tensor)> =
+                segment.inputs.iter().map(|name| (name.as_str(), &carry[name])).collect();
+            let names: Vec<&str> = segment.outputs.iter().map(String::as_str).collect();
+            let outputs = session(&cuda, &golden, &segment.nodes).run(&inputs, &names).unwrap();
+            let expected = whole.run(&[(TOKENS, &golden.tokens)], &names).unwrap();
+            for ((name, ours), theirs) in names.iter().zip(outputs).zip(expected) {
+                assert!(ours.data == theirs.data, "{}: {name}", golden.name);
+                carry.insert((*name).to_owned(), ours);
+            }
+            carry.retain(|name, _| segment.live_after.contains(name));
+        }
+    }
+}
+
+/// More threads than there are lanes, all on one session.
+#[test]
+fn any_lane_and_any_number_of_threads_compute_the_same_bits() {
+    let Some(cuda) = device(Precision::Tf32) else { return };
+    for name in ["llama", "gemma3", "mixtral"] {
+        let golden = open(&folder().join(name), DescribeOptions::default());
+        let session = session(&cuda, &golden, &all_nodes(&golden));
+        let run = || session.run(&[(TOKENS, &golden.tokens)], &[LOGITS]).unwrap().remove(0);
+        let first = run();
+        std::thread::scope(|scope| {
+            let all: Vec<_> =
+                (0..12).map(|_| scope.spawn(|| (0..5).map(|_| run()).collect::<Vec<_>>())).collect();
+            for thread in all {
+                for again in thread.join().unwrap() {
+                    assert!(again.data == first.data, "{name}");
+                }
+            }
+        });
+    }
+}
+
+/// Numbers beyond the parts in which they travel, and none at all.
+#[test]
+fn long_and_empty_batches_arrive_whole() {
+    let Some(cuda) = device(Precision::F32) else { return };
+    let host = Arc::new(Host::default());
+    let golden = open(&cases()[0], DescribeOptions::default());
+    let add = golden.decoder.nodes.iter().position(|node| matches!(node.op, Op::Add)).unwrap();
+    let node = &golden.decoder.nodes[add];
+    let width = golden.decoder.hidden;
+    for rows in [0, 1, (5 << 20) / width + 3] {
+        let x = |factor: f32| {
+            let values = (0..rows * width).map(|i| i as f32 * factor).collect();
+            Tensor::f32(vec![rows, width], values).unwrap()
+        };
+        let (a, b) = (x(0.5), x(-0.25));
+        let inputs = [(node.inputs[0].as_str(), &a), (node.inputs[1].as_str(), &b)];
+        let names = [node.outputs[0].as_str()];
+        let ours = session(&cuda, &golden, &[add]).run(&inputs, &names).unwrap();
+        let theirs = session(&host, &golden, &[add]).run(&inputs, &names).unwrap();
+        assert!(ours[0].shape == theirs[0].shape && ours[0].data == theirs[0].data, "{rows} rows");
+    }
+}
+
+#[test]
+fn a_batch_that_has_no_room_is_out_of_memory_and_the_next_one_runs() {
+    let Some(cuda) = device(Precision::F32) else { return };
+    let mut golden = open(&folder().join("mixtral"), DescribeOptions::default());
+    let all = all_nodes(&golden);
+    let run = |golden: &Golden| session(&cuda, golden, &all).run(&[(TOKENS, &golden.tokens)], &[LOGITS]);
+    let before = run(&golden).unwrap();
+    // Weights of a head that would fill any device; they are never made.
+    let head = golden.decoder.nodes.iter().rposition(|node| matches!(node.op, Op::Linear(_))).unwrap();
+    let node = golden.decoder.nodes[head].clone();
+    let Op::Linear(linear) = &node.op else { unreachable!() };
+    let rows = 1usize << 22;
+    let wide = Tensor::new(vec![rows, linear.cols], Data::F32(vec![0.0; rows * linear.cols])).unwrap();
+    if let Op::Linear(linear) = &mut golden.decoder.nodes[head].op {
+        linear.rows = rows;
+        linear.weight = "wide".into();
+    }
+    let input = Tensor::f32(vec![1 << 17, linear.cols], vec![0.0; linear.cols << 17]).unwrap();
+    let mut constants = |_: &str| Ok(wide.clone());
+    let wide = DecoderSession::load_at(Arc::clone(&cuda), &golden.decoder, &[head], &mut constants).unwrap();
+    // 2^39 numbers: 2 TiB.
+    let error = wide.run(&[(node.inputs[0].as_str(), &input)], &[node.outputs[0].as_str()]).unwrap_err();
+    assert!(error.to_string().contains("out of memory, 2199023255552 bytes asked for"), "{error}");
+    drop(wide);
+    let golden = open(&folder().join("mixtral"), DescribeOptions::default());
+    assert!(run(&golden).unwrap()[0].data == before[0].data);
+}
