@@ -1,7 +1,7 @@
 //! What a CUDA device computes and how fast, in one command: correctness first, then times beside floors of the same run.
 //!
 //! `gpu [--device cuda:0|cpu] [--quick] [--json FILE] [PART...]`; parts: check, floors, products, step, iteration, gram,
-//! refine, solve. Needs no network and no toolchain; `HALFSTEP_CUDA_LIBRARIES` names folders of CUDA's libraries. With
+//! statistics, refine, solve. Needs no network and no toolchain; `HALFSTEP_CUDA_LIBRARIES` names folders of CUDA's libraries. With
 //! `--device cpu --quick` it is its own dry run. Times are wall-clock around queued calls and one wait, best of several.
 //!
 //! Not here: whole jobs (`halfstep quantize`).
@@ -10,6 +10,7 @@
 mod check;
 mod figures;
 mod solving;
+mod statistics;
 mod times;
 
 use std::path::PathBuf;
@@ -68,9 +69,10 @@ impl Asked {
     }
 }
 
-const PARTS: [&str; 8] = ["check", "floors", "products", "step", "iteration", "gram", "refine", "solve"];
+const PARTS: [&str; 9] =
+    ["check", "floors", "products", "step", "iteration", "gram", "statistics", "refine", "solve"];
 const USAGE: &str = "usage: gpu [--device cuda:N|cpu] [--f32] [--quick] [--json FILE] \
-                     [check|floors|products|step|iteration|gram|refine|solve]...";
+                     [check|floors|products|step|iteration|gram|statistics|refine|solve]...";
 
 struct Command {
     asked: Asked,
@@ -105,7 +107,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Command, String> {
     Ok(command)
 }
 
-fn run<D: Timed>(device: &D, asked: &Asked, figures: &mut Figures) -> Result<(), String> {
+fn run<D: Timed + statistics::Sums>(device: &D, asked: &Asked, figures: &mut Figures) -> Result<(), String> {
     let failed = |error: DeviceError| error.to_string();
     println!("device: {}", device.describe());
     if asked.part("check") {
@@ -124,6 +126,9 @@ fn run<D: Timed>(device: &D, asked: &Asked, figures: &mut Figures) -> Result<(),
     }
     if asked.part("gram") {
         times::gram(device, asked, floors, figures).map_err(failed)?;
+    }
+    if asked.part("statistics") {
+        statistics::all(device, asked, floors, figures).map_err(failed)?;
     }
     if asked.part("refine") {
         times::refine(device, asked, figures).map_err(failed)?;

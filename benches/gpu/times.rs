@@ -14,9 +14,9 @@ pub(crate) struct Floors {
     /// Bytes per second of a copy on the device, read and written.
     bytes: f64,
     /// Flops per second of a large product, factors rounded as for gradients.
-    rough: f64,
+    pub(crate) rough: f64,
     /// The same, all bits.
-    full: f64,
+    pub(crate) full: f64,
 }
 
 /// Rows and columns of layers' chunks; the first is the usual chunk.

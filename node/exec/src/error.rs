@@ -3,6 +3,7 @@
 //! Not here: which failures are retried (`agent` classifies, the scheduler decides), remedies (the command line's, but
 //! for the one that only an engine knows).
 
+use halfstep_compute::DeviceError;
 use halfstep_model::{GeometryError, ModelError};
 use std::path::PathBuf;
 
@@ -12,6 +13,9 @@ pub enum ExecError {
     /// The model, or a part cut out of it.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The device that sums products.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The geometry of a convolution.
     #[error(transparent)]
     Geometry(#[from] GeometryError),

@@ -11,11 +11,17 @@ mod column_major;
 mod compile;
 mod device;
 mod error;
+mod grams;
 mod kernels;
 mod libraries;
 mod modules;
 mod probe;
+mod staging;
+mod triangle;
 
+pub use blas::RowDigits;
 pub use device::{Cuda, CudaBuffer, Precision};
+pub use grams::{CudaProducts, CudaSums, Factors, GramShape, ShardGrams};
 pub use libraries::{LibraryError, open_libraries};
 pub use probe::{Found, Gpu, Probe, probe};
+pub use staging::RowStaging;
