@@ -1,7 +1,7 @@
 //! What a CUDA device computes and how fast, in one command: correctness first, then times beside floors of the same run.
 //!
 //! `gpu [--device cuda:0|cpu] [--quick] [--json FILE] [PART...]`; parts: check, floors, products, step, iteration, gram,
-//! refine, solve, decoder. Needs no network and no toolchain; `HALFSTEP_CUDA_LIBRARIES` names folders of CUDA's libraries. With
+//! statistics, refine, solve, decoder. Needs no network and no toolchain; `HALFSTEP_CUDA_LIBRARIES` names folders of CUDA's libraries. With
 //! `--device cpu --quick` it is its own dry run. Times are wall-clock around queued calls and one wait, best of several.
 //!
 //! Not here: whole jobs (`halfstep quantize`).
@@ -13,6 +13,7 @@ mod check;
 mod decoder;
 mod figures;
 mod solving;
+mod statistics;
 mod times;
 
 use std::path::PathBuf;
@@ -85,10 +86,10 @@ impl Asked {
     }
 }
 
-const PARTS: [&str; 9] =
-    ["check", "floors", "products", "step", "iteration", "gram", "refine", "solve", "decoder"];
+const PARTS: [&str; 10] =
+    ["check", "floors", "products", "step", "iteration", "gram", "statistics", "refine", "solve", "decoder"];
 const USAGE: &str = "usage: gpu [--device cuda:N|cpu] [--f32] [--quick] [--json FILE] \
-                     [check|floors|products|step|iteration|gram|refine|solve|decoder]...";
+                     [check|floors|products|step|iteration|gram|statistics|refine|solve|decoder]...";
 
 struct Command {
     asked: Asked,
@@ -123,7 +124,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Command, String> {
     Ok(command)
 }
 
-fn run<D: Timed>(device: &D, asked: &Asked, figures: &mut Figures) -> Result<(), String> {
+fn run<D: Timed + statistics::Sums>(device: &D, asked: &Asked, figures: &mut Figures) -> Result<(), String> {
     let failed = |error: DeviceError| error.to_string();
     println!("device: {}", device.describe());
     if asked.part("check") {
@@ -142,6 +143,9 @@ fn run<D: Timed>(device: &D, asked: &Asked, figures: &mut Figures) -> Result<(),
     }
     if asked.part("gram") {
         times::gram(device, asked, floors, figures).map_err(failed)?;
+    }
+    if asked.part("statistics") {
+        statistics::all(device, asked, floors, figures).map_err(failed)?;
     }
     if asked.part("refine") {
         times::refine(device, asked, figures).map_err(failed)?;

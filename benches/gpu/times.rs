@@ -16,7 +16,7 @@ pub(crate) struct Floors {
     /// Flops per second of a large product, factors rounded as for gradients.
     pub(crate) rough: f64,
     /// The same, all bits.
-    full: f64,
+    pub(crate) full: f64,
 }
 
 /// Rows and columns of layers' chunks; the first is the usual chunk.

@@ -17,6 +17,7 @@ fn every_part_of_the_gpu_benchmark_runs_on_the_cpu() {
         "step [",
         "iteration [",
         "gram [",
+        "statistics of 64, f32",
         "sweep [",
         "solve [",
         "block tiny, capture, 8 threads",

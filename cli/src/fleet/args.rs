@@ -118,16 +118,17 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) spill_dir: Option<PathBuf>,
 
-    /// Solve on auto, cpu, cuda (all devices) or cuda:0,1 (these) [default: auto]
+    /// Solve and sum statistics on auto, cpu, cuda (all devices) or cuda:0,1 (these) [default: auto]
     ///
     /// `auto` takes every CUDA device that can be used, else the CPU, and says what it took; the manifest records it.
     /// Results are bit-identical within one kind of device, not between kinds. `halfstep devices` shows what there is.
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<DeviceArg>,
 
-    /// Compute gradients on CUDA devices in tf32 or f32 [default: tf32]
+    /// Multiply gradients and statistics on CUDA devices in tf32 or f32 [default: tf32]
     ///
-    /// A gradient only steers: what is compared and reported is computed in f32 either way. f32 is several times slower.
+    /// tf32 reads layer inputs with 11 bits. A gradient only steers: what is compared and reported is computed from the
+    /// statistics in f32 either way. f32 is several times slower.
     #[arg(long, value_name = "DIGITS")]
     pub(crate) gradients: Option<GradientsArg>,
 

@@ -1,22 +1,24 @@
-//! What solves and language models' segments run on: the CPU, or lanes of CUDA devices. Everything else a node computes on
-//! the CPU.
+//! What solves, sums of statistics and language models' segments run on: the CPU, or lanes of CUDA devices. Everything else a
+//! node computes on the CPU.
 //!
-//! A thread takes a [`Lane`] for a solve and gives it back; a segment is loaded where it will run ([`Devices::load`]). Those are
+//! A thread takes a [`Lane`] for a task and gives it back; a segment is loaded where it will run ([`Devices::load`]). Those are
 //! the two places where a device's type is chosen. A layer's statistics are put on each device once, for all of its chunks
 //! ([`OnDevices`]).
-//! Not here: devices themselves (`compute`), solving (`solver`).
+//! Not here: devices themselves (`compute`), solving (`solver`), sums (`exec`).
 
-use halfstep_compute::cuda::{Cuda, CudaBuffer, CudaPlace, Precision, probe};
+use halfstep_compute::cuda::{Cuda, CudaBuffer, CudaPlace, Precision, RowDigits, RowStaging, probe};
 use halfstep_compute::{Cpu, CpuBuffer, Device, DeviceError};
-use halfstep_exec::{DecoderSession, ExecError, Session, without_kernel};
+use halfstep_exec::{DecoderSession, ExecError, Session, Summing, without_kernel};
 use halfstep_model::Tensor;
-use halfstep_model::decoder::Decoder;
+use halfstep_model::decoder::{CarryPrecision, Decoder};
 use halfstep_quant::{Encodings, ScaleType};
 use halfstep_solver::{Prepared, RowProblem, Settings, Solution, SolveError, Step, Workspace, solve_fitted};
+use halfstep_work::{Failure, FailureClass};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::failure;
 use crate::lazy::Lazy;
 
 /// Solves of fewer multiplications per iteration than this are done on the CPU.
@@ -29,6 +31,9 @@ const WEIGHT: usize = 64;
 fn is_small(rows: usize, cols: usize) -> bool {
     rows.saturating_mul(cols).saturating_mul(cols.saturating_add(WEIGHT)) < SMALL
 }
+
+/// Statistics of fewer columns than this are summed on the CPU, where a row of them takes less than its way to a device.
+const SUMMED_ON_CPU: usize = 256;
 
 /// Which devices a user wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,8 +58,8 @@ pub struct Devices {
 enum Solvers {
     Cpu,
     Cuda {
-        /// One of each device, never empty; others are made from it.
-        first: Vec<Cuda>,
+        /// One of each device, never empty; others are made from it, and the device's sums are kept on it.
+        first: Vec<Arc<Cuda>>,
         ordinals: Vec<usize>,
         name: String,
         /// Lanes made so far.
@@ -76,6 +81,9 @@ struct CudaLane {
     /// Which of the node's devices, from 0.
     number: usize,
     workspace: Workspace<CudaBuffer>,
+    /// Made when rows are first summed.
+    staging: Option<RowStaging>,
+    home: Arc<Cuda>,
 }
 
 /// A layer's statistics on whatever devices have solved a chunk of it, group by group.
@@ -139,7 +147,7 @@ impl Devices {
         ordinals.sort_unstable();
         ordinals.dedup();
         let name = found.device(ordinals[0])?.name.clone();
-        let mut first: Vec<Cuda> = Vec::new();
+        let mut first: Vec<Arc<Cuda>> = Vec::new();
         for ordinal in &ordinals {
             found.device(*ordinal)?;
             let device = Cuda::open(*ordinal, precision).map_err(|error| error.to_string())?;
@@ -151,14 +159,14 @@ impl Devices {
                     other.describe()
                 ));
             }
-            first.push(device);
+            first.push(Arc::new(device));
         }
         let place = Arc::new(CudaPlace::new(&first).map_err(|error| error.to_string())?);
         let solvers = Solvers::Cuda { first, ordinals, name, made: AtomicUsize::new(0), place };
         Ok(Self { solvers, idle: Mutex::default(), note: None })
     }
 
-    /// What decides the bits a node computes: the CPU, and the device that solves if it is another.
+    /// What decides the bits a node computes: the CPU, and the device that solves and sums if it is another.
     pub fn describe(&self) -> String {
         match &self.solvers {
             Solvers::Cpu => Cpu.describe(),
@@ -209,8 +217,28 @@ impl Devices {
         why.map(|why| format!("the model runs on the CPU: {why}"))
     }
 
+    /// Does something on a lane. `subject` is whose trouble it is if there is none.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Hung` if a device fails, or what the work says.
+    pub(crate) fn with<T>(
+        &self,
+        subject: &str,
+        work: impl FnOnce(&mut Lane) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let mut lane = self.take().map_err(|error| failure::device(subject, &error))?;
+        let done = work(&mut lane);
+        // A lane whose work failed may have more queued: it ends with the lane. Where memory was short, so do the idle ones.
+        match &done {
+            Ok(_) => self.give_back(lane),
+            Err(failed) if failed.class == FailureClass::OutOfMemory => self.release(),
+            Err(_) => {}
+        }
+        done
+    }
+
     /// A lane, used before if there is one.
-    pub(crate) fn take(&self) -> Result<Lane, DeviceError> {
+    fn take(&self) -> Result<Lane, DeviceError> {
         if let Some(lane) = self.idle().pop() {
             return Ok(lane);
         }
@@ -218,13 +246,15 @@ impl Devices {
             Solvers::Cpu => Ok(Lane::default()),
             Solvers::Cuda { first, made, .. } => {
                 let number = made.fetch_add(1, Ordering::Relaxed) % first.len();
-                let cuda = CudaLane { device: first[number].lane()?, number, workspace: Workspace::new() };
+                let home = Arc::clone(&first[number]);
+                let (device, workspace) = (home.lane()?, Workspace::new());
+                let cuda = CudaLane { device, number, workspace, staging: None, home };
                 Ok(Lane { cuda: Some(cuda), ..Lane::default() })
             }
         }
     }
 
-    pub(crate) fn give_back(&self, lane: Lane) {
+    fn give_back(&self, lane: Lane) {
         self.idle().push(lane);
     }
 
@@ -243,6 +273,32 @@ impl Devices {
 }
 
 impl Lane {
+    /// What sums the products of rows of `cols` values: decided by the job and the kind of device alone, so that all of a
+    /// layer's sums are made in the same way.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Failed`.
+    pub(crate) fn summing(
+        &mut self,
+        cols: usize,
+        carries: CarryPrecision,
+    ) -> Result<Summing<'_>, DeviceError> {
+        let Some(CudaLane { device, staging, home, .. }) =
+            self.cuda.as_mut().filter(|_| cols >= SUMMED_ON_CPU)
+        else {
+            return Ok(Summing::Cpu);
+        };
+        let staging = match staging {
+            Some(made) => made,
+            None => staging.insert(device.staging()?),
+        };
+        let digits = match carries {
+            CarryPrecision::F32 => device.row_digits(),
+            CarryPrecision::Bf16 => RowDigits::Bf16,
+        };
+        Ok(Summing::Cuda { lane: device, staging, home, digits })
+    }
+
     /// [`solve_fitted`], the statistics of the problem's group put on the device by the first who needs them there.
     ///
     /// # Errors
@@ -258,7 +314,7 @@ impl Lane {
     ) -> Result<(Encodings, Solution), SolveError> {
         let Self { cpu, cuda } = self;
         match cuda.as_mut().filter(|_| !is_small(problem.rows, problem.cols)) {
-            Some(CudaLane { device, number, workspace }) => {
+            Some(CudaLane { device, number, workspace, .. }) => {
                 let made = layer
                     .slot(group, 1 + *number)
                     .get_or_make(|| prepare(device, problem, settings, OnDevice::Cuda))?;

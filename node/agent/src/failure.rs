@@ -28,9 +28,9 @@ pub(crate) fn exec(error: ExecError) -> Failure {
     let class = match &error {
         ExecError::NonFinite { .. } => FailureClass::NonFinite,
         ExecError::Storage { .. } => FailureClass::Storage,
+        ExecError::Device(error) => device_class(error),
         ExecError::Damaged { .. } | ExecError::Format { .. } => FailureClass::Damaged,
         ExecError::Internal { .. } | ExecError::Missing { .. } => FailureClass::Internal,
-        ExecError::Device(error) => class_of(error),
         ExecError::Load { reason, .. } | ExecError::Run { reason, .. } if is_shortage(reason) => {
             FailureClass::OutOfMemory
         }
@@ -59,11 +59,16 @@ pub(crate) fn solve(layer: &str, error: &SolveError) -> Failure {
 /// A device that fails is this node's trouble: another may have better luck.
 const DEVICE: FailureClass = FailureClass::Hung;
 
-pub(crate) fn device(layer: &str, error: &DeviceError) -> Failure {
-    Failure::new(class_of(error), format!("layer `{layer}`: {error}"))
+/// Something that was on a device which failed.
+pub(crate) fn lost(message: impl std::fmt::Display) -> Failure {
+    Failure::new(DEVICE, message)
 }
 
-fn class_of(error: &DeviceError) -> FailureClass {
+pub(crate) fn device(layer: &str, error: &DeviceError) -> Failure {
+    Failure::new(device_class(error), format!("layer `{layer}`: {error}"))
+}
+
+fn device_class(error: &DeviceError) -> FailureClass {
     match error {
         DeviceError::OutOfMemory { .. } => FailureClass::OutOfMemory,
         _ => DEVICE,
@@ -77,6 +82,15 @@ pub(crate) fn quant(layer: &str, error: &QuantError) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_short_of_memory_is_told_from_one_that_failed() {
+        let device = String::from("cuda:0");
+        let full = DeviceError::OutOfMemory { device: device.clone(), asked: 8, free: Some(4) };
+        assert_eq!(exec(full.into()).class, FailureClass::OutOfMemory);
+        let lost = DeviceError::Failed { device, reason: "it fell off the bus".into() };
+        assert_eq!(exec(lost.into()).class, DEVICE);
+    }
 
     #[test]
     fn an_engine_short_of_memory_is_told_from_one_that_cannot_run_the_model() {

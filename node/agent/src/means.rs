@@ -38,14 +38,9 @@ impl Job {
         let slot = Arc::clone(lock(&self.problems).entry(id).or_default());
         let problem = slot.get_or_make(|| self.problem(attempt, id).map(Arc::new))?;
         let (layer, solver) = (self.program.layer(id), &self.plan.solver);
-        let mut lane = self.devices.take().map_err(|error| failure::device(&layer.name, &error))?;
-        let solved = problem.solve(id, chunk, rows, layer, solver, &mut lane, attempt);
-        // A lane whose solve failed may have work queued: it ends with the lane. Where memory was short, so do the idle ones.
-        match &solved {
-            Ok(_) => self.devices.give_back(lane),
-            Err(failed) if failed.class == FailureClass::OutOfMemory => self.devices.release(),
-            Err(_) => {}
-        }
+        let solved = self
+            .devices
+            .with(&layer.name, |lane| problem.solve(id, chunk, rows, layer, solver, lane, attempt));
         let (rounding, refine_seconds) = solved?;
         Ok((Done::Solved(Arc::new(rounding)), refine_seconds))
     }

@@ -3,9 +3,11 @@
 //! `Accumulate` leaves a shard's products under its lease; they enter the sums of the stage when the coordinator accepts
 //! them and are dropped otherwise. So the shards that are in a stage's sums are exactly those it counts on, and each
 //! shard is in the sums of one node.
+//! Products and sums are wherever the node's devices keep them (`devices`): a layer's always on the same kind.
 //! Not here: the integers (`exec`), adding nodes (`collective`).
 
 use crate::attempt::Attempt;
+use crate::devices::Lane;
 use crate::failure;
 use crate::job::{Job, lock};
 use crate::replay::LaneShard;
@@ -38,6 +40,8 @@ struct Stage {
     shards: BTreeSet<ShardId>,
     /// `None` where the inputs are not finite.
     uses: BTreeMap<Use, Option<Arc<LayerStatistics>>>,
+    /// Why the sums are worth nothing: a device failed while a shard was added.
+    lost: Option<String>,
 }
 
 struct Pending {
@@ -62,8 +66,11 @@ impl Sums {
         for (one, products) in pending.products {
             let empty = products.as_ref().map(|(statistics, _)| Arc::clone(statistics));
             let kept = stage.uses.entry(one).or_insert(empty);
-            if let (Some(kept), Some((_, products))) = (kept, products) {
-                kept.merge(products);
+            if let (Some(kept), Some((_, products))) = (kept, products)
+                && let Err(error) = kept.merge(products)
+            {
+                tracing::error!(segment = %pending.segment, %error, "sums are lost");
+                stage.lost = Some(error.to_string());
             }
         }
     }
@@ -111,6 +118,9 @@ impl Sums {
                 shards.len()
             ))
         })?;
+        if let Some(reason) = &held.lost {
+            return Err(failure::lost(format!("sums of {stage} are lost: {reason}")));
+        }
         let uses: Option<Vec<_>> =
             held.uses.range((layer, 0)..=(layer, u32::MAX)).map(|(_, one)| one.clone()).collect();
         Ok(uses.unwrap_or_default())
@@ -129,15 +139,19 @@ impl Job {
         let segment = self.program.segment(id.index())?;
         let lane = (self.plan.range_of(id), shard);
         let products = self.at(attempt, lane, id.index() + 1, || {
-            segment.taps.iter().map(|tap| self.products(attempt, lane, tap, peaks)).collect()
+            self.devices.with("statistics", |device| {
+                segment.taps.iter().map(|tap| self.products(attempt, device, lane, tap, peaks)).collect()
+            })
         })?;
         let pending = Pending { segment: id, shard, products };
         lock(&self.sums).pending.insert(attempt.grant.lease.id, pending);
         Ok(Done::Accumulated)
     }
+
     fn products(
         &self,
         attempt: &Attempt<'_>,
+        device: &mut Lane,
         lane: LaneShard,
         tap: &Tap,
         peaks: &[PeakRecord],
@@ -152,8 +166,14 @@ impl Job {
         let differs = self.program.differs(&self.plan, layer);
         let q = differs.then(|| self.tensor(lane, Stream::Quantized, &tap.tensor)).transpose()?;
         let described = self.program.layer(layer);
-        let products = statistics.products(described, &tap.tensor, lane.1.0, &fp, q.as_deref());
-        Ok((one, Some((statistics, products.map_err(failure::exec)?))))
+        let summing = device.summing(described.cols, self.program.carries());
+        let summing = summing.map_err(|error| failure::device(&described.name, &error))?;
+        let products = statistics.products(summing, described, &tap.tensor, lane.1.0, &fp, q.as_deref());
+        let products = products.map_err(|error| match error {
+            ExecError::Device(error) => failure::device(&described.name, &error),
+            other => failure::exec(other),
+        })?;
+        Ok((one, Some((statistics, products))))
     }
 
     /// Empty sums of one use, to be begun with if there are none when the verdict comes: those of now may be dropped until

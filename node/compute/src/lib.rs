@@ -7,6 +7,9 @@
 //!
 //! All results are a function of the arguments and the device's kind ([`Device::describe`]) alone, never of thread count.
 //!
+//! Statistics have no such interface: the CPU's are plain functions ([`cpu::gram_lower`]), a CUDA device's keep their sums on the device
+//! ([`cuda::ShardGrams`], [`cuda::CudaSums`]); `exec` puts both under one set of rules.
+//!
 //! Not here: schedules, optimiser loops, guards (`solver`); running models (`exec`); choosing encodings (`quant`).
 
 pub mod activation;

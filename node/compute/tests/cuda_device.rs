@@ -6,13 +6,10 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![expect(clippy::print_stdout, reason = "says why a test was skipped")]
 
-#[path = "shim/host.rs"]
-mod host;
+mod device;
 
-use std::path::PathBuf;
-use std::sync::OnceLock;
-
-use halfstep_compute::cuda::{Cuda, CudaBuffer, Precision, open_libraries};
+use device::cuda;
+use halfstep_compute::cuda::{Cuda, CudaBuffer};
 use halfstep_compute::random::Stream;
 use halfstep_compute::{
     Activation, Cpu, CpuBuffer, Device, DeviceError, MatMut, MatRef, PlaneBuffers, Product, RefineShape,
@@ -33,26 +30,6 @@ fn rough_tolerance(k: usize) -> f32 {
 const STEP_TOLERANCE: f32 = 2e-5;
 /// Activations are within 1e-6 of the exact ones on both sides, relative to the argument.
 const ACTIVATION_TOLERANCE: f32 = 4e-6;
-
-/// A lane of the first device, or why there is none.
-fn cuda() -> Option<Cuda> {
-    static OPENED: OnceLock<Result<Cuda, String>> = OnceLock::new();
-    let opened = OPENED.get_or_init(|| {
-        let folders = std::env::var_os("HALFSTEP_CUDA_LIBRARIES").unwrap_or_default();
-        let folders: Vec<PathBuf> =
-            std::env::split_paths(&folders).filter(|p| !p.as_os_str().is_empty()).collect();
-        host::device_or_host()?;
-        open_libraries(&folders).map_err(|error| error.to_string())?;
-        Cuda::open(0, Precision::Tf32).map_err(|error| error.to_string())
-    });
-    match opened {
-        Ok(device) => Some(device.lane().expect("a second lane of a device that opened")),
-        Err(reason) => {
-            println!("SKIPPED: {reason}");
-            None
-        }
-    }
-}
 
 fn uniform(stream: &mut Stream, len: usize) -> Vec<f32> {
     (0..len).map(|_| stream.unit_f32() * 2.0 - 1.0).collect()

@@ -13,6 +13,9 @@ pub enum ExecError {
     /// The model, or a part cut out of it.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The device that runs the model or sums products.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The geometry of a convolution.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
@@ -114,9 +117,6 @@ pub enum ExecError {
         /// What is wrong, expected and actual.
         problem: String,
     },
-    /// The device that runs the model.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
     /// A broken promise between the parts of Halfstep.
     #[error("internal: {0}")]
     Internal(String),

@@ -196,10 +196,15 @@ pub(crate) fn check_f32(k: usize, part: Part, exponent: i32, matrix: &[f32]) -> 
             worst = if scaled <= worst { worst } else { scaled };
         }
     }
-    if worst <= power_of_two(62) {
-        return Ok(());
-    }
-    Err(ExecError::Internal(format!("fixed-point sum: an entry of {worst:e} units, expected at most 2^62")))
+    if worst <= UNITS_MAX { Ok(()) } else { Err(too_large(worst)) }
+}
+
+/// The largest magnitude, in units of the fixed point, that may be added: 2^62.
+pub(crate) const UNITS_MAX: f64 = (1u64 << 62) as f64;
+
+/// A broken bound.
+pub(crate) fn too_large(worst: f64) -> ExecError {
+    ExecError::Internal(format!("fixed-point sum: an entry of {worst:e} units, expected at most 2^62"))
 }
 
 /// To the nearest integer. The sums' bits below 2^-11 of an f32 entry are zeros anyway, so ties are of no account.

@@ -12,6 +12,7 @@ mod engine;
 mod error;
 mod fixed_gram;
 mod ort_engine;
+mod products;
 mod rten_engine;
 mod rten_repair;
 mod slice;
@@ -26,6 +27,7 @@ pub use engine::{Engine, Session};
 pub use error::ExecError;
 pub use fixed_gram::{FixedGram, Part, exponent};
 pub use ort_engine::OrtEngine;
+pub use products::Summing;
 pub use rten_engine::RtenEngine;
 pub use slice::{MeanSlice, SumSlice, UseSlice, assemble};
 pub use slice_wire::{

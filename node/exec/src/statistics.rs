@@ -4,14 +4,15 @@
 //! order from anywhere and give the same bits. The exponents follow from peaks that all shards have agreed on.
 //! A shard's products are a value of their own until they are merged, so that whoever keeps the sums can wait for leave.
 //! Merging a shard again changes nothing: a retried task cannot count its data twice.
-//! Not here: who agrees on peaks (`work`), the integers (`fixed_gram`), sums on their way to means (`slice`), damping
-//! (`solver`).
+//! Not here: who agrees on peaks (`work`), where sums are computed and kept (`products`), the integers (`fixed_gram`), sums on
+//! their way to means (`slice`), damping (`solver`).
 
 use crate::error::ExecError;
-use crate::fixed_gram::{FixedGram, Part, check_f32, exponent};
+use crate::fixed_gram::{Part, exponent};
+use crate::products::{Adding, Form, Kept, Products, Summing};
 use crate::slice::{SumSlice, UseSlice, assemble};
 use crate::unfold::{Unfolder, floats};
-use halfstep_compute::{cpu, random};
+use halfstep_compute::random;
 use halfstep_model::{Layer, Tensor};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -74,12 +75,10 @@ pub type ShardSamples = Vec<SampleRows>;
 /// Statistics of one use of one layer, over the shards this node has seen.
 #[derive(Debug)]
 pub struct LayerStatistics {
-    cols: usize,
-    groups: usize,
+    form: Form,
     layer_key: u64,
     sampling: Sampling,
     positions: u64,
-    exponents: Exponents,
     sums: Mutex<Sums>,
 }
 
@@ -94,17 +93,9 @@ pub struct Exponents {
 
 #[derive(Debug, Default)]
 struct Sums {
-    /// Made with the first shard.
-    groups: Vec<GroupSums>,
+    kept: Kept,
     /// Of every shard that is in; by shard, so that the order never depends on timing.
     samples: BTreeMap<u32, ShardSamples>,
-}
-
-#[derive(Debug, Clone)]
-struct GroupSums {
-    h: FixedGram,
-    /// Cross and target Gram; absent when both streams are the same.
-    cross: Option<(FixedGram, FixedGram)>,
 }
 
 /// Positions of `0..total` that enter the statistics: an even spread whose phase differs by shard.
@@ -150,15 +141,14 @@ impl LayerStatistics {
             true => None,
             false => Some((exponent(peak_fp, peak_q)?, exponent(peak_fp, peak_fp)?)),
         };
-        let exponents = Exponents { h, cross };
-        let (cols, groups) = (layer.cols, layer.groups);
-        Ok(Self { cols, groups, layer_key, sampling, positions, exponents, sums: Mutex::default() })
+        let form = Form { cols: layer.cols, groups: layer.groups, exponents: Exponents { h, cross } };
+        Ok(Self { form, layer_key, sampling, positions, sums: Mutex::default() })
     }
 
     /// Adds one shard. `q` is `None` when both streams are the same. A shard that is already in is left out.
     ///
     /// # Errors
-    /// As [`Self::products`].
+    /// As [`Self::products`] and [`Self::merge`].
     pub fn accumulate(
         &self,
         layer: &Layer,
@@ -167,16 +157,16 @@ impl LayerStatistics {
         fp: &Tensor,
         q: Option<&Tensor>,
     ) -> Result<(), ExecError> {
-        self.merge(self.products(layer, input, shard, fp, q)?);
-        Ok(())
+        self.merge(self.products(Summing::Cpu, layer, input, shard, fp, q)?)
     }
 
     /// One shard's sums, not added to anything. `q` is `None` when both streams are the same.
     ///
     /// # Errors
-    /// `Tensor` if an input does not fit the layer; `Internal` if an entry exceeds what was agreed on.
+    /// `Tensor` if an input does not fit the layer; `Internal` if an entry exceeds what was agreed on; `Device`.
     pub fn products(
         &self,
+        summing: Summing<'_>,
         layer: &Layer,
         input: &str,
         shard: u32,
@@ -184,7 +174,7 @@ impl LayerStatistics {
         q: Option<&Tensor>,
     ) -> Result<ShardProducts, ExecError> {
         let inputs = Inputs::new(layer, input, fp, q)?;
-        let both = self.exponents.cross.is_some();
+        let both = self.form.exponents.cross.is_some();
         if inputs.q.is_some() != both {
             return Err(ExecError::Internal(format!(
                 "layer `{}`: its streams part in some shards only",
@@ -196,81 +186,41 @@ impl LayerStatistics {
             false => None,
         };
         let rows = Rows { total: inputs.unfolder.positions(), chosen: positions.as_deref() };
-        let mut scratch = Scratch::new(self.cols, both);
-        let mut products = ShardProducts::new(shard, self.cols, layer.groups, both);
-        for group in 0..layer.groups {
-            products.sum_group(&inputs, &rows, group, &mut scratch)?;
+        let mut adding = Adding::new(self.form, summing, rows.len())?;
+        let mut scratch = Scratch::new(self.form.cols, both);
+        for group in 0..self.form.groups {
+            add_group(&mut adding, &inputs, &rows, group, &mut scratch)?;
         }
-        products.samples = self.samples(&inputs, &rows, layer.groups, shard)?;
-        self.check(&products)?;
-        Ok(products)
+        let products = adding.finish()?;
+        Ok(ShardProducts { shard, products, samples: self.samples(&inputs, &rows, layer.groups, shard)? })
     }
 
-    fn check(&self, products: &ShardProducts) -> Result<(), ExecError> {
-        let square = (self.cols * self.cols).max(1);
-        let all = |matrices: &[f32], part, exponent| {
-            matrices.chunks(square).try_for_each(|one| check_f32(self.cols, part, exponent, one))
-        };
-        all(&products.h, Part::Lower, self.exponents.h)?;
-        if let Some((c, g)) = self.exponents.cross {
-            all(&products.c, Part::Full, c)?;
-            all(&products.g, Part::Lower, g)?;
-        }
-        Ok(())
-    }
-
-    /// Adds what [`Self::products`] of this very object gave. A shard that is already in is left out.
-    pub fn merge(&self, products: ShardProducts) {
+    /// Adds what [`Self::products`] of this very object, or of another of the same form, gave. A shard that is already in is
+    /// left out.
+    ///
+    /// # Errors
+    /// `Device`: then the sums are worth nothing.
+    pub fn merge(&self, products: ShardProducts) -> Result<(), ExecError> {
         let mut sums = self.lock();
         if sums.samples.contains_key(&products.shard) {
-            return;
+            return Ok(());
         }
-        if sums.groups.is_empty() {
-            sums.groups = self.zeros();
-        }
-        let square = self.cols * self.cols;
-        for (group, sums) in sums.groups.iter_mut().enumerate() {
-            let at = group * square..(group + 1) * square;
-            sums.h.add_checked(&products.h[at.clone()]);
-            if let Some((c, g)) = &mut sums.cross {
-                c.add_checked(&products.c[at.clone()]);
-                g.add_checked(&products.g[at]);
-            }
-        }
+        sums.kept.add(self.form, &products.products)?;
         sums.samples.insert(products.shard, products.samples);
-    }
-
-    fn zeros(&self) -> Vec<GroupSums> {
-        let gram = |part, exponent| FixedGram::new(self.cols, part, exponent);
-        let Exponents { h, cross } = self.exponents;
-        let cross = cross.map(|(c, g)| (gram(Part::Full, c), gram(Part::Lower, g)));
-        vec![GroupSums { h: gram(Part::Lower, h), cross }; self.groups]
+        Ok(())
     }
 
     /// The sums of some rows: `rows` counts the rows of all groups' matrices, one after the other.
     ///
     /// # Errors
-    /// `Internal` if there are no such rows.
+    /// `Internal` if there are no such rows; `Device`.
     pub fn slice(&self, rows: Range<usize>) -> Result<UseSlice, ExecError> {
-        let total = self.cols * self.groups;
+        let total = self.form.cols * self.form.groups;
         if rows.start > rows.end || rows.end > total {
             return Err(ExecError::Internal(format!("rows {rows:?} of {total} were asked for")));
         }
-        let sums = self.lock();
-        let zeros = if sums.groups.is_empty() { self.zeros() } else { Vec::new() };
-        let groups = if sums.groups.is_empty() { &zeros } else { &sums.groups };
-        let mut integers = Vec::new();
-        let mut all = |pick: &dyn Fn(&GroupSums) -> Option<&FixedGram>| {
-            for row in rows.clone() {
-                if let Some(gram) = pick(&groups[row / self.cols]) {
-                    integers.extend_from_slice(gram.row(row % self.cols));
-                }
-            }
-        };
-        all(&|group| Some(&group.h));
-        all(&|group| group.cross.as_ref().map(|(c, _)| c));
-        all(&|group| group.cross.as_ref().map(|(_, g)| g));
-        Ok(UseSlice { positions: self.positions, exponents: self.exponents, sums: integers })
+        let sums = self.lock().kept.rows(self.form, rows)?;
+        Ok(UseSlice { positions: self.positions, exponents: self.form.exponents, sums })
     }
 
     /// The kept sample rows of the shards that are in.
@@ -295,7 +245,7 @@ impl LayerStatistics {
         let chosen = stratified(&mut draw, rows.len(), self.sampling.keep_per_shard);
         let chosen: Vec<usize> = chosen.into_iter().map(|row| rows.position(row)).collect();
         let gather = |x: &[f32], group| {
-            let mut out = vec![0.0; chosen.len() * self.cols];
+            let mut out = vec![0.0; chosen.len() * self.form.cols];
             inputs.unfolder.gather(x, group, &chosen, &mut out).map(|()| out)
         };
         (0..groups)
@@ -314,9 +264,10 @@ impl LayerStatistics {
 
     /// Bytes of the sums, once there is a shard.
     pub fn bytes(&self) -> usize {
-        let lower = Part::Lower.entries_of(0..self.cols, self.cols);
-        let cross = if self.exponents.cross.is_some() { lower + self.cols * self.cols } else { 0 };
-        (lower + cross) * self.groups * size_of::<i64>()
+        let Form { cols, groups, exponents } = self.form;
+        let lower = Part::Lower.entries_of(0..cols, cols);
+        let cross = if exponents.cross.is_some() { lower + cols * cols } else { 0 };
+        (lower + cross) * groups * size_of::<i64>()
     }
 
     fn lock(&self) -> MutexGuard<'_, Sums> {
@@ -376,48 +327,31 @@ impl Rows<'_> {
     }
 }
 
-/// One shard's sums in f32, groups one after the other, and its sample rows.
+/// One shard's products, which belong to no sums yet, and its sample rows.
 #[derive(Debug)]
 pub struct ShardProducts {
     shard: u32,
-    cols: usize,
-    h: Vec<f32>,
-    c: Vec<f32>,
-    g: Vec<f32>,
+    products: Products,
     samples: ShardSamples,
 }
 
-impl ShardProducts {
-    fn new(shard: u32, cols: usize, groups: usize, both: bool) -> Self {
-        let len = cols * cols * groups;
-        let other = || if both { vec![0.0; len] } else { Vec::new() };
-        Self { shard, cols, h: vec![0.0; len], c: other(), g: other(), samples: Vec::new() }
+fn add_group(
+    adding: &mut Adding<'_>,
+    inputs: &Inputs<'_>,
+    rows: &Rows<'_>,
+    group: usize,
+    scratch: &mut Scratch,
+) -> Result<(), ExecError> {
+    for start in (0..rows.len()).step_by(scratch.rows) {
+        let block = start..rows.len().min(start + scratch.rows);
+        let x = unfolded(inputs, inputs.fp, rows, group, block.clone(), scratch.cols, &mut scratch.x_fp)?;
+        let q = inputs
+            .q
+            .map(|q| unfolded(inputs, q, rows, group, block, scratch.cols, &mut scratch.x_q))
+            .transpose()?;
+        adding.add(x, q)?;
     }
-
-    fn sum_group(
-        &mut self,
-        inputs: &Inputs<'_>,
-        rows: &Rows<'_>,
-        group: usize,
-        scratch: &mut Scratch,
-    ) -> Result<(), ExecError> {
-        let k = self.cols;
-        let at = group * k * k..(group + 1) * k * k;
-        for start in (0..rows.len()).step_by(scratch.rows) {
-            let block = start..rows.len().min(start + scratch.rows);
-            let n = block.len();
-            let x = unfolded(inputs, inputs.fp, rows, group, block.clone(), &mut scratch.x_fp)?;
-            let Some(q) = inputs.q else {
-                cpu::gram_lower(x, n, k, &mut self.h[at.clone()]);
-                continue;
-            };
-            let x_q = unfolded(inputs, q, rows, group, block, &mut scratch.x_q)?;
-            cpu::gram_lower(x_q, n, k, &mut self.h[at.clone()]);
-            cpu::cross_gram(x, x_q, n, k, &mut self.c[at.clone()]);
-            cpu::gram_lower(x, n, k, &mut self.g[at.clone()]);
-        }
-        Ok(())
-    }
+    adding.end_group()
 }
 
 /// A block of rows: borrowed where the tensor already is the matrix.
@@ -426,9 +360,11 @@ fn unfolded<'a>(
     x: &'a [f32],
     rows: &Rows<'_>,
     group: usize,
-    block: std::ops::Range<usize>,
+    block: Range<usize>,
+    cols: usize,
     scratch: &'a mut [f32],
 ) -> Result<&'a [f32], ExecError> {
+    let len = block.len() * cols;
     match rows.chosen {
         Some(chosen) => inputs.unfolder.gather(x, group, &chosen[block], scratch)?,
         None => match inputs.unfolder.borrow(x, block.clone()) {
@@ -436,11 +372,12 @@ fn unfolded<'a>(
             None => inputs.unfolder.block(x, group, block, scratch)?,
         },
     }
-    Ok(scratch)
+    Ok(&scratch[..len])
 }
 
 struct Scratch {
     rows: usize,
+    cols: usize,
     x_fp: Vec<f32>,
     x_q: Vec<f32>,
 }
@@ -449,7 +386,7 @@ impl Scratch {
     fn new(cols: usize, both: bool) -> Self {
         let rows = (BLOCK_ELEMENTS / cols.max(1)).clamp(BLOCK_ROWS_MIN, BLOCK_ROWS_MAX);
         let x_q = if both { vec![0.0; rows * cols] } else { Vec::new() };
-        Self { rows, x_fp: vec![0.0; rows * cols], x_q }
+        Self { rows, cols, x_fp: vec![0.0; rows * cols], x_q }
     }
 }
 
@@ -459,10 +396,11 @@ impl Scratch {
 /// `Internal` if the uses are not of one form.
 pub fn means(uses: &[Arc<LayerStatistics>]) -> Result<Vec<GroupMeans>, ExecError> {
     let Some(first) = uses.first() else { return Ok(Vec::new()) };
-    let rows = 0..first.cols * first.groups;
+    let Form { cols, groups, .. } = first.form;
+    let rows = 0..cols * groups;
     let slices: Result<Vec<UseSlice>, ExecError> = uses.iter().map(|one| one.slice(rows.clone())).collect();
-    let slice = SumSlice { cols: first.cols, rows, uses: slices? }.means()?;
-    let mut groups = assemble(first.cols, first.groups, &[Arc::new(slice)])?;
+    let slice = SumSlice { cols, rows, uses: slices? }.means()?;
+    let mut groups = assemble(cols, groups, &[Arc::new(slice)])?;
     let kept: Vec<_> = uses.iter().map(|one| one.kept()).collect();
     add_samples(&mut groups, &kept);
     Ok(groups)

@@ -51,7 +51,7 @@ fn node(shards: &[u32], differs: bool) -> LayerStatistics {
     for shard in shards {
         let (fp, q) = (data(*shard, 0), data(*shard, 1));
         let fed = if differs { (&fp, Some(&q)) } else { (&q, None) };
-        sums.merge(sums.products(&layer(), "x", *shard, fed.0, fed.1).unwrap());
+        sums.accumulate(&layer(), "x", *shard, fed.0, fed.1).unwrap();
     }
     sums
 }

@@ -13,7 +13,7 @@
 pub mod coordinator;
 
 use bytes::Bytes;
-use halfstep_agent::{CountingEngine, LocalNode, NodeCounts, NodeOptions, RtenEngine};
+use halfstep_agent::{CountingEngine, Devices, LocalNode, NodeCounts, NodeOptions, RtenEngine};
 use halfstep_model::onnx::tensor_shape_proto::{Dimension, dimension};
 use halfstep_model::onnx::{
     AttributeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
@@ -428,6 +428,8 @@ pub struct Fleet {
     /// Once in how many tasks no carry is offered; 0 for never.
     pub withhold_once_in: usize,
     pub memory_budget: usize,
+    /// Opened by every node for itself.
+    devices: fn() -> Devices,
     peaks: BTreeMap<(SegmentId, ShardId), Vec<PeakRecord>>,
     /// Whose sums have a shard of a stage.
     owners: BTreeMap<(SegmentId, ShardId), NodeId>,
@@ -439,6 +441,10 @@ pub struct Fleet {
 
 impl Fleet {
     pub fn new(setup: Setup, nodes: usize, seed: u64) -> Self {
+        Self::on(Devices::cpu, setup, nodes, seed)
+    }
+
+    pub fn on(devices: fn() -> Devices, setup: Setup, nodes: usize, seed: u64) -> Self {
         let setup = Arc::new(setup);
         let source = Arc::new(TestSource {
             setup: Arc::clone(&setup),
@@ -455,6 +461,7 @@ impl Fleet {
             drop_once_in: 0,
             withhold_once_in: 0,
             memory_budget: 1 << 20,
+            devices,
             peaks: BTreeMap::new(),
             owners: BTreeMap::new(),
             means: BTreeMap::new(),
@@ -470,7 +477,7 @@ impl Fleet {
         let (engine, counts) = CountingEngine::new(RtenEngine::default());
         let spill_dir = self.spill.path().to_path_buf();
         let options = NodeOptions { threads: 1, memory_budget: self.memory_budget, spill_dir };
-        let node = LocalNode::new(Box::new(engine), options);
+        let node = LocalNode::new(Box::new(engine), options).solving_on((self.devices)());
         node.open(Arc::clone(&self.setup.plan), Arc::clone(&self.source) as Arc<dyn Source>).unwrap();
         self.counts.push(counts);
         self.source.nodes.write().unwrap().insert(NodeId(self.next_node), Arc::new(node));

@@ -7,11 +7,14 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::cublas::result::{CublasError, create_handle, destroy_handle, gemm_ex, set_stream};
+use cudarc::cublas::result::{
+    CublasError, create_handle, destroy_handle, gemm_ex, gemm_strided_batched_ex, set_stream,
+};
 use cudarc::cublas::sys;
 use cudarc::driver::CudaStream;
 
 use super::column_major::{ColumnMajor, Factor};
+use super::triangle::Squares;
 
 /// Bytes that cuBLAS takes for itself per handle, at most.
 pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
@@ -23,6 +26,49 @@ pub(super) enum Digits {
     Full,
     /// TF32: 11 bits, the sums still in f32.
     Rough,
+}
+
+/// What rows are made of on the device and how they are multiplied. Sums are f32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowDigits {
+    /// f32, all bits multiplied.
+    F32,
+    /// f32, read as TF32 (11 bits): what is summed are the exact products of numbers next to those given.
+    Tf32,
+    /// bfloat16: products of two are exact in f32.
+    Bf16,
+}
+
+impl RowDigits {
+    /// Bytes of a number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 | Self::Tf32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
+    fn compute(self) -> sys::cublasComputeType_t {
+        match self {
+            Self::F32 | Self::Bf16 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            Self::Tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+        }
+    }
+
+    fn kind(self) -> sys::cudaDataType {
+        match self {
+            Self::F32 | Self::Tf32 => sys::cudaDataType::CUDA_R_32F,
+            Self::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+        }
+    }
+}
+
+/// Rows whose columns are multiplied with each other, as cuBLAS counts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowShape {
+    pub(super) rows: i32,
+    pub(super) cols: i32,
+    pub(super) digits: RowDigits,
 }
 
 /// A handle bound to a stream.
@@ -104,6 +150,58 @@ impl Blas {
                 f32_kind,
                 args.leading,
                 compute,
+                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        }
+    }
+
+    /// `out = x^T y + beta * out` where `squares` says, in our order; `x`, `y`: `[rows, cols]`, `out`: `[cols, cols]` of f32.
+    /// No dimension is 0.
+    ///
+    /// # Safety
+    /// As [`Self::product`]; the squares lie within `cols` columns.
+    pub(super) unsafe fn row_products(
+        &self,
+        shape: RowShape,
+        squares: Squares,
+        (x, y): (u64, u64),
+        beta: f32,
+        out: u64,
+    ) -> Result<(), CublasError> {
+        let RowShape { rows, cols, digits } = shape;
+        let (width, side) = (cols.unsigned_abs() as usize, squares.side as i32);
+        let address = |base: u64, elements: usize, bytes: usize| base + (elements * bytes) as u64;
+        let (left, right) =
+            (address(x, squares.left, digits.bytes()), address(y, squares.right, digits.bytes()));
+        let out = address(out, squares.start(width), size_of::<f32>());
+        let (plain, transposed) = (sys::cublasOperation_t::CUBLAS_OP_N, sys::cublasOperation_t::CUBLAS_OP_T);
+        let (alpha, step) = (1f32, squares.side as i64);
+        // Column by column the result is its transpose, `y^T x`, and both factors are theirs, `[cols, rows]`.
+        // SAFETY: the caller's promise; alpha and beta live until the call returns, which has read them by then.
+        unsafe {
+            gemm_strided_batched_ex(
+                self.handle,
+                plain,
+                transposed,
+                side,
+                side,
+                rows,
+                (&raw const alpha).cast(),
+                right as *const c_void,
+                digits.kind(),
+                cols,
+                step,
+                left as *const c_void,
+                digits.kind(),
+                cols,
+                step,
+                (&raw const beta).cast(),
+                out as *mut c_void,
+                sys::cudaDataType::CUDA_R_32F,
+                cols,
+                squares.stride(width) as i64,
+                squares.count as i32,
+                digits.compute(),
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         }

@@ -17,7 +17,7 @@ use cudarc::driver::{
     result,
 };
 
-use super::blas::{Blas, Digits, WORKSPACE_BYTES};
+use super::blas::{Blas, Digits, RowDigits, WORKSPACE_BYTES};
 use super::column_major::{ColumnMajor, int, leading};
 use super::error::Subject;
 use super::kernels::{self, Launch, PlaneState, RefineState, Size, StepState, Value};
@@ -33,7 +33,7 @@ use crate::device::{
 };
 use crate::shape::{self, area, length, span};
 
-/// How the factors of products that only steer a search are read; all others take all bits.
+/// How the factors of products that only steer a search, and the rows of statistics, are read; all others take all bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
     /// TF32: 11 bits, several times faster.
@@ -72,24 +72,37 @@ struct Scratch {
 pub struct Cuda {
     pub(super) opened: Arc<Opened>,
     pub(super) stream: Arc<CudaStream>,
-    blas: Blas,
+    pub(super) blas: Blas,
     lane: u64,
     scratch: Mutex<Scratch>,
 }
 
 /// An array on a device.
-pub struct CudaBuffer {
+pub struct CudaBuffer<T = f32> {
     /// One element more than nothing: there are no empty allocations.
-    pub(super) slice: CudaSlice<f32>,
+    pub(super) slice: CudaSlice<T>,
     pub(super) len: usize,
     lane: u64,
     /// Complete, and read-only from then on, so that lanes need no order among each other.
     shared: bool,
 }
 
-impl std::fmt::Debug for CudaBuffer {
+impl<T> Drop for CudaBuffer<T> {
+    fn drop(&mut self) {
+        // The array is freed right after, by whatever thread this is. One that cannot have the context frees nothing.
+        let _ = self.slice.context().bind_to_thread();
+    }
+}
+
+impl<T> std::fmt::Debug for CudaBuffer<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CudaBuffer").field("len", &self.len).field("lane", &self.lane).finish()
+    }
+}
+
+impl std::fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cuda").field("device", &self.opened.label).field("lane", &self.lane).finish()
     }
 }
 
@@ -157,6 +170,14 @@ impl Cuda {
         self.opened.context.mem_get_info().map_err(|error| self.opened.subject(0).driver(error))
     }
 
+    /// How rows of any f32 are multiplied for statistics: as the factors of gradients are.
+    pub fn row_digits(&self) -> RowDigits {
+        match self.opened.precision {
+            Precision::Tf32 => RowDigits::Tf32,
+            Precision::F32 => RowDigits::F32,
+        }
+    }
+
     /// Copies the whole of `from` to the start of `to`.
     ///
     /// # Errors
@@ -189,7 +210,7 @@ impl Cuda {
     }
 
     /// Refuses buffers of other lanes, whose uses nothing would order, unless they are shared ones of this device.
-    fn own(&self, operand: &'static str, buffer: &CudaBuffer) -> Result<(), DeviceError> {
+    fn own<T>(&self, operand: &'static str, buffer: &CudaBuffer<T>) -> Result<(), DeviceError> {
         let same_device = buffer.slice.ordinal() == self.opened.context.ordinal();
         if buffer.lane == self.lane || (buffer.shared && same_device) {
             return Ok(());
@@ -200,10 +221,10 @@ impl Cuda {
     }
 
     /// The address of the first of at least `len` elements.
-    pub(super) fn read(
+    pub(super) fn read<T>(
         &self,
         operand: &'static str,
-        buffer: &CudaBuffer,
+        buffer: &CudaBuffer<T>,
         len: usize,
     ) -> Result<u64, DeviceError> {
         self.own(operand, buffer)?;
@@ -211,10 +232,10 @@ impl Cuda {
         Ok(buffer.slice.device_ptr(&self.stream).0)
     }
 
-    pub(super) fn written(
+    pub(super) fn written<T>(
         &self,
         operand: &'static str,
-        buffer: &mut CudaBuffer,
+        buffer: &mut CudaBuffer<T>,
         len: usize,
     ) -> Result<u64, DeviceError> {
         if buffer.shared {
@@ -240,8 +261,8 @@ impl Cuda {
     }
 
     /// Memory for at least one element, contents unknown.
-    pub(super) fn allocate(&self, len: usize) -> Result<CudaBuffer, DeviceError> {
-        let asked = len.saturating_mul(size_of::<f32>());
+    pub(super) fn allocate<T: DeviceRepr>(&self, len: usize) -> Result<CudaBuffer<T>, DeviceError> {
+        let asked = len.saturating_mul(size_of::<T>());
         let full = || DeviceError::OutOfMemory {
             device: self.opened.label.clone(),
             asked,
@@ -251,7 +272,7 @@ impl Cuda {
             return Err(full());
         }
         // SAFETY: whoever calls this fills it before it is read.
-        let allocate = || unsafe { self.stream.alloc::<f32>(len.max(1)) };
+        let allocate = || unsafe { self.stream.alloc::<T>(len.max(1)) };
         let slice = allocate().or_else(|_| {
             // Memory freed on a stream comes back when the stream gets there.
             self.opened.context.synchronize()?;
@@ -281,6 +302,7 @@ impl Cuda {
             *pointer = match value {
                 Value::U32(value) => std::ptr::from_mut(value).cast(),
                 Value::F32(value) => std::ptr::from_mut(value).cast(),
+                Value::F64(value) => std::ptr::from_mut(value).cast(),
                 Value::U64(value) | Value::Read(value) | Value::Write(value) => {
                     std::ptr::from_mut(value).cast()
                 }

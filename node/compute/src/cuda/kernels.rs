@@ -30,7 +30,7 @@ macro_rules! file {
 }
 
 /// All files that [`Kernel`]s are in.
-pub(super) const FILES: [File; 10] = [
+pub(super) const FILES: [File; 11] = [
     file!("step.cu"),
     file!("refine.cu"),
     file!("rows.cu"),
@@ -41,6 +41,7 @@ pub(super) const FILES: [File; 10] = [
     file!("experts.cu"),
     file!("elementwise.cu"),
     file!("plane.cu"),
+    file!("statistics.cu"),
 ];
 
 /// The kernels that a device needs.
@@ -71,11 +72,14 @@ pub(super) enum Kernel {
     FactorBlock,
     PlaneBlock,
     GatherColumns,
+    FixedWorst,
+    FixedAdd,
+    MaxU64,
 }
 
 impl Kernel {
     /// In the order of their numbers.
-    pub(super) const ALL: [Self; 24] = [
+    pub(super) const ALL: [Self; 27] = [
         Self::StepDifference,
         Self::StepGiven,
         Self::RefineBlock,
@@ -100,6 +104,9 @@ impl Kernel {
         Self::FactorBlock,
         Self::PlaneBlock,
         Self::GatherColumns,
+        Self::FixedWorst,
+        Self::FixedAdd,
+        Self::MaxU64,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -128,6 +135,9 @@ impl Kernel {
             Self::FactorBlock => "factor_block",
             Self::PlaneBlock => "plane_block",
             Self::GatherColumns => "gather_columns",
+            Self::FixedWorst => "fixed_worst",
+            Self::FixedAdd => "fixed_add",
+            Self::MaxU64 => "max_u64",
         }
     }
 
@@ -144,6 +154,7 @@ impl Kernel {
             Self::Route | Self::Chosen | Self::Combine => FILES[7],
             Self::Embed | Self::Add | Self::Softcap => FILES[8],
             Self::FactorBlock | Self::PlaneBlock | Self::GatherColumns => FILES[9],
+            Self::FixedWorst | Self::FixedAdd | Self::MaxU64 => FILES[10],
         }
     }
 }
@@ -171,6 +182,7 @@ pub(super) enum Value {
     U32(u32),
     U64(u64),
     F32(f32),
+    F64(f64),
     /// Of an array that is read.
     Read(u64),
     /// Of an array that is written.
@@ -527,6 +539,66 @@ pub(super) fn gather_columns(
     }
 }
 
+/// Which entries of which matrix meet the fixed point, and its factor.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kept {
+    /// Side of the matrix.
+    pub(super) k: u32,
+    /// The lower triangle alone.
+    pub(super) lower: bool,
+    /// `2^exponent`.
+    pub(super) factor: f64,
+}
+
+impl Kept {
+    fn arguments(self) -> [Argument; 3] {
+        [
+            ("k", Value::U32(self.k)),
+            ("lower", Value::U32(u32::from(self.lower))),
+            ("factor", Value::F64(self.factor)),
+        ]
+    }
+}
+
+/// Blocks of [`fixed_worst`], and so the length of its result.
+pub(super) fn worst_blocks(size: Size, k: u32) -> u32 {
+    at_most(k as usize, 32 * size.multiprocessors)
+}
+
+pub(super) fn fixed_worst(size: Size, kept: Kept, matrix: u64, partial: u64) -> Launch<5> {
+    let [k, lower, factor] = kept.arguments();
+    Launch {
+        kernel: Kernel::FixedWorst,
+        grid: (worst_blocks(size, kept.k), 1),
+        block: (THREADS, 1),
+        arguments: [k, lower, factor, ("matrix", Value::Read(matrix)), ("partial", Value::Write(partial))],
+    }
+}
+
+pub(super) fn fixed_add(size: Size, kept: Kept, matrix: u64, sums: u64) -> Launch<5> {
+    let (grid, block) = size.rows(kept.k, kept.k);
+    let [k, lower, factor] = kept.arguments();
+    Launch {
+        kernel: Kernel::FixedAdd,
+        grid,
+        block,
+        arguments: [k, lower, factor, ("matrix", Value::Read(matrix)), ("sums", Value::Write(sums))],
+    }
+}
+
+pub(super) fn max_u64(count: u32, values: u64, out: u64) -> Launch<3> {
+    Launch {
+        kernel: Kernel::MaxU64,
+        grid: (1, 1),
+        block: (THREADS, 1),
+        arguments: [
+            ("count", Value::U32(count)),
+            ("values", Value::Read(values)),
+            ("out", Value::Write(out)),
+        ],
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -563,8 +635,9 @@ mod tests {
                 Value::U32(_) => &["u32"],
                 Value::U64(_) => &["u64"],
                 Value::F32(_) => &["float"],
-                Value::Read(_) => &["const float*", "const u32*"],
-                Value::Write(_) => &["float*", "u32*", "u64*"],
+                Value::F64(_) => &["double"],
+                Value::Read(_) => &["const float*", "const u32*", "const u64*"],
+                Value::Write(_) => &["float*", "u32*", "u64*", "i64*"],
             };
             assert!(
                 expected.contains(&kind.as_str()),
@@ -591,6 +664,10 @@ mod tests {
         let plane = PlaneState { factor: 1, low: 2, delta: 3, offset: 4, up: 5, errors: 6 };
         check(plane_block(SIZE, 3, (100, 64, 36), plane));
         check(gather_columns(SIZE, 3, 5, 1, 2, 3));
+        let kept = Kept { k: 3, lower: true, factor: 4.0 };
+        check(fixed_worst(SIZE, kept, 1, 2));
+        check(fixed_add(SIZE, kept, 1, 2));
+        check(max_u64(3, 1, 2));
     }
 
     #[test]
@@ -611,5 +688,6 @@ mod tests {
         assert_eq!(SIZE.rows(u32::MAX, 1), ((128, 1), NARROW));
         assert_eq!(SIZE.warps(9), (2, 1));
         assert_eq!(mirror_lower(33, 0).grid, (2, 2));
+        assert_eq!((worst_blocks(SIZE, 1), worst_blocks(SIZE, u32::MAX)), (1, 128));
     }
 }

@@ -1,0 +1,86 @@
+//! A CUDA device for tests: the first of this machine, else one that the host pretends to be (`../fake/cuda.cpp`).
+//!
+//! The pretended one runs the product's whole path: its look-ups, arguments, order of work, kernels and errors; it is slow, and
+//! says nothing of speed or of the hardware's rounding. `HALFSTEP_TEST_DEVICE=cuda` keeps to real ones.
+
+#![allow(dead_code, unreachable_pub, reason = "a module of tests, of which each file uses a part")]
+#![expect(unsafe_code, reason = "loads a library built here")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use halfstep_compute::cuda::{Cuda, Precision, open_libraries};
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+
+/// Names under which the product looks for what the fake is.
+const NAMES: [&str; 3] = ["libcuda.so", "libcublas.so", "libnvrtc.so"];
+
+/// A lane of the first device; where there is none, says so once per test.
+pub fn cuda() -> Option<Cuda> {
+    cuda_of(Precision::Tf32)
+}
+
+/// The same, reading factors as given.
+pub fn cuda_of(precision: Precision) -> Option<Cuda> {
+    static READY: OnceLock<Result<(), String>> = OnceLock::new();
+    let ready = READY.get_or_init(|| {
+        let folders = std::env::var_os("HALFSTEP_CUDA_LIBRARIES").unwrap_or_default();
+        let folders: Vec<PathBuf> =
+            std::env::split_paths(&folders).filter(|p| !p.as_os_str().is_empty()).collect();
+        open_libraries(&folders).map_err(|error| error.to_string())?;
+        // Whether the driver is there is asked of the loader, not of the product: that would remember the answer.
+        // SAFETY: the driver's initialisers have no requirements.
+        let real = ["libcuda.so.1", "libcuda.so"].iter().any(|name| unsafe { Library::new(*name) }.is_ok());
+        if real || std::env::var("HALFSTEP_TEST_DEVICE").is_ok_and(|kind| kind == "cuda") {
+            return Ok(());
+        }
+        pretend()
+    });
+    match ready.clone().and_then(|()| Cuda::open(0, precision).map_err(|error| error.to_string())) {
+        Ok(device) => Some(device),
+        Err(reason) => {
+            println!("SKIPPED: {reason}");
+            None
+        }
+    }
+}
+
+/// Whether the host pretends: then large shapes take too long.
+pub fn is_fake(device: &Cuda) -> bool {
+    halfstep_compute::Device::describe(device).contains("pretending")
+}
+
+/// Builds the fake and opens it under the names of CUDA's libraries.
+fn pretend() -> Result<(), String> {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
+    if Command::new(&compiler).arg("--version").output().is_err() {
+        return Err(format!("no device, and no C++ compiler `{compiler}` to pretend one with"));
+    }
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../compute/tests");
+    // It stays as long as the process: kernels are compiled when a device is opened.
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?.keep();
+    let define = |name: &str, path: &Path| format!("-D{name}={path:?}");
+    let defines = [define("SHIM", &tests.join("shim/shim.h")), define("FOLDER", &folder)];
+    for name in NAMES {
+        let library = folder.join(name);
+        let mut command = Command::new(&compiler);
+        command.args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]);
+        match name == NAMES[0] {
+            true => command.args(&defines).arg(tests.join("fake/cuda.cpp")),
+            // The others have nothing of their own; a look-up goes on to what they need.
+            false => command
+                .args(["-x", "c++", "/dev/null", "-x", "none", "-Wl,--no-as-needed"])
+                .arg(folder.join(NAMES[0])),
+        };
+        let output = command.arg(format!("-Wl,-soname,{name}")).arg("-o").arg(&library).output();
+        let output = output.map_err(|error| error.to_string())?;
+        if !output.status.success() {
+            return Err(format!("the fake does not compile: {}", String::from_utf8_lossy(&output.stderr)));
+        }
+        // SAFETY: built just now from our own source; it runs nothing when loaded.
+        let opened = unsafe { Library::open(Some(&library), RTLD_NOW | RTLD_GLOBAL) };
+        std::mem::forget(opened.map_err(|error| error.to_string())?);
+    }
+    Ok(())
+}
