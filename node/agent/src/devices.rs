@@ -161,7 +161,8 @@ impl Devices {
             }
             first.push(Arc::new(device));
         }
-        let place = Arc::new(CudaPlace::new(&first).map_err(|error| error.to_string())?);
+        let place =
+            Arc::new(CudaPlace::new(first.iter().map(Arc::as_ref)).map_err(|error| error.to_string())?);
         let solvers = Solvers::Cuda { first, ordinals, name, made: AtomicUsize::new(0), place };
         Ok(Self { solvers, idle: Mutex::default(), note: None })
     }

@@ -1,4 +1,4 @@
-//! Jobs on CUDA devices: the same roundings from any fleet, nearly those of the CPU; on machines without a device the host
+//! Jobs on CUDA devices: the same roundings from any fleet, as good as the CPU's; on machines without a device the host
 //! pretends to be one.
 //!
 //! Not here: what devices compute (`compute`, `exec`, `solver`).
@@ -13,7 +13,7 @@ use halfstep_agent::cuda::Precision;
 use halfstep_agent::{DeviceChoice, Devices};
 use halfstep_model::Model;
 use halfstep_work::SegmentId;
-use support::{Fleet, Graph, Settings, Setup, alone, setup};
+use support::{Fleet, Graph, Roundings, Settings, Setup, alone, setup};
 
 fn devices() -> Devices {
     Devices::open(&DeviceChoice::Cuda(vec![0]), Precision::Tf32).unwrap()
@@ -42,7 +42,7 @@ fn job() -> Setup {
 }
 
 #[test]
-fn any_fleet_on_devices_gives_the_same_roundings_nearly_those_of_the_cpu() {
+fn any_fleet_on_devices_gives_the_same_roundings_as_good_as_the_cpus() {
     let Some(device) = device::cuda() else { return };
     let free = || device.memory().unwrap().0;
     let (before, mut fleet) = (free(), Fleet::on(devices, job(), 1, 0));
@@ -56,12 +56,17 @@ fn any_fleet_on_devices_gives_the_same_roundings_nearly_those_of_the_cpu() {
         (fleet.drop_once_in, fleet.withhold_once_in) = (8, 3);
         assert!(fleet.run() == expected, "seed {seed}, {nodes} nodes");
     }
-    let (mut same, mut all) = (0, 0);
-    for ((chunk, found), (other, of_cpu)) in expected.iter().zip(&alone(job())) {
+    // Bits differ between kinds of devices, and so may which of several near optima is found; how good they are may not.
+    let of_cpu = alone(job());
+    for ((chunk, found), (other, on_cpu)) in expected.iter().zip(&of_cpu) {
         assert_eq!(chunk, other);
-        same += found.q.iter().zip(&of_cpu.q).filter(|(a, b)| a == b).count();
-        all += found.q.len();
+        let (found, on_cpu) = (&found.report, &on_cpu.report);
+        let nearest = found.objective_nearest / on_cpu.objective_nearest;
+        assert!((nearest - 1.0).abs() < 1e-2, "{chunk:?}: nearest {nearest} of the CPU's");
+        assert!(found.objective <= found.objective_nearest, "{chunk:?}");
     }
-    println!("{same} of {all} integers are those of the CPU");
-    assert!(same * 100 >= all * 97, "{same} of {all} integers are those of the CPU");
+    let total = |all: &Roundings| all.values().map(|found| found.report.objective).sum::<f64>();
+    let ratio = total(&expected) / total(&of_cpu);
+    println!("objective {ratio} of the CPU's");
+    assert!((0.95..1.05).contains(&ratio), "objective {ratio} of the CPU's");
 }
