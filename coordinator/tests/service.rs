@@ -305,7 +305,8 @@ async fn what_no_job_refers_to_goes_roundings_when_a_job_ends_inputs_when_a_coor
     let mut never_committed = rounding::MAGIC.to_vec();
     never_committed.extend_from_slice(b"came, and its node died");
     let uploaded = bench.data().upload(never_committed.into()).await.unwrap();
-    let input = bench.data().upload(&b"an input whose job will be submitted soon"[..]).await.unwrap();
+    let input = b"an input whose job will be submitted soon".to_vec();
+    let input = bench.data().upload(input.into()).await.unwrap();
     let node = FakeNode::attach(&bench, Kind::default());
     let job = bench.submit_example(1).await;
     assert_eq!(bench.exit(job).await, 0);

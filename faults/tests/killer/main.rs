@@ -1,7 +1,9 @@
-//! The killer in CI time: fifty seeds of kill -9, freezes, drains and joins (P1, P3, P4, P5, P6).
+//! The killer in CI time: fifty seeds of kill -9, freezes, drains and joins (P1, P3, P4, P5, P6); beside it, slow links.
 //!
 //! Longer campaigns: `cargo run --release -p halfstep-faults -- --seeds 500 --from 1000`.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may stop, and says what it measured")]
+
+mod slow_links;
 
 use faults::{Campaign, Verdict, summary};
 
