@@ -230,7 +230,7 @@ fn what_a_quantize_leaves_that_crashes_while_it_places_results_is_removed_by_the
         let names = found.map(|entry| entry.file_name().to_string_lossy().into_owned());
         anyhow::Ok(names.filter(|name| name.starts_with(".out.") && name.contains(what)).count())
     };
-    let mut quantize = |cluster: &mut Cluster, job: &Job, launch: &Launch| {
+    let quantize = |cluster: &mut Cluster, job: &Job, launch: &Launch| {
         let mut arguments = vec!["quantize".to_string(), "--force".into(), "--output".into()];
         arguments.push(output.to_string_lossy().into_owned());
         arguments.extend(job.arguments());
