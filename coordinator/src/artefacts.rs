@@ -168,6 +168,26 @@ impl Artefacts {
         }
     }
 
+    /// The names of all that is here, in no order; files with other names are passed over.
+    ///
+    /// # Errors
+    /// `Storage`.
+    pub fn list(&self) -> Result<Vec<blake3::Hash>, ArtefactError> {
+        let mut found = Vec::new();
+        for folder in entries(&self.root)?.into_iter().filter(|folder| folder.is_dir()) {
+            let named = |file: &PathBuf| blake3::Hash::from_hex(file.file_name()?.as_encoded_bytes()).ok();
+            found.extend(entries(&folder)?.iter().filter_map(named).filter(|hash| self.contains(hash)));
+        }
+        Ok(found)
+    }
+
+    /// Whether an artefact is here and begins so.
+    pub fn begins_with(&self, hash: &blake3::Hash, bytes: &[u8]) -> bool {
+        let mut found = vec![0; bytes.len()];
+        let read = File::open(self.path(hash)).and_then(|mut file| file.read_exact(&mut found));
+        read.is_ok() && found == bytes
+    }
+
     fn open_file(&self, hash: &blake3::Hash, path: &Path) -> Result<File, ArtefactError> {
         File::open(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => ArtefactError::Missing { hash: *hash },
@@ -371,6 +391,21 @@ mod tests {
         let hash = artefacts.put(b"1234").unwrap();
         assert!(matches!(artefacts.read(&hash, 3), Err(ArtefactError::Size { expected: 3, found: 4, .. })));
         assert!(artefacts.read(&hash, 4).is_ok());
+    }
+
+    #[test]
+    fn all_that_is_here_is_listed_and_known_by_its_beginning() {
+        let (_folder, artefacts) = fresh();
+        let mut put: Vec<_> = [&b"one"[..], b"other", b""].map(|bytes| artefacts.put(bytes).unwrap()).into();
+        fs::write(folder_of(&artefacts.path(&put[0])).join("strange"), b"one").unwrap();
+        fs::write(artefacts.root.join(put[0].to_hex().as_str()), b"in the wrong folder").unwrap();
+        let mut listed = artefacts.list().unwrap();
+        put.sort_by_key(|hash| *hash.as_bytes());
+        listed.sort_by_key(|hash| *hash.as_bytes());
+        assert_eq!(listed, put);
+        let begins = |bytes: &[u8], with| artefacts.begins_with(&blake3::hash(bytes), with);
+        assert!(begins(b"one", b"on") && begins(b"one", b"one") && !begins(b"one", b"ot"));
+        assert!(!begins(b"one", b"one more") && !begins(b"nothing", b""));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What each way of spreading a job over nodes costs, and which one to take.
 //!
 //! Method: seconds of one slot, bytes of statistics and carries are known per stage (`halfstep plan` measures them); a
-//! partition spreads the seconds over slots and adds the time its transfers take on the measured link. *Batches* sums
+//! partition spreads the seconds over slots and adds the time its transfers take on the link as stated. *Batches* sums
 //! partial statistics of all nodes and hands out the means; *layers* moves full-precision carries from range to range;
 //! the *grid* does both. Only batches is exact sequential propagation, so another one has to be much better to be taken.
 //! Not here: cutting the ranges (`planner`), who computes what (`scheduler`).

@@ -7,7 +7,7 @@ mod support;
 use halfstep_coordinator::jobs::collect;
 use halfstep_coordinator::service::{Coordinator, CoordinatorOptions};
 use halfstep_proto::wire::{self, JobState, node_message::Body};
-use halfstep_proto::{JobEvent, Role, hello, job_to_wire};
+use halfstep_proto::{BlobHash, JobEvent, Role, hello, job_to_wire, rounding};
 use halfstep_work::{JobId, Verdict};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -291,6 +291,39 @@ async fn a_forgotten_job_leaves_nothing_behind_but_what_others_use() {
     let _again = FakeNode::attach(&bench, Kind::default());
     assert_eq!(bench.submit_example(1).await, first);
     assert_eq!(bench.exit(first).await, 0, "what was forgotten can be submitted again");
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_job_refers_to_goes_roundings_when_a_job_ends_inputs_when_a_coordinator_starts() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let stored = |hash: BlobHash| {
+        let name = hash.to_string();
+        bench.folder.path().join("state/artefacts").join(&name[..2]).join(name).is_file()
+    };
+    let mut never_committed = rounding::MAGIC.to_vec();
+    never_committed.extend_from_slice(b"came, and its node died");
+    let uploaded = bench.data().upload(never_committed.into()).await.unwrap();
+    let input = b"an input whose job will be submitted soon".to_vec();
+    let input = bench.data().upload(input.into()).await.unwrap();
+    let node = FakeNode::attach(&bench, Kind::default());
+    let job = bench.submit_example(1).await;
+    assert_eq!(bench.exit(job).await, 0);
+    bench.until("the rounding is gone", async |_| !stored(uploaded)).await;
+    assert!(stored(input), "somebody may be about to submit its job");
+    let committed = files_below(bench.folder.path().join("state/artefacts")) - 1;
+    assert_eq!(committed, node.solved.load(Ordering::SeqCst), "all that was committed is there");
+    // Whoever submits the job again needs them.
+    let second = bench.submit_example(2).await;
+    bench
+        .until("the second job is under way", async |_| node.solved.load(Ordering::SeqCst) > committed)
+        .await;
+    bench.client().cancel(request(second)).await.unwrap();
+    coordinator.stop().await;
+    let coordinator = bench.start().await;
+    assert!(!stored(input) && !stored(uploaded));
+    assert_eq!(files_below(bench.folder.path().join("state/artefacts")), committed);
     coordinator.stop().await;
 }
 

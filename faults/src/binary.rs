@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// Names a binary to be used instead of building one.
 const GIVEN: &str = "HALFSTEP_BIN";
+/// Set for every process: what is compared is computed by the CPU, also on a machine that has more.
+pub(crate) const NO_DEVICES: (&str, &str) = ("CUDA_VISIBLE_DEVICES", "");
 
 /// The `halfstep` binary with failpoints: the one `HALFSTEP_BIN` names, else built once per process into the target
 /// folder this program was built into.

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::acknowledged::Acknowledged;
-use crate::binary::binary;
+use crate::binary::{NO_DEVICES, binary};
 use crate::capacity::Permit;
 use crate::damage::files_below;
 use crate::job::Job;
@@ -527,8 +527,16 @@ impl Cluster {
     /// # Errors
     /// If it cannot be started.
     pub fn bare(&mut self, name: &str, arguments: &[&str]) -> Result<Process> {
-        let mut command = self.command(&Launch::default())?;
-        command.args(arguments);
+        self.bare_as(name, arguments, &Launch::default())
+    }
+
+    /// Same, in this way.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn bare_as(&mut self, name: &str, arguments: &[&str], launch: &Launch) -> Result<Process> {
+        let mut command = self.command(launch)?;
+        command.args(arguments).args(&launch.args);
         self.start(name, &mut command)
     }
 
@@ -558,7 +566,7 @@ impl Cluster {
         command.env("HALFSTEP_LEASE_MS", millis(self.settings.lease));
         command.env("HALFSTEP_NO_NODES_MS", millis(self.settings.no_nodes));
         command.env("HALFSTEP_HUNG_MS", millis(self.settings.hung));
-        command.env("HALFSTEP_LOG", "info");
+        command.env("HALFSTEP_LOG", "info").env(NO_DEVICES.0, NO_DEVICES.1);
         command.envs(launch.env.iter().map(|(name, value)| (name, value)));
         Ok(command)
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use tempfile::TempDir;
 
-use crate::binary::{binary, example};
+use crate::binary::{NO_DEVICES, binary, example};
 use crate::logs::Logs;
 use crate::outputs::Outputs;
 use crate::process::Process;
@@ -47,12 +47,28 @@ impl Job {
     }
 
     fn of(options: &[&str]) -> Self {
-        Self::on(&example("model.onnx"), &example("calibration.npz")).with(&["--bits", "3"]).with(options)
+        Self::plain().with(&["--bits", "3"]).with(options)
+    }
+
+    /// The example with the options of a user who gives none.
+    pub fn plain() -> Self {
+        Self::on(&example("model.onnx"), &example("calibration.npz"))
     }
 
     /// On another network, with the options of a user who gives none.
     pub fn on(model: &Path, calibration: &Path) -> Self {
         Self { model: model.into(), calibration: calibration.into(), options: Vec::new() }
+    }
+
+    /// On other files, where some are given.
+    #[must_use]
+    pub fn on_files(self, model: Option<&Path>, calibration: Option<&Path>) -> Self {
+        let given = |path: Option<&Path>, own: PathBuf| path.map_or(own, Path::to_path_buf);
+        Self {
+            model: given(model, self.model),
+            calibration: given(calibration, self.calibration),
+            options: self.options,
+        }
     }
 
     /// With more options.
@@ -95,7 +111,7 @@ impl Job {
         let output = folder.join("golden");
         let mut command = Command::new(binary()?);
         command.arg("quantize").args(self.arguments()).arg("--output").arg(&output).args(more);
-        command.env_remove("FAILPOINTS");
+        command.env_remove("FAILPOINTS").env(NO_DEVICES.0, NO_DEVICES.1);
         let mut process = Process::start("quantize", &mut command, folder, &Logs::default())?;
         let code = process.wait(PATIENCE)?;
         ensure!(code == 0, "quantize: expected exit 0, got {code}\n{}", process.stderr());

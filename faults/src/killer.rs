@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::by_hand::in_time;
 use crate::capacity::Permit;
 use crate::cluster::{Cluster, Launch, Settings, Submission, letter};
 use crate::job::Job;
 use crate::outputs::Outputs;
-use crate::pairs::in_pairs;
+use crate::parallel::in_parallel;
 use crate::process::Process;
 use crate::schedule::{Fault, Schedule};
 use crate::wait::now_or_by;
@@ -57,30 +58,49 @@ pub struct Run {
     pub took: Duration,
 }
 
-/// Runs all seeds, two at a time; `tell` hears of each as it ends.
-pub fn campaign(seeds: Range<u64>, settings: &Settings, tell: impl Fn(&Run) + Sync) -> Vec<Run> {
-    in_pairs(seeds, |seed| {
-        let run = run_seed(seed, settings);
-        tell(&run);
-        run
-    })
+/// Many seeds.
+#[derive(Clone, Debug)]
+pub struct Campaign {
+    /// Of every cluster.
+    pub settings: Settings,
+    /// What is computed, in several ways.
+    pub job: Job,
+    /// No seed begins after this moment.
+    pub end: Option<Instant>,
 }
 
-/// Runs one seed.
-pub fn run_seed(seed: u64, settings: &Settings) -> Run {
-    let permit = Permit::one();
-    let start = Instant::now();
-    let schedule = Schedule::draw(seed, settings);
-    let mut faults = BTreeMap::new();
-    let mut acknowledged = 0;
-    let result = Killer::start(&schedule, settings, permit)
-        .and_then(|killer| killer.run(&schedule, &mut faults, &mut acknowledged));
-    let verdict = result.unwrap_or_else(|error| Verdict::Failed(format!("seed {seed}: {error:#}")));
-    Run { seed, verdict, faults, acknowledged, took: start.elapsed() }
+impl Default for Campaign {
+    fn default() -> Self {
+        Self { settings: Settings::default(), job: Job::medium(), end: None }
+    }
 }
 
-fn job_of(schedule: &Schedule) -> Job {
-    let job = Job::medium();
+impl Campaign {
+    /// Runs all seeds, as many at a time as clusters may run; `tell` hears of each as it ends.
+    pub fn run(&self, seeds: Range<u64>, tell: impl Fn(&Run) + Sync) -> Vec<Run> {
+        in_parallel(seeds.take_while(|_| in_time(self.end)), |seed| {
+            let run = self.run_seed(seed);
+            tell(&run);
+            run
+        })
+    }
+
+    fn run_seed(&self, seed: u64) -> Run {
+        let permit = Permit::one();
+        let start = Instant::now();
+        let schedule = Schedule::draw(seed, &self.settings);
+        let mut faults = BTreeMap::new();
+        let mut acknowledged = 0;
+        let job = job_of(&self.job, &schedule);
+        let result = Killer::start(job, &schedule, &self.settings, permit)
+            .and_then(|killer| killer.run(&schedule, &mut faults, &mut acknowledged));
+        let verdict = result.unwrap_or_else(|error| Verdict::Failed(format!("seed {seed}: {error:#}")));
+        Run { seed, verdict, faults, acknowledged, took: start.elapsed() }
+    }
+}
+
+fn job_of(job: &Job, schedule: &Schedule) -> Job {
+    let job = job.clone();
     match schedule.job % 4 {
         0 => job.with(&["--partition", "layers:3"]),
         1 => job.with(&["--propagation", "independent"]),
@@ -108,8 +128,7 @@ struct Killer {
 }
 
 impl Killer {
-    fn start(schedule: &Schedule, settings: &Settings, permit: Permit) -> Result<Self> {
-        let job = job_of(schedule);
+    fn start(job: Job, schedule: &Schedule, settings: &Settings, permit: Permit) -> Result<Self> {
         job.golden().context("undisturbed run")?;
         let mut cluster = Cluster::launched(settings.clone(), Launch::default(), permit)?;
         cluster.start_nodes(schedule.nodes)?;

@@ -2,13 +2,12 @@
 //!
 //! Not here: what is compared with what (`bin/`).
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use crate::binary::example;
+use crate::by_hand::{Bounds, Inputs};
 use crate::capacity::Permit;
 use crate::cluster::{Cluster, Launch, Settings, letter};
 use crate::cpu::cpu_seconds;
@@ -24,13 +23,9 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// What to measure with.
 #[derive(Clone, Debug, Args)]
 pub struct Workload {
-    /// Quantize this network [default: the example]
-    #[arg(long, value_name = "FILE")]
-    pub model: Option<PathBuf>,
-
-    /// Calibrate with this data [default: the example's]
-    #[arg(long, value_name = "FILE")]
-    pub calibration: Option<PathBuf>,
+    /// The files it works on.
+    #[command(flatten)]
+    pub inputs: Inputs,
 
     /// Give each node this many threads
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -39,6 +34,10 @@ pub struct Workload {
     /// Run each case this often and show the median of the times
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
+
+    /// How long, and where to write.
+    #[command(flatten)]
+    pub bounds: Bounds,
 
     /// More options of the job
     #[arg(last = true, value_name = "OPTION")]
@@ -65,10 +64,8 @@ pub struct Cost {
 impl Workload {
     /// The job, with options of the case before those of the user.
     pub fn job(&self, case: &[&str]) -> Job {
-        let given = |path: &Option<PathBuf>, name: &str| path.clone().unwrap_or_else(|| example(name));
-        let (model, data) = (given(&self.model, "model.onnx"), given(&self.calibration, "calibration.npz"));
         let options: Vec<&str> = self.options.iter().map(String::as_str).collect();
-        Job::on(&model, &data).with(case).with(&options)
+        self.inputs.of(Job::plain()).with(case).with(&options)
     }
 
     /// Runs a job on one node per entry of `shares`, each running for this percentage of the time. The median by time of

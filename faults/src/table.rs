@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use serde_json::{Value, json};
+
 use crate::killer::{Run, Verdict};
 use crate::schedule::Fault;
 
@@ -26,6 +28,33 @@ pub fn summary(runs: &[Run]) -> String {
         let _ = write!(text, "\nseed {}: {}\n", run.seed, what(&run.verdict));
     }
     text
+}
+
+/// The same for programs: every run.
+pub fn figures(runs: &[Run]) -> Value {
+    let one = |run: &Run| {
+        json!({
+            "seed": run.seed,
+            "verdict": word(&run.verdict),
+            "faults": run.faults,
+            "acknowledged": run.acknowledged,
+            "seconds": run.took.as_secs_f64(),
+            "detail": if run.verdict == Verdict::Identical { String::new() } else { what(&run.verdict) },
+        })
+    };
+    let identical = runs.iter().filter(|run| run.verdict == Verdict::Identical).count();
+    json!({"runs": runs.iter().map(one).collect::<Vec<_>>(), "identical": identical, "other": runs.len() - identical})
+}
+
+/// A verdict in a word.
+pub fn word(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Identical => "identical",
+        Verdict::Differs(_) => "DIFFERS",
+        Verdict::Lost(_) => "LOST",
+        Verdict::Hung(_) => "HUNG",
+        Verdict::Failed(_) => "FAILED",
+    }
 }
 
 fn faults(runs: &[Run], kind: &str) -> usize {
@@ -72,5 +101,8 @@ mod tests {
         let cell = |name| row[head.iter().position(|head| *head == name).unwrap()];
         assert_eq!(["runs", "node", "acknowledged", "lost", "hung"].map(cell), ["2", "4", "6", "1", "0"]);
         assert!(text.contains("seed 77: acknowledged and lost\nlayer 1"), "{text}");
+        let figures = figures(&runs);
+        assert_eq!((&figures["identical"], &figures["other"]), (&json!(1), &json!(1)));
+        assert_eq!(figures["runs"][1]["verdict"], "LOST");
     }
 }

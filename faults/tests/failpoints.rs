@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use faults::{Cluster, Job, Launch, Permit, Settings, failpoints, in_pairs, until};
+use faults::{Cluster, Job, Launch, Permit, Settings, failpoints, in_parallel, until};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const VISITS: [usize; 3] = [1, 2, 5];
@@ -26,7 +26,7 @@ fn at(point: &str, visit: usize, action: &str) -> String {
 
 /// Runs `crash` for every point and visit; every point has to be met at least once.
 fn check_all(folder: &str, crash: impl Fn(&str) -> Result<bool> + Sync) -> Result<()> {
-    let crashes = in_pairs(failpoints(folder)?, |point| {
+    let crashes = in_parallel(failpoints(folder)?, |point| {
         let mut crashes = 0;
         for visit in VISITS {
             if !crash(&at(&point, visit, "return(abort)"))? {
@@ -111,7 +111,7 @@ fn an_error_or_a_full_disk_at_any_failpoint_is_survived_or_said_and_never_believ
     let failures = ["return", "return(full)"]
         .into_iter()
         .flat_map(|action| points.iter().map(move |point| (point, action)));
-    let results = in_pairs(failures, |(point, action)| {
+    let results = in_parallel(failures, |(point, action)| {
         let how = fail_coordinator(&job, &at(point, 1, action))?;
         eprintln!("{point}={action}: {how}");
         Ok(())
@@ -218,6 +218,36 @@ fn a_task_that_has_memory_enough_without_company_succeeds_on_its_own_node() -> R
     let retries = end.stderr.matches("RETRY").count();
     eprintln!("P23: {retries} captures were tried again without company");
     ensure!(retries > 0, "{}", end.stderr);
+    Ok(())
+}
+
+#[test]
+fn what_a_quantize_leaves_that_crashes_while_it_places_results_is_removed_by_the_next() -> Result<()> {
+    let mut cluster = Cluster::empty(Settings::default(), Permit::one())?;
+    let output = cluster.folder().join("out");
+    let hidden = |cluster: &Cluster, what: &str| {
+        let found = std::fs::read_dir(cluster.folder())?.flatten();
+        let names = found.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        anyhow::Ok(names.filter(|name| name.starts_with(".out.") && name.contains(what)).count())
+    };
+    let quantize = |cluster: &mut Cluster, job: &Job, launch: &Launch| {
+        let mut arguments = vec!["quantize".to_string(), "--force".into(), "--output".into()];
+        arguments.push(output.to_string_lossy().into_owned());
+        arguments.extend(job.arguments());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        cluster.bare_as("quantize", &arguments, launch)?.wait(LIMIT)
+    };
+    // At the first visit the coordinator inside has its results, at the second they are brought to their place.
+    let crash = Launch::failing("export.rename=1*off->1*return(abort)");
+    for job in [Job::short(), Job::short().with(&["--seed", "7"])] {
+        let old = usize::from(output.exists());
+        ensure!(quantize(&mut cluster, &job, &crash)? != 0, "it did not crash");
+        let left = (hidden(&cluster, ".partial-")?, hidden(&cluster, ".old-")?);
+        ensure!(left == (1, old), "a crash leaves new results, and old ones if there were any: {left:?}");
+        ensure!(quantize(&mut cluster, &job, &Launch::default())? == 0, "{}", cluster.logs.tails());
+        cluster.assert_identical(&job, &output)?;
+        ensure!(hidden(&cluster, "")? == 0, "something is left");
+    }
     Ok(())
 }
 

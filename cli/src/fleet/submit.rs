@@ -6,7 +6,7 @@ use halfstep_coordinator::jobs::{Collected, collect};
 use halfstep_coordinator::{JobConfig, check_target};
 use halfstep_proto::{BlobHash, hello, job_from_wire, wire};
 use halfstep_work::{JobId, Partition};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::args::SubmitArgs;
 use super::connect::{Line, is_passing};
@@ -24,6 +24,8 @@ use crate::values::PartitionArg;
 
 /// Between attempts to reach a coordinator that is away.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
+/// Offers of a job whose inputs were gone when it was submitted.
+const ATTEMPTS: u32 = 3;
 
 /// Runs the command.
 ///
@@ -173,7 +175,19 @@ impl From<Status> for Handing {
     }
 }
 
+/// What was uploaded may be gone when it is submitted: a coordinator that starts removes what no job refers to.
 async fn hand_over(line: &Line, collected: &Collected) -> Result<JobId, Handing> {
+    let mut attempts = 1..ATTEMPTS;
+    loop {
+        match offer_and_submit(line, collected).await {
+            Err(Handing::Refused(status))
+                if status.code() == Code::FailedPrecondition && attempts.next().is_some() => {}
+            handed => return handed,
+        }
+    }
+}
+
+async fn offer_and_submit(line: &Line, collected: &Collected) -> Result<JobId, Handing> {
     let files: Vec<wire::InputFile> = collected
         .files
         .iter()

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use halfstep_quant::{Encodings, Granularity, Scheme};
 use halfstep_work::{ChunkId, ChunkReport, LayerId, Rounding};
 
-const MAGIC: &[u8; 8] = b"HSROUND\n";
+/// The first bytes of every rounding.
+pub const MAGIC: &[u8; 8] = b"HSROUND\n";
 const VERSION: u32 = 1;
 /// Bytes around entries and integers.
 const FIXED: usize = 8 + 3 * 4 + 4 + 3 * 8 + 7 * 8 + 8 + 4;

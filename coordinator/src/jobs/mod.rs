@@ -7,6 +7,7 @@ mod collect;
 mod folder;
 mod forget;
 mod names;
+mod orphans;
 mod spec;
 #[cfg(test)]
 mod tests;
@@ -16,4 +17,5 @@ pub use collect::{Collected, collect};
 pub use folder::JobFolder;
 pub(crate) use folder::{check_files, missing};
 pub(crate) use forget::forget;
+pub(crate) use orphans::{Orphans, remove_orphans};
 pub use spec::{JobSpec, job_id};

@@ -10,7 +10,7 @@ use super::shelf::Shelf;
 use super::trouble::Trouble;
 use crate::CoordinatorError;
 use crate::artefacts::Artefacts;
-use crate::jobs::JobFolder;
+use crate::jobs::{JobFolder, Orphans, remove_orphans};
 use crate::store::{Change, Store};
 use halfstep_proto::wire::artefacts_server::ArtefactsServer;
 use halfstep_proto::wire::client_server::ClientServer;
@@ -65,6 +65,7 @@ impl Coordinator {
         }
         let (epoch, held) = (store.epoch(), store.alive());
         let artefacts = Arc::new(Artefacts::open(&state.join("artefacts"))?);
+        remove_all_orphans(&store, &artefacts);
         let shelf = Shelf::default();
         let trouble = Trouble::default();
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
@@ -173,7 +174,16 @@ impl Drop for Coordinator {
     }
 }
 
-/// Roundings of other jobs stay as artefacts until the folder is removed; nothing refers to them.
+/// Nobody can refer to them yet. What cannot be removed does no harm but take space.
+fn remove_all_orphans(store: &Store, artefacts: &Artefacts) {
+    match remove_orphans(store, artefacts, Orphans::All) {
+        Ok((0, _)) => {}
+        Ok((count, bytes)) => tracing::info!(count, bytes, "artefacts that no job refers to were removed"),
+        Err(error) => tracing::warn!(%error, "artefacts that no job refers to cannot be removed"),
+    }
+}
+
+/// Their artefacts are not referred to any more.
 fn forget_others(store: &Store, only: JobId) -> Result<(), CoordinatorError> {
     let others: Vec<JobId> = store.jobs()?.iter().map(|job| job.id).filter(|id| *id != only).collect();
     let changes: Vec<Change> = others.iter().copied().map(Change::ForgetJob).collect();

@@ -2,12 +2,12 @@
 //!
 //! By hand; `--help` says how.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
-use faults::{Cost, Outputs, Workload, load};
+use faults::{Cell, Cost, Outputs, Sheet, Workload, in_time};
+use serde_json::json;
 
 /// Run one job on several numbers of nodes and print what it cost
 ///
@@ -36,55 +36,58 @@ struct Arguments {
     workload: Workload,
 }
 
+const COLUMNS: &[(&str, usize)] = &[
+    ("partition", 10),
+    ("nodes", 0),
+    ("seconds", 8),
+    ("times faster", 0),
+    ("nodes' CPU s", 0),
+    ("coordinator's CPU s", 0),
+    ("MB fetched", 0),
+    ("MB sent", 0),
+    ("outputs", 9),
+];
+
 fn main() -> ExitCode {
-    match table(&Arguments::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    faults::end(table(&Arguments::parse()))
 }
 
 /// Whether all was the same.
 fn table(arguments: &Arguments) -> Result<bool> {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let (threads, repeat) = (arguments.workload.threads, arguments.workload.repeat);
-    say(&format!(
-        "{cores} cores, load {:.1} before, {threads} threads a node, median of {repeat}",
-        load().unwrap_or(0.0)
-    ))?;
-    say("partition   nodes  seconds  faster  nodes' CPU s  coordinator's  MB fetched   MB sent  outputs")?;
-    let mut all_same = true;
-    for partition in &arguments.partitions {
-        let job = arguments.workload.job(&["--partition", partition]);
+    let Arguments { nodes, partitions, workload } = arguments;
+    let (end, mut left_out, mut all_same) = (workload.bounds.end(), 0, true);
+    let facts = [("threads_per_node", json!(workload.threads)), ("median_of", json!(workload.repeat))];
+    let mut sheet = Sheet::begin(COLUMNS, &facts)?;
+    for partition in partitions {
+        let job = workload.job(&["--partition", partition]);
         let mut first: Option<(f64, Outputs)> = None;
-        for nodes in &arguments.nodes {
-            let cost = arguments.workload.measure(&job, &vec![100; usize::from(*nodes)])?;
+        for nodes in nodes {
+            if !in_time(end) {
+                left_out += 1;
+                continue;
+            }
+            let cost = workload.measure(&job, &vec![100; usize::from(*nodes)])?;
             let (wall, outputs) = first.get_or_insert_with(|| (cost.wall, cost.outputs.clone()));
             let same = outputs.differences(&cost.outputs).is_empty();
             all_same &= same;
-            say(&row(partition, *nodes, *wall, &cost, same))?;
+            sheet.row(&row(partition, *nodes, *wall / cost.wall, &cost, same))?;
         }
     }
+    sheet.finish(&workload.bounds, left_out)?;
     Ok(all_same)
 }
 
-fn row(partition: &str, nodes: u8, first: f64, cost: &Cost, same: bool) -> String {
-    let mega = |bytes: u64| bytes as f64 / 1e6;
-    format!(
-        "{partition:<10} {nodes:>6} {:>8.1} {:>6.2}x {:>13.1} {:>14.1} {:>11.1} {:>9.1}  {}",
-        cost.wall,
-        first / cost.wall,
-        cost.nodes_cpu,
-        cost.coordinator_cpu,
+fn row(partition: &str, nodes: u8, faster: f64, cost: &Cost, same: bool) -> [Cell; 9] {
+    let mega = |bytes: u64| Cell::Number(bytes as f64 / 1e6, 1, "");
+    [
+        Cell::Text(partition.into()),
+        Cell::Count(nodes.into()),
+        Cell::Number(cost.wall, 1, ""),
+        Cell::Number(faster, 2, "x"),
+        Cell::Number(cost.nodes_cpu, 1, ""),
+        Cell::Number(cost.coordinator_cpu, 1, ""),
         mega(cost.fetched),
         mega(cost.sent),
-        if same { "identical" } else { "DIFFERENT" }
-    )
-}
-
-fn say(line: &str) -> Result<()> {
-    Ok(writeln!(std::io::stdout(), "{line}")?)
+        Cell::Text(if same { "identical" } else { "DIFFERENT" }.into()),
+    ]
 }

@@ -2,12 +2,12 @@
 //!
 //! By hand; `--help` says how.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use faults::{Workload, load};
+use faults::{Cell, Cost, Sheet, Workload, in_time};
+use serde_json::json;
 
 /// The promise.
 const RATIO_MAX: f64 = 1.5;
@@ -24,7 +24,8 @@ const RATIO_MAX: f64 = 1.5;
   cargo run --release -p halfstep-faults --bin straggler -- --repeat 3
   HALFSTEP_BIN=./halfstep ./straggler --nodes 8 --model model.onnx --calibration calibration.npz -- --bits 4
 
-HALFSTEP_BIN names the binary to run; without it one is built.")]
+HALFSTEP_BIN names the binary to run; without it one is built. With it, --model and --calibration, neither this program \
+nor that one needs anything else on the machine. TMPDIR says where the processes keep their files.")]
 struct Arguments {
     /// Run this many nodes
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=26))]
@@ -35,41 +36,40 @@ struct Arguments {
     share: u32,
 
     /// Let the slow one run for these percentages of that; 0 freezes it
-    #[arg(long, value_name = "PERCENT,..", value_delimiter = ',', default_value = "20,0")]
+    #[arg(long, value_name = "PERCENT,..", value_delimiter = ',', default_value = "20,0", value_parser = clap::value_parser!(u32).range(0..=100))]
     straggler: Vec<u32>,
 
     #[command(flatten)]
     workload: Workload,
 }
 
+const COLUMNS: &[(&str, usize)] =
+    &[("the last node at", 0), ("seconds", 8), ("ratio", 6), ("nodes' CPU s", 0), ("outputs", 9)];
+
 fn main() -> ExitCode {
-    match table(&Arguments::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    faults::end(table(&Arguments::parse()))
 }
 
 /// Whether the promise was kept.
 fn table(arguments: &Arguments) -> Result<bool> {
     let Arguments { nodes, share, straggler, workload } = arguments;
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    say(&format!(
-        "{cores} cores, load {:.1} before; {nodes} nodes at {share} %, {} threads each, median of {}",
-        load().unwrap_or(0.0),
-        workload.threads,
-        workload.repeat
-    ))?;
-    say("the last node at   seconds   ratio  nodes' CPU s")?;
+    let (end, mut left_out, mut kept) = (workload.bounds.end(), 0, true);
+    let facts = [
+        ("nodes", json!(nodes)),
+        ("share_percent", json!(share)),
+        ("threads_per_node", json!(workload.threads)),
+        ("median_of", json!(workload.repeat)),
+    ];
+    let mut sheet = Sheet::begin(COLUMNS, &facts)?;
     let job = workload.job(&[]);
     let equal = vec![*share; usize::from(*nodes)];
     let undisturbed = workload.measure(&job, &equal)?;
-    say(&format!("{:>14} % {:>9.1} {:>7} {:>13.1}", 100, undisturbed.wall, "1", undisturbed.nodes_cpu))?;
-    let mut kept = true;
+    sheet.row(&row(100, 1.0, &undisturbed))?;
     for percent in straggler {
+        if !in_time(end) {
+            left_out += 1;
+            continue;
+        }
         let mut shares = equal.clone();
         if let Some(last) = shares.last_mut() {
             *last = share * percent / 100;
@@ -79,11 +79,18 @@ fn table(arguments: &Arguments) -> Result<bool> {
         ensure!(differences.is_empty(), "other outputs at {percent} %: {}", differences.join("\n"));
         let ratio = cost.wall / undisturbed.wall;
         kept &= ratio <= RATIO_MAX;
-        say(&format!("{percent:>14} % {:>9.1} {ratio:>7.2} {:>13.1}", cost.wall, cost.nodes_cpu))?;
+        sheet.row(&row(*percent, ratio, &cost))?;
     }
+    sheet.finish(&workload.bounds, left_out)?;
     Ok(kept)
 }
 
-fn say(line: &str) -> Result<()> {
-    Ok(writeln!(std::io::stdout(), "{line}")?)
+fn row(percent: u32, ratio: f64, cost: &Cost) -> [Cell; 5] {
+    [
+        Cell::Number(percent.into(), 0, " %"),
+        Cell::Number(cost.wall, 1, ""),
+        Cell::Number(ratio, 2, "x"),
+        Cell::Number(cost.nodes_cpu, 1, ""),
+        Cell::Text("identical".into()),
+    ]
 }

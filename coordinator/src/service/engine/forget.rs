@@ -1,7 +1,8 @@
-//! Jobs that are over are forgotten: when somebody says so, or when there are more than are to be kept.
+//! Jobs that are over are forgotten: when somebody says so, or when there are more than are to be kept. Roundings that a
+//! job has left uncommitted go when it is over.
 
 use super::Engine;
-use crate::jobs::forget;
+use crate::jobs::{Orphans, forget, remove_orphans};
 use crate::store::Change;
 use halfstep_work::JobId;
 use std::sync::Arc;
@@ -26,6 +27,18 @@ impl Engine {
         self.jobs.remove(&id);
         tracing::info!(job = %id, bytes, "job forgotten");
         Ok(bytes)
+    }
+
+    /// Roundings that came and were not committed. One whose outcome is still on its way is uploaded again.
+    pub(super) async fn remove_orphans(&self) {
+        let (store, artefacts) = (Arc::clone(&self.store), Arc::clone(&self.artefacts));
+        let remove = move || remove_orphans(&store, &artefacts, Orphans::Roundings);
+        match tokio::task::spawn_blocking(remove).await {
+            Ok(Ok((0, _))) => {}
+            Ok(Ok((count, bytes))) => tracing::info!(count, bytes, "uncommitted roundings were removed"),
+            Ok(Err(error)) => tracing::warn!(%error, "uncommitted roundings cannot be removed"),
+            Err(error) => tracing::error!(%error, "uncommitted roundings were not removed"),
+        }
     }
 
     /// The oldest jobs that are over, beyond the number that is kept.

@@ -219,6 +219,7 @@ impl Engine {
         self.active = None;
         self.shelf.set(None);
         self.conclude(id, stage, finished.map(|finished| (finished, seconds))).await;
+        self.remove_orphans().await;
     }
 
     /// Writes down that a job is over and tells those who watch.

@@ -92,7 +92,8 @@ struct Report {
     cost: Cost,
     /// The rounding, if it is one.
     blob: Option<Bytes>,
-    uploaded: bool,
+    /// The incarnation of the coordinator that has it: the next one removes what nobody had committed.
+    uploaded: Option<u64>,
     /// How often the coordinator could not find what had been uploaded.
     missing: u32,
 }
@@ -120,7 +121,7 @@ impl Report {
                 Ok(BlobHash::of(blob.insert(bytes)))
             })
         });
-        Self { outcome, cost, blob, uploaded: false, missing: 0 }
+        Self { outcome, cost, blob, uploaded: None, missing: 0 }
     }
 
     /// `None` if the outcome is nobody's any more.
@@ -135,7 +136,7 @@ impl Report {
                 Err(Refusal::Missing(why)) if self.missing < MISSING_MAX => {
                     tracing::info!(lease = %lease.id(), why, "rounding uploaded again");
                     self.missing += 1;
-                    self.uploaded = false;
+                    self.uploaded = None;
                 }
                 Err(Refusal::Missing(why)) => self.give_up(lease, FailureClass::Damaged, why)?,
                 Err(Refusal::Final(why)) => self.give_up(lease, FailureClass::Internal, why)?,
@@ -160,11 +161,11 @@ impl Report {
         let told = session.opened.filter(|(job, _)| *job == lease.job);
         let (job, told) = told.ok_or_else(|| again("the job is not open there yet".into()))?;
         let task = &lease.grant.lease.task;
-        if let Some(bytes) = self.blob.as_ref().filter(|_| !self.uploaded) {
+        if let Some(bytes) = self.blob.as_ref().filter(|_| self.uploaded != Some(session.epoch)) {
             visit("node.upload", task);
             let uploaded = shared.lines.coordinator().upload(bytes.clone()).await;
             uploaded.map_err(|error| again(error.message))?;
-            self.uploaded = true;
+            self.uploaded = Some(session.epoch);
         }
         let Lease { id, attempt, .. } = lease.grant.lease;
         let (node, epoch, outcome, cost) = (session.node, session.epoch, self.outcome.clone(), self.cost);

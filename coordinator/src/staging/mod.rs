@@ -1,18 +1,21 @@
 //! A folder that appears whole or not at all.
 //!
 //! Files are written beside the target under a temporary name, synced, and renamed in one step; dropping the staging
-//! area before that removes everything.
+//! area before that removes everything. What a process that was killed left there is removed by the next one that places
+//! something in the same place.
+
+mod scratch;
 
 use crate::CoordinatorError;
 use crate::failpoints::visit;
+use scratch::{Purpose, Scratch, sweep};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use tempfile::TempDir;
 
 /// Where the outputs grow.
 pub struct Staging {
-    area: TempDir,
+    area: Scratch,
     target: PathBuf,
     force: bool,
 }
@@ -24,12 +27,9 @@ impl Staging {
         check_target(target, force)?;
         let parent = parent_of(target);
         fs::create_dir_all(&parent).map_err(|e| CoordinatorError::storage(&parent, "create folder", e))?;
-        let name = target.file_name().map_or_else(|| "out".into(), |n| n.to_string_lossy().into_owned());
-        visit("export.create").map_err(|e| CoordinatorError::storage(&parent, "create a folder in", e))?;
-        let area = tempfile::Builder::new()
-            .prefix(&format!(".{name}.partial-"))
-            .tempdir_in(&parent)
-            .map_err(|e| CoordinatorError::storage(&parent, "create a folder in", e))?;
+        sweep(target, Purpose::Partial);
+        let area = visit("export.create").and_then(|()| Scratch::beside(target, Purpose::Partial));
+        let area = area.map_err(|e| CoordinatorError::storage(&parent, "create a folder in", e))?;
         Ok(Self { area, target: target.to_path_buf(), force })
     }
 
@@ -72,16 +72,13 @@ impl Staging {
         };
         // The old results leave only when the new ones are complete.
         let old = if self.target.exists() {
-            let aside = tempfile::Builder::new()
-                .prefix(".old-")
-                .tempdir_in(parent_of(&self.target))
-                .map_err(fail("make room for"))?;
+            let aside = Scratch::beside(&self.target, Purpose::Old).map_err(fail("make room for"))?;
             fs::rename(&self.target, aside.path().join("old")).map_err(fail("replace"))?;
             Some(aside)
         } else {
             None
         };
-        let area = self.area.keep();
+        let (area, _lock) = self.area.keep();
         let renamed = visit("export.rename").and_then(|()| fs::rename(&area, &self.target));
         if let Err(e) = renamed {
             if let Some(aside) = &old {
@@ -92,6 +89,8 @@ impl Staging {
             return Err(CoordinatorError::storage(&self.target, "rename the finished folder to", e));
         }
         sync_folder(&parent_of(&self.target));
+        // Not earlier: old results are all there is until the new ones have their name.
+        sweep(&self.target, Purpose::Old);
         visit("export.folder").map_err(|e| CoordinatorError::storage(&self.target, "sync the folder of", e))
     }
 }

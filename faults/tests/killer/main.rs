@@ -1,15 +1,17 @@
-//! The killer in CI time: fifty seeds of kill -9, freezes, drains and joins (P1, P3, P4, P5, P6).
+//! The killer in CI time: fifty seeds of kill -9, freezes, drains and joins (P1, P3, P4, P5, P6); beside it, slow links.
 //!
 //! Longer campaigns: `cargo run --release -p halfstep-faults -- --seeds 500 --from 1000`.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may stop, and says what it measured")]
 
-use faults::{Settings, Verdict, campaign, summary};
+mod slow_links;
+
+use faults::{Campaign, Verdict, summary};
 
 const SEEDS: u64 = 50;
 
 #[test]
 fn fifty_seeds_of_faults_differ_in_nothing_lose_nothing_and_end() {
-    let runs = campaign(0..SEEDS, &Settings::default(), |run| {
+    let runs = Campaign::default().run(0..SEEDS, |run| {
         eprintln!("seed {}: {:.1?}, {:?}", run.seed, run.took, run.faults);
     });
     let table = summary(&runs);
