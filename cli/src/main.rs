@@ -17,6 +17,7 @@ mod exit;
 mod fleet;
 mod job;
 mod job_file;
+mod observe;
 mod options;
 mod perplexity;
 mod quantize;

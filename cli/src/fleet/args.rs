@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::args::ShowArgs;
+use crate::observe::ObserveArgs;
 use crate::options::JobOptions;
 use crate::values::{ByteSize, DeviceArg, GradientsArg, LinkSpeed};
 
@@ -64,6 +65,9 @@ pub(crate) struct CoordinatorArgs {
 
     #[command(flatten)]
     pub(crate) security: SecurityArgs,
+
+    #[command(flatten)]
+    pub(crate) observe: ObserveArgs,
 
     #[command(flatten)]
     pub(crate) times: TimesArgs,
@@ -144,6 +148,9 @@ pub(crate) struct NodeArgs {
     /// Run networks by this ONNX Runtime library instead of the built-in engine
     #[arg(long, value_name = "LIB", env = "HALFSTEP_ONNXRUNTIME", hide_env_values = true)]
     pub(crate) onnxruntime: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) observe: ObserveArgs,
 }
 
 #[derive(Debug, Args)]

@@ -14,8 +14,8 @@ mod shutdown;
 mod submit;
 
 pub(crate) use certs::certs;
-pub(crate) use connect::{Line, runtime};
-pub(crate) use coordinator::coordinator;
+pub(crate) use connect::{Line, runtime, unusable};
+pub(crate) use coordinator::{coordinator, say};
 pub(crate) use fetch::fetch_into;
 pub(crate) use follow::Follower;
 pub(crate) use jobs::{cancel, fetch, forget, nodes, status, watch};

@@ -12,6 +12,7 @@ use super::coordinator::say;
 use super::{Again, Shutdown};
 use crate::config::{DeviceConfig, Resources, defaults};
 use crate::exit::{CliError, Exit};
+use crate::observe::{Health, Observed};
 use crate::values::ByteSize;
 use crate::{devices, quantize};
 
@@ -24,6 +25,7 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
         return Err(CliError::configuration("threads is 0, expected 1 or more"));
     }
     let shutdown = Shutdown::listen(Again::Ignored)?;
+    let observed = Observed::open(&arguments.observe)?;
     let security = &arguments.connect.security;
     let transport = transport(security, Role::Node)?;
     arguments.connect.check()?;
@@ -61,7 +63,12 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
             shutdown.asked().await;
             asked.begin("the node was asked to stop");
         });
-        NodeDaemon::new(node, options).run(drain, |event| tell(&event)).await
+        let health = observed.health.clone();
+        let told = move |event| {
+            tell(&event);
+            judge(&health, &event);
+        };
+        NodeDaemon::new(node, options).run(drain, told).await
     });
     runtime.shutdown_background();
     match ran {
@@ -80,6 +87,16 @@ fn tell(event: &DaemonEvent) {
         DaemonEvent::LeftOut { job, reason } => format!("Left out of {job}, waiting for the next: {reason}"),
         DaemonEvent::Draining => "Draining".into(),
     });
+}
+
+/// Ready is a node that is attached to its coordinator and not about to leave.
+fn judge(health: &Health, event: &DaemonEvent) {
+    match event {
+        DaemonEvent::Listening { .. } => health.started(),
+        DaemonEvent::Attached { .. } => health.ready(true),
+        DaemonEvent::Waiting { .. } | DaemonEvent::Draining => health.ready(false),
+        DaemonEvent::LeftOut { .. } => {}
+    }
 }
 
 /// The address of this machine that packets to the coordinator leave from. Nothing is sent.

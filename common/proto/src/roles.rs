@@ -8,7 +8,7 @@
 //!   artefacts by their hash, which they learn from `Results`. A coordinator gives them only files of results.
 //! - `Upload` is for clients (inputs of jobs) and nodes (roundings). It cannot replace anything: names are hashes.
 //! - A coordinator calls nodes only for what they hold.
-//! - Health is for every role. Local peers, in the clear on loopback or in memory, have all roles.
+//! - Health is for every role and, on a port of its own, for anybody: probes have no certificates. Local peers, in the clear on loopback or in memory, have all roles.
 
 use crate::{BlobName, Fetch, Peer, Role, WireError, wire};
 use Role::{Client, Coordinator, Node};
@@ -34,13 +34,16 @@ pub const TABLE: [(&str, &[Role]); 16] = [
     ("/grpc.health.v1.Health/List", &[Client, Node, Coordinator]),
 ];
 
+/// What anybody may call.
+const HEALTH: &str = "/grpc.health.v1.Health/";
+
 /// Whether `peer` may call `path`.
 pub(crate) fn may_call(peer: &Peer, path: &str) -> Result<(), Status> {
     let Some((_, roles)) = TABLE.iter().find(|(row, _)| *row == path) else {
         let path: String = path.chars().filter(|c| !c.is_control()).take(100).collect();
         return Err(Status::unimplemented(format!("`{path}` is no call of halfstep")));
     };
-    if peer.is(roles) {
+    if peer.is(roles) || (*peer == Peer::Anybody && path.starts_with(HEALTH)) {
         return Ok(());
     }
     let names: Vec<&str> = roles.iter().map(|role| role.name()).collect();
@@ -53,7 +56,7 @@ pub(crate) fn may_call(peer: &Peer, path: &str) -> Result<(), Status> {
 /// `permission_denied` for a client that asks for anything but an artefact by its hash.
 pub fn may_fetch(peer: &Peer, name: &BlobName) -> Result<(), Status> {
     match name {
-        BlobName::Artefact(_) => Ok(()),
+        BlobName::Artefact(_) if *peer != Peer::Anybody => Ok(()),
         _ if peer.is(&[Node, Coordinator]) => Ok(()),
         _ => Err(Status::permission_denied(format!("only nodes may fetch this, not {peer}"))),
     }

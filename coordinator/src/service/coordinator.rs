@@ -30,6 +30,18 @@ const LAST_CALLS: Duration = Duration::from_secs(2);
 /// Threads that plan or write results may take so long to end.
 const LAST_THREADS: Duration = Duration::from_millis(500);
 
+/// Asks a coordinator's engine for a sign of life; clones ask the same one.
+#[derive(Clone)]
+pub struct Pulse(EngineLine);
+
+impl Pulse {
+    /// Whether the engine answers within `limit`. It does not while its disk stands still, nor when it has ended.
+    pub async fn beats(&self, limit: Duration) -> bool {
+        let asked = self.0.ask(|reply| Request::Ping { reply });
+        matches!(timeout(limit, asked).await, Ok(Ok(())))
+    }
+}
+
 /// A running coordinator. Dropped, it stops at once; its durable state is safe at any moment.
 pub struct Coordinator {
     line: EngineLine,
@@ -107,6 +119,11 @@ impl Coordinator {
     /// Its incarnation.
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// For whoever wants to know whether it is at work.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(self.line.clone())
     }
 
     /// Returns when the disk has refused something, with what it said. The job waits for space meanwhile.

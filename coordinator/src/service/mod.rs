@@ -18,5 +18,5 @@ mod request;
 mod shelf;
 mod trouble;
 
-pub use coordinator::Coordinator;
+pub use coordinator::{Coordinator, Pulse};
 pub use options::{CoordinatorOptions, Timing};

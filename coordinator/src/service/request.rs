@@ -92,6 +92,7 @@ pub(super) enum Request {
     Forget { job: JobId, reply: Reply<u64> },
     Results { job: JobId, reply: Reply<Vec<ResultFile>> },
     Nodes { reply: Reply<wire::NodesReply> },
+    Ping { reply: Reply<()> },
     Prepared { job: JobId, result: Box<Result<(ActiveJob, Resumed), CoordinatorError>>, seconds: f64 },
     Exported { job: JobId, result: Box<Result<Finished, CoordinatorError>> },
     Stop { reply: oneshot::Sender<()> },

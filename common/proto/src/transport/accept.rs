@@ -156,6 +156,7 @@ impl Security {
     async fn accept(&self, io: BoxIo, limit: Duration) -> Result<(BoxIo, Peer), String> {
         match self {
             Self::Plaintext => Ok((io, Peer::Local)),
+            Self::Public => Ok((io, Peer::Anybody)),
             Self::Tls(tls) => {
                 let handshake = TlsAcceptor::from(tls.server()).accept(io);
                 let late = |_| format!("no TLS handshake within {limit:?}");

@@ -208,6 +208,7 @@ impl Engine {
             Request::Forget { job, reply } => drop(reply.send(self.forget(job).await)),
             Request::Results { job, reply } => drop(reply.send(self.results(job))),
             Request::Nodes { reply } => drop(reply.send(Ok(self.nodes()))),
+            Request::Ping { reply } => drop(reply.send(Ok(()))),
             Request::Prepared { job, result, seconds } => self.prepared(job, *result, seconds).await,
             Request::Exported { job, result } => self.exported(job, *result).await,
             Request::Stop { reply } => {

@@ -194,6 +194,7 @@ async fn stay_attached(
             }
             End::Refused { reason, attached: true } => {
                 pause = PAUSE_REFUSED;
+                told.clear();
                 format!("it refused this node: {reason}")
             }
             End::Lost { why, attached } => {
