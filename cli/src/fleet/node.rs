@@ -3,16 +3,15 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 
-use halfstep_agent::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon};
+use halfstep_agent::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon, describe_metrics};
 use halfstep_proto::Role;
 
 use super::args::NodeArgs;
 use super::connect::{runtime, transport, unusable};
-use super::coordinator::say;
 use super::{Again, Shutdown};
 use crate::config::{DeviceConfig, Resources, defaults};
 use crate::exit::{CliError, Exit};
-use crate::observe::{Health, Observed};
+use crate::observe::{Health, Observed, describe, say};
 use crate::values::ByteSize;
 use crate::{devices, quantize};
 
@@ -25,7 +24,9 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
         return Err(CliError::configuration("threads is 0, expected 1 or more"));
     }
     let shutdown = Shutdown::listen(Again::Ignored)?;
-    let observed = Observed::open(&arguments.observe)?;
+    let spill = arguments.spill_dir.clone().unwrap_or_else(std::env::temp_dir);
+    let observed = Observed::open(&arguments.observe, vec![("spill", spill)])?;
+    describe_metrics();
     let security = &arguments.connect.security;
     let transport = transport(security, Role::Node)?;
     arguments.connect.check()?;
@@ -52,6 +53,8 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
         onnxruntime: arguments.onnxruntime,
     };
     let node = quantize::node(&resources)?;
+    let described = halfstep_work::Node::describe(&node);
+    describe("node", &described.device, &described.engine);
     if let Some(line) = devices::line(node.devices()) {
         say(&line);
     }
