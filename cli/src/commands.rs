@@ -64,7 +64,7 @@ fn run_quantize(args: QuantizeArgs) -> Result<Exit, CliError> {
 fn observe_quantize(address: Option<SocketAddr>, config: &RunConfig) -> Result<Observed, CliError> {
     let spill = config.resources.spill_dir.clone().unwrap_or_else(std::env::temp_dir);
     let folders = vec![("state", config.to_job().output), ("spill", spill)];
-    let observed = Observed::metrics_only(address, folders)?;
+    let observed = Observed::open(None, address, folders)?;
     describe("quantize", "", "");
     halfstep_coordinator::service::describe_metrics();
     halfstep_agent::describe_metrics();

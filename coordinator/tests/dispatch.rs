@@ -678,14 +678,14 @@ fn ends(fleet: &mut Fleet) -> BTreeMap<&'static str, usize> {
 #[test]
 fn every_lease_ends_once_and_is_counted_as_what_it_was() {
     let mut fleet = Fleet::with_nodes(&Shape::new(2, 6), 3, 1);
-    fleet.fail(NodeId(0), 0, FailureClass::OutOfMemory);
+    fleet.fail(NodeId(0), 0, FailureClass::HandedBack);
     until(&mut fleet, TaskPhase::Solve);
     let held = fleet.nodes[&NodeId(1)].hand.len();
     fleet.lose(NodeId(1));
     fleet.run();
     assert_eq!(fleet.dispatch.outcome(), Outcome::Finished);
     let ends = ends(&mut fleet);
-    assert_eq!((ends["out_of_memory"], ends.get("node_lost").copied().unwrap_or(0)), (1, held));
+    assert_eq!((ends["handed_back"], ends.get("node_lost").copied().unwrap_or(0)), (1, held));
     let done = fleet.dispatch.state().census().done;
     assert!(ends["ok"] >= done, "{ends:?}: what the lost node held was done again, {done} tasks");
     assert_eq!(ends.get("revoked"), None, "nobody raced");

@@ -10,7 +10,7 @@ use super::args::{CoordinatorArgs, TimesArgs};
 use super::connect::{runtime, transport, unusable};
 use super::{Again, Shutdown};
 use crate::exit::{CliError, Exit};
-use crate::observe::{Health, Observed, describe, say};
+use crate::observe::{Health, ObserveArgs, Observed, describe, say};
 
 /// How often the engine is asked for a sign of life, and how long that may take.
 const LOOK: Duration = Duration::from_secs(1);
@@ -24,7 +24,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 pub(crate) fn coordinator(arguments: &CoordinatorArgs) -> Result<Exit, CliError> {
     let shutdown = Shutdown::listen(Again::Ignored)?;
     let folders = vec![("state", arguments.state_dir.clone())];
-    let observed = Observed::open(&arguments.observe, folders)?;
+    let ObserveArgs { health, metrics, .. } = arguments.observe;
+    let observed = Observed::open(health, metrics, folders)?;
     describe("coordinator", "", "");
     describe_metrics();
     let transport = transport(&arguments.security, Role::Coordinator)?;

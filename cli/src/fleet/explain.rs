@@ -67,7 +67,11 @@ fn task_json(task: &TaskAccount) -> serde_json::Value {
 fn to_text(reply: &ExplainReply) -> String {
     let mut text = String::new();
     if let Some(job) = &reply.job {
-        let detail = if job.detail.is_empty() { String::new() } else { format!(": {}", clean(&job.detail)) };
+        let detail = if job.detail.is_empty() || job.detail == state(job) {
+            String::new()
+        } else {
+            format!(": {}", clean(&job.detail))
+        };
         let _ = writeln!(text, "job {} is {}{detail}", hex(&job.job), state(job));
     }
     if let Some(wire::TaskCounts { waiting, ready, leased, done, failed }) = &reply.counts {

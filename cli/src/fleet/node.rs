@@ -11,7 +11,7 @@ use super::connect::{runtime, transport, unusable};
 use super::{Again, Shutdown};
 use crate::config::{DeviceConfig, Resources, defaults};
 use crate::exit::{CliError, Exit};
-use crate::observe::{Health, Observed, describe, say};
+use crate::observe::{Health, ObserveArgs, Observed, describe, say};
 use crate::values::ByteSize;
 use crate::{devices, quantize};
 
@@ -25,7 +25,8 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
     }
     let shutdown = Shutdown::listen(Again::Ignored)?;
     let spill = arguments.spill_dir.clone().unwrap_or_else(std::env::temp_dir);
-    let observed = Observed::open(&arguments.observe, vec![("spill", spill)])?;
+    let ObserveArgs { health, metrics, .. } = arguments.observe;
+    let observed = Observed::open(health, metrics, vec![("spill", spill)])?;
     describe_metrics();
     let security = &arguments.connect.security;
     let transport = transport(security, Role::Node)?;

@@ -7,7 +7,7 @@ use clap::Args;
 use super::LogFormat;
 
 /// See the module.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Copy, Args)]
 #[command(next_help_heading = "Observation")]
 pub(crate) struct ObserveArgs {
     /// Answer health checks (grpc.health.v1) at this address, in plain text, to anybody

@@ -30,37 +30,34 @@ pub(crate) struct Observed {
 }
 
 impl Observed {
-    /// Opens what was asked for and says where. `folders`: those whose disks are shown.
+    /// Opens the ports that are asked for and says where. `folders`: those whose disks the metrics show.
     ///
     /// # Errors
     /// Bad configuration for an address that cannot be had.
-    pub(crate) fn open(arguments: &ObserveArgs, folders: Folders) -> Result<Self, CliError> {
+    pub(crate) fn open(
+        health: Option<SocketAddr>,
+        metrics: Option<SocketAddr>,
+        folders: Folders,
+    ) -> Result<Self, CliError> {
         let mut observed = Self { health: Health::default(), runtime: None };
-        if let Some(address) = arguments.health {
-            let health = observed.health.clone();
-            let (runtime, listener) = observed.listen(address)?;
-            say(&format!("Health on {}", listener.address()));
-            runtime.spawn(health.answer(listener));
+        if let Some(address) = health {
+            observed.answer_probes(address)?;
         }
-        if let Some(address) = arguments.metrics {
-            observed.metrics(address, folders)?;
+        if let Some(address) = metrics {
+            observed.show_metrics(address, folders)?;
         }
         Ok(observed)
     }
 
-    /// Metrics alone.
-    ///
-    /// # Errors
-    /// Bad configuration for an address that cannot be had.
-    pub(crate) fn metrics_only(address: Option<SocketAddr>, folders: Folders) -> Result<Self, CliError> {
-        let mut observed = Self { health: Health::default(), runtime: None };
-        if let Some(address) = address {
-            observed.metrics(address, folders)?;
-        }
-        Ok(observed)
+    fn answer_probes(&mut self, address: SocketAddr) -> Result<(), CliError> {
+        let health = self.health.clone();
+        let (runtime, listener) = self.listen(address)?;
+        say(&format!("Health on {}", listener.address()));
+        runtime.spawn(health.answer(listener));
+        Ok(())
     }
 
-    fn metrics(&mut self, address: SocketAddr, folders: Folders) -> Result<(), CliError> {
+    fn show_metrics(&mut self, address: SocketAddr, folders: Folders) -> Result<(), CliError> {
         let (runtime, listener) = self.listen(address)?;
         let collector = metrics::Collector::install(folders)?;
         say(&format!("Metrics on http://{}/metrics", listener.address()));
