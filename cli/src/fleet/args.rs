@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::args::ShowArgs;
+use crate::observe::ObserveArgs;
 use crate::options::JobOptions;
 use crate::values::{ByteSize, DeviceArg, GradientsArg, LinkSpeed};
 
@@ -64,6 +65,9 @@ pub(crate) struct CoordinatorArgs {
 
     #[command(flatten)]
     pub(crate) security: SecurityArgs,
+
+    #[command(flatten)]
+    pub(crate) observe: ObserveArgs,
 
     #[command(flatten)]
     pub(crate) times: TimesArgs,
@@ -145,6 +149,9 @@ pub(crate) struct NodeArgs {
     /// Run networks by this ONNX Runtime library instead of the built-in engine
     #[arg(long, value_name = "LIB", env = "HALFSTEP_ONNXRUNTIME", hide_env_values = true)]
     pub(crate) onnxruntime: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) observe: ObserveArgs,
 }
 
 #[derive(Debug, Args)]
@@ -248,6 +255,37 @@ pub(crate) struct NodesArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// Explain this job
+    #[arg(value_name = "JOB")]
+    pub(crate) job: String,
+
+    /// Explain this task of it: PHASE:OF:PLACE, such as capture:0:3 or solve:LAYER:0 [default: all that is notable]
+    ///
+    /// Logs name tasks so. Phases are forward (OF a range), capture and accumulate (OF a stage), each of a shard; reduce
+    /// and solve (OF a layer, by number or name), of a slice or a chunk.
+    #[arg(value_name = "TASK")]
+    pub(crate) task: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// Make this node leave, by its number or, if no other has it, its name
+    #[arg(value_name = "NODE")]
+    pub(crate) node: String,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
 }
 
 #[derive(Debug, Args)]

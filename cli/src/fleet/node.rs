@@ -3,15 +3,15 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 
-use halfstep_agent::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon};
+use halfstep_agent::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon, describe_metrics};
 use halfstep_proto::Role;
 
 use super::args::NodeArgs;
 use super::connect::{runtime, transport, unusable};
-use super::coordinator::say;
 use super::{Again, Shutdown};
 use crate::config::{DeviceConfig, Resources, defaults};
 use crate::exit::{CliError, Exit};
+use crate::observe::{Health, ObserveArgs, Observed, describe, say};
 use crate::values::ByteSize;
 use crate::{devices, quantize};
 
@@ -24,6 +24,10 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
         return Err(CliError::configuration("threads is 0, expected 1 or more"));
     }
     let shutdown = Shutdown::listen(Again::Ignored)?;
+    let spill = arguments.spill_dir.clone().unwrap_or_else(std::env::temp_dir);
+    let ObserveArgs { health, metrics, .. } = arguments.observe;
+    let observed = Observed::open(health, metrics, vec![("spill", spill)])?;
+    describe_metrics();
     let security = &arguments.connect.security;
     let transport = transport(security, Role::Node)?;
     arguments.connect.check()?;
@@ -50,6 +54,8 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
         onnxruntime: arguments.onnxruntime,
     };
     let node = quantize::node(&resources)?;
+    let described = halfstep_work::Node::describe(&node);
+    describe("node", &described.device, &described.engine);
     if let Some(line) = devices::line(node.devices()) {
         say(&line);
     }
@@ -61,7 +67,12 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
             shutdown.asked().await;
             asked.begin("the node was asked to stop");
         });
-        NodeDaemon::new(node, options).run(drain, |event| tell(&event)).await
+        let health = observed.health.clone();
+        let told = move |event| {
+            tell(&event);
+            judge(&health, &event);
+        };
+        NodeDaemon::new(node, options).run(drain, told).await
     });
     runtime.shutdown_background();
     match ran {
@@ -80,6 +91,16 @@ fn tell(event: &DaemonEvent) {
         DaemonEvent::LeftOut { job, reason } => format!("Left out of {job}, waiting for the next: {reason}"),
         DaemonEvent::Draining => "Draining".into(),
     });
+}
+
+/// Ready is a node that is attached to its coordinator and not about to leave.
+fn judge(health: &Health, event: &DaemonEvent) {
+    match event {
+        DaemonEvent::Listening { .. } => health.started(),
+        DaemonEvent::Attached { .. } => health.ready(true),
+        DaemonEvent::Waiting { .. } | DaemonEvent::Draining => health.ready(false),
+        DaemonEvent::LeftOut { .. } => {}
+    }
 }
 
 /// The address of this machine that packets to the coordinator leave from. Nothing is sent.

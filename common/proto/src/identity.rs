@@ -48,6 +48,8 @@ pub enum Peer {
     Local,
     /// One whose certificate was checked.
     Certified(Arc<Certified>),
+    /// Whoever reached a port that is open to all: may ask for health, nothing else.
+    Anybody,
 }
 
 impl Peer {
@@ -56,6 +58,7 @@ impl Peer {
         match self {
             Self::Local => !roles.is_empty(),
             Self::Certified(certified) => certified.roles.iter().any(|role| roles.contains(role)),
+            Self::Anybody => false,
         }
     }
 
@@ -76,6 +79,7 @@ impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local => f.pad("a local process"),
+            Self::Anybody => f.pad("a process that nothing is known of"),
             Self::Certified(certified) => {
                 write!(f, "`{}`, whose certificate is for {}", certified.subject, certified.role_names())
             }
@@ -126,6 +130,10 @@ impl Certified {
             return Some(format!("is not valid before {}, it is {now}", self.from));
         }
         (now > self.until).then(|| format!("has expired on {}, it is {now}", self.until))
+    }
+
+    pub(crate) fn expires_unix_seconds(&self) -> i64 {
+        self.until.timestamp()
     }
 
     pub(crate) fn role_names(&self) -> String {

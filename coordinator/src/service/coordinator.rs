@@ -7,6 +7,7 @@ use super::fleet::FleetService;
 use super::options::CoordinatorOptions;
 use super::request::{EngineLine, Request};
 use super::shelf::Shelf;
+use super::telemetry;
 use super::trouble::Trouble;
 use crate::CoordinatorError;
 use crate::artefacts::Artefacts;
@@ -19,7 +20,7 @@ use halfstep_proto::{Listener, Services};
 use halfstep_work::JobId;
 use std::fs;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -29,6 +30,18 @@ const LAST_CALLS: Duration = Duration::from_secs(2);
 
 /// Threads that plan or write results may take so long to end.
 const LAST_THREADS: Duration = Duration::from_millis(500);
+
+/// Asks a coordinator's engine for a sign of life; clones ask the same one.
+#[derive(Clone)]
+pub struct Pulse(EngineLine);
+
+impl Pulse {
+    /// Whether the engine answers within `limit`. It does not while its disk stands still, nor when it has ended.
+    pub async fn beats(&self, limit: Duration) -> bool {
+        let asked = self.0.ask(|reply| Request::Ping { reply });
+        matches!(timeout(limit, asked).await, Ok(Ok(())))
+    }
+}
 
 /// A running coordinator. Dropped, it stops at once; its durable state is safe at any moment.
 pub struct Coordinator {
@@ -59,6 +72,7 @@ impl Coordinator {
             .map_err(|e| CoordinatorError::storage(&options.state, "create folder", e))?;
         let state = fs::canonicalize(&options.state)
             .map_err(|e| CoordinatorError::storage(&options.state, "find", e))?;
+        let began = Instant::now();
         let store = Arc::new(Store::open(&state)?);
         if let Some(only) = options.only {
             forget_others(&store, only)?;
@@ -80,6 +94,7 @@ impl Coordinator {
         )?
         .keeping(options.keep_jobs);
         let resuming = engine.unfinished();
+        telemetry::started(epoch, began.elapsed());
         let (reporter, answers) = tonic_health::server::health_reporter();
         let fleet =
             FleetService { engine: line.clone(), artefacts: Arc::clone(&artefacts), shelf: shelf.clone() };
@@ -108,6 +123,11 @@ impl Coordinator {
     /// Its incarnation.
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// For whoever wants to know whether it is at work.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(self.line.clone())
     }
 
     /// Returns when the disk has refused something, with what it said. The job waits for space meanwhile.

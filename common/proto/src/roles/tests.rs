@@ -16,8 +16,7 @@ fn every_rpc_has_a_row_and_every_row_an_rpc() {
     }
     let rows: BTreeSet<String> = TABLE.iter().map(|(path, _)| (*path).to_owned()).collect();
     assert_eq!(rows.len(), TABLE.len(), "no row twice");
-    let ours: BTreeSet<String> =
-        rows.into_iter().filter(|path| !path.starts_with("/grpc.health.v1.Health/")).collect();
+    let ours: BTreeSet<String> = rows.into_iter().filter(|path| !path.starts_with(HEALTH)).collect();
     assert_eq!(ours, declared);
 }
 
@@ -28,4 +27,14 @@ fn local_peers_may_call_every_row_and_nothing_else() {
     }
     let unknown = may_call(&Peer::Local, "/halfstep.v1.Client/Format").unwrap_err();
     assert_eq!(unknown.message(), "`/halfstep.v1.Client/Format` is no call of halfstep");
+}
+
+#[test]
+fn anybody_may_ask_for_health_and_nothing_else() {
+    for (path, _) in TABLE {
+        let admitted = may_call(&Peer::Anybody, path);
+        assert_eq!(admitted.is_ok(), path.starts_with(HEALTH), "{path}");
+    }
+    let artefact = BlobName::Artefact(crate::BlobHash([7; 32]));
+    assert!(!Peer::Anybody.is(&Role::ALL) && may_fetch(&Peer::Anybody, &artefact).is_err());
 }

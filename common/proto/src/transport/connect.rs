@@ -102,7 +102,7 @@ impl Security {
     /// What may be wrong when nobody answers.
     fn doubt(&self) -> &'static str {
         match self {
-            Self::Plaintext => ", perhaps because it wants certificates",
+            Self::Plaintext | Self::Public => ", perhaps because it wants certificates",
             Self::Tls(_) => "",
         }
     }
@@ -110,7 +110,7 @@ impl Security {
     /// Makes sure of who is there.
     async fn connect(&self, io: BoxIo, address: &str, expects: Role) -> io::Result<BoxIo> {
         match self {
-            Self::Plaintext => Ok(io),
+            Self::Plaintext | Self::Public => Ok(io),
             Self::Tls(tls) => {
                 let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
                 let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();

@@ -30,6 +30,8 @@ use std::sync::Arc;
 pub enum Security {
     /// Neither: every peer is trusted with every role. TCP refuses addresses that are not loopback.
     Plaintext,
+    /// Neither, at any address: for ports that tell anybody how this process is. Peers are trusted with nothing else.
+    Public,
     /// Both, with these certificates.
     Tls(Arc<Tls>),
 }

@@ -153,3 +153,19 @@ async fn the_standard_health_service_fits_in() {
     let status = client.check(request).await.unwrap().into_inner().status();
     assert_eq!(status, tonic_health::pb::health_check_response::ServingStatus::Serving);
 }
+
+#[tokio::test]
+async fn a_public_port_is_open_beyond_loopback_and_tells_of_health_only() {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_service_status("halfstep", tonic_health::ServingStatus::Serving).await;
+    let services = Fake::default().services().with(health);
+    let listener = Transport::tcp(Security::Public).listen("0.0.0.0:0").await.unwrap();
+    let served = serve_at(listener, services);
+    let address = served.address.replace("0.0.0.0", "127.0.0.1");
+    let channel = plain().connector(&address, Role::Coordinator).channel();
+    let mut client = tonic_health::pb::health_client::HealthClient::new(channel.clone());
+    let request = tonic_health::pb::HealthCheckRequest { service: "halfstep".into() };
+    assert!(client.check(request).await.is_ok());
+    let refused = ClientClient::new(channel).list(wire::ListRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+}
