@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::exit::Exit;
+use crate::fleet::PodArgs;
 use crate::fleet::args::{
     CancelArgs, CertsArgs, CoordinatorArgs, FetchArgs, ForgetArgs, NodeArgs, NodesArgs, StatusArgs,
     SubmitArgs, WatchArgs,
@@ -56,6 +57,12 @@ pub(crate) enum Command {
     Coordinator(CoordinatorArgs),
     /// Work for a coordinator: leave it running on every machine that should help
     Node(NodeArgs),
+    /// Be one of the pods of a Kubernetes Job: index 0 coordinates and takes up the job, the others work
+    ///
+    /// Every pod runs this same command. Index 0 ends with 0 when the results are in place (also if layers were kept), with 4
+    /// if layers failed; a pod that is stopped ends with 75, whatever its index. docs/kubernetes.md has manifests.
+    #[command(after_help = Exit::table(), after_long_help = Exit::table())]
+    Pod(PodArgs),
     /// Give a coordinator a network to quantize
     #[command(after_help = Exit::table(), after_long_help = Exit::table())]
     Submit(SubmitArgs),

@@ -3,10 +3,10 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 
-use halfstep_agent::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon};
+use halfstep_agent::{DaemonError, DaemonEvent, DaemonOptions, Drain, LocalNode, NodeDaemon};
 use halfstep_proto::Role;
 
-use super::args::NodeArgs;
+use super::args::{NodeArgs, WorkArgs};
 use super::connect::{runtime, transport, unusable};
 use super::coordinator::say;
 use super::{Again, Shutdown};
@@ -21,9 +21,6 @@ use crate::{devices, quantize};
 /// # Errors
 /// Bad configuration for an address or certificates that cannot be used or if the coordinator refuses this node.
 pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
-    if arguments.threads == Some(0) {
-        return Err(CliError::configuration("threads is 0, expected 1 or more"));
-    }
     let shutdown = Shutdown::listen(Again::Ignored)?;
     let observed = Observed::open(&arguments.observe)?;
     let security = &arguments.connect.security;
@@ -44,17 +41,7 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
         listen,
         advertise,
     };
-    let resources = Resources {
-        memory_budget: arguments.memory_budget.unwrap_or(ByteSize(defaults::MEMORY_BUDGET)),
-        spill_dir: arguments.spill_dir,
-        threads: arguments.threads,
-        device: DeviceConfig::new(arguments.device, arguments.gradients, arguments.cuda_libraries),
-        onnxruntime: arguments.onnxruntime,
-    };
-    let node = quantize::node(&resources)?;
-    if let Some(line) = devices::line(node.devices()) {
-        say(&line);
-    }
+    let daemon = NodeDaemon::new(open(arguments.work)?, options);
     let drain = Drain::new();
     let runtime = runtime()?;
     let ran = runtime.block_on(async {
@@ -63,23 +50,44 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
             shutdown.asked().await;
             asked.begin("the node was asked to stop");
         });
-        let health = observed.health.clone();
-        let told = move |event| {
-            tell(&event);
-            judge(&health, &event);
-        };
-        NodeDaemon::new(node, options).run(drain, told).await
+        daemon.run(drain, telling(observed.health.clone())).await
     });
     runtime.shutdown_background();
-    match ran {
-        Ok(()) => Ok(Exit::Solved),
-        Err(DaemonError::Transport(error)) => Err(unusable(error)),
-        Err(error @ DaemonError::Refused { .. }) => Err(CliError::configuration(error)),
-        Err(error @ DaemonError::Thread(_)) => Err(CliError::internal(error)),
+    ran.map_err(ended)?;
+    Ok(Exit::Solved)
+}
+
+/// What computes, with its devices.
+///
+/// # Errors
+/// Bad configuration or bad input for a device, folder or library that cannot be used.
+pub(super) fn open(work: WorkArgs) -> Result<LocalNode, CliError> {
+    if work.threads == Some(0) {
+        return Err(CliError::configuration("threads is 0, expected 1 or more"));
+    }
+    let node = quantize::node(&Resources {
+        memory_budget: work.memory_budget.unwrap_or(ByteSize(defaults::MEMORY_BUDGET)),
+        spill_dir: work.spill_dir,
+        threads: work.threads,
+        device: DeviceConfig::new(work.device, work.gradients, work.cuda_libraries),
+        onnxruntime: work.onnxruntime,
+    })?;
+    if let Some(line) = devices::line(node.devices()) {
+        say(&line);
+    }
+    Ok(node)
+}
+
+/// Why a node ended that was not asked to.
+pub(super) fn ended(error: DaemonError) -> CliError {
+    match error {
+        DaemonError::Transport(error) => unusable(error),
+        error @ DaemonError::Refused { .. } => CliError::configuration(error),
+        error @ DaemonError::Thread(_) => CliError::internal(error),
     }
 }
 
-fn tell(event: &DaemonEvent) {
+pub(super) fn tell(event: &DaemonEvent) {
     say(&match event {
         DaemonEvent::Listening { address } => format!("Serving on {address}"),
         DaemonEvent::Attached { coordinator, node } => format!("Attached to {coordinator} as {node}"),
@@ -87,6 +95,14 @@ fn tell(event: &DaemonEvent) {
         DaemonEvent::LeftOut { job, reason } => format!("Left out of {job}, waiting for the next: {reason}"),
         DaemonEvent::Draining => "Draining".into(),
     });
+}
+
+/// Tells people and probes what happens.
+pub(super) fn telling(health: Health) -> impl Fn(DaemonEvent) + Send + Sync {
+    move |event| {
+        tell(&event);
+        judge(&health, &event);
+    }
 }
 
 /// Ready is a node that is attached to its coordinator and not about to leave.
