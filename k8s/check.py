@@ -220,6 +220,7 @@ def mistakes():
         (job(lambda s, p, c: replace(c, ":7421", ":7420")), "port coordinator"),
         (job(lambda s, p, c: replace(c, "{}.halfstep", "{}")), "--peers"),
         (job(lambda s, p, c: s.update(backoffLimitPerIndex=6)), "for ever"),
+        (lambda objects: [t["data"].update({"job.toml": "output = 'out'"}) for t in objects if "data" in t], "output out"),
         (without("ServiceAccount"), "service account"),
         (without("PersistentVolumeClaim"), "no claim"),
         (without("ConfigMap"), "no config map"),

@@ -5,6 +5,7 @@ Not here: schemas, rendering, the command line of the binary (check.py).
 """
 
 import re
+import tomllib
 
 # Secrets that people make by hand, as docs/kubernetes.md says.
 SECRETS_BY_HAND = {"halfstep-certs"}
@@ -227,6 +228,10 @@ def binary(spec, pod, objects):
             content = maps.get(volume_of(config).get("configMap", {}).get("name"), {})
             if config.rsplit("/", 1)[1] not in content:
                 yield f"--config={config}: the config map has no such file"
+            job = tomllib.loads(content.get(config.rsplit("/", 1)[1], ""))
+            for key in ["model", "calibration", "output"]:
+                if "persistentVolumeClaim" not in volume_of(job.get(key, "/data")):
+                    yield f"job.toml: {key} {job[key]} does not lie on the claim"
         yield from certificates(arguments, volume_of(option(arguments, "certs", "/")))
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         for port, name in [("coordinator", "listen"), ("node", "serve"), ("health", "health")]:

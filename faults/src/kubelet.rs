@@ -10,7 +10,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
@@ -153,22 +153,24 @@ impl Kubelet {
         Process::start(&name, &mut started, self.folder.path(), &self.logs)
     }
 
-    /// Ends a pod as a kubelet does: the hook, SIGTERM, and SIGKILL when `grace` is over. Returns its exit code.
+    /// Ends pods as a kubelet does, together: the hook, SIGTERM, and SIGKILL when `grace` is over. Returns their exit codes.
     ///
     /// # Errors
-    /// If it cannot be signalled.
-    pub fn end(&self, pod: &mut Process, grace: Duration) -> Result<i32> {
+    /// If one cannot be signalled.
+    pub fn end(&self, pods: &mut [Process], grace: Duration) -> Result<Vec<i32>> {
         let hook = Duration::from_secs(self.manifest.pre_stop_seconds).min(grace);
         sleep(hook);
-        pod.terminate()?;
-        let ended = crate::wait::until(grace.saturating_sub(hook), || pod.ended())?;
-        match ended {
-            Some(exit) => Ok(exit),
-            None => {
-                pod.kill()?;
-                pod.ended()?.context("it was killed")
+        pods.iter().try_for_each(Process::terminate)?;
+        let killed = Instant::now() + grace.saturating_sub(hook);
+        let exit = |pod: &mut Process| {
+            let left = killed.saturating_duration_since(Instant::now());
+            if let Some(exit) = crate::wait::until(left, || pod.ended())? {
+                return Ok(exit);
             }
-        }
+            pod.kill()?;
+            pod.ended()?.context("it was killed")
+        };
+        pods.iter_mut().map(exit).collect()
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::peers::PeerNames;
-use crate::args::ShowArgs;
 use crate::fleet::args::{SecurityArgs, TimesArgs, WorkArgs};
 use crate::observe::ObserveArgs;
 
@@ -65,8 +64,9 @@ pub(crate) struct PodArgs {
     #[command(flatten)]
     pub(crate) work: WorkArgs,
 
-    #[command(flatten)]
-    pub(crate) show: ShowArgs,
+    /// Print one JSON object per event to stdout instead of text to stderr (index 0)
+    #[arg(long)]
+    pub(crate) json: bool,
 
     #[command(flatten)]
     pub(crate) times: TimesArgs,

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use super::PodArgs;
 use super::placed::placed;
 use crate::answers::Progress;
+use crate::args::ShowArgs;
 use crate::commands::{mode, show_outcome, with_file};
 use crate::config::RunConfig;
 use crate::exit::{CliError, Exit};
@@ -48,7 +49,7 @@ pub(super) fn lead(arguments: PodArgs) -> Result<Exit, CliError> {
     // A job that is refused does not push another out.
     options.only = taken.is_none().then_some(collected.id);
     let transport = transport(&arguments.security, Role::Coordinator)?;
-    let show = arguments.show;
+    let show = ShowArgs { json: arguments.json, quiet: false };
     let renderer = Renderer::new(mode(show));
     let runtime = runtime()?;
     let output = job.output.clone();
