@@ -234,7 +234,7 @@ def binary(spec, pod, objects):
                     yield f"job.toml: {key} {job[key]} does not lie on the claim"
         yield from certificates(arguments, volume_of(option(arguments, "certs", "/")))
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-        for port, name in [("coordinator", "listen"), ("node", "serve"), ("health", "health")]:
+        for port, name in [("coordinator", "listen"), ("node", "serve"), ("health", "health"), ("metrics", "metrics")]:
             address = option(arguments, name)
             if port in ports and (address is None or ports[port] != port_of(address)):
                 yield f"port {port} is {ports[port]}, --{name} is {address}"

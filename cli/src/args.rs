@@ -2,16 +2,19 @@
 //!
 //! Help is written for the person who decides whether to touch an option. Not here: options of a job (`options`).
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::exit::Exit;
 use crate::fleet::PodArgs;
 use crate::fleet::args::{
-    CancelArgs, CertsArgs, CoordinatorArgs, FetchArgs, ForgetArgs, NodeArgs, NodesArgs, StatusArgs,
-    SubmitArgs, WatchArgs,
+    CancelArgs, CertsArgs, CoordinatorArgs, DrainArgs, ExplainArgs, FetchArgs, ForgetArgs, NodeArgs,
+    NodesArgs, StatusArgs, SubmitArgs, WatchArgs,
 };
+use crate::observe::LogFormat;
 use crate::options::{DataOptions, JobOptions, TextOptions};
 use crate::values::{ByteSize, LinkSpeed};
 
@@ -78,8 +81,31 @@ pub(crate) enum Command {
     Forget(ForgetArgs),
     /// Show the nodes of a coordinator
     Nodes(NodesArgs),
+    /// Say why a job or one of its tasks waits, and what became of its attempts
+    Explain(ExplainArgs),
+    /// Make a node hand back its work and leave
+    Drain(DrainArgs),
     /// Make a certificate authority and certificates for a fleet of your own
     Certs(CertsArgs),
+    /// Print a completion script for a shell
+    ///
+    /// bash: `halfstep completions bash > ~/.local/share/bash-completion/completions/halfstep`. zsh: into a file `_halfstep`
+    /// in a folder of $fpath. fish: into `~/.config/fish/completions/halfstep.fish`.
+    Completions(CompletionsArgs),
+    /// Write a manual page for every command into a folder
+    Man(ManArgs),
+}
+
+impl Command {
+    /// How the process writes its log: a choice of those that stay.
+    pub(crate) fn log_format(&self) -> LogFormat {
+        match self {
+            Self::Coordinator(arguments) => arguments.observe.log_format,
+            Self::Node(arguments) => arguments.observe.log_format,
+            Self::Pod(arguments) => arguments.observe.log_format,
+            _ => LogFormat::Text,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -96,6 +122,10 @@ pub(crate) struct QuantizeArgs {
     /// Overwrite an output folder that is not empty
     #[arg(long)]
     pub(crate) force: bool,
+
+    /// Show counts and gauges at http://ADDR/metrics while it runs, as Prometheus reads them
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics: Option<SocketAddr>,
 
     #[command(flatten)]
     pub(crate) show: ShowArgs,
@@ -207,6 +237,20 @@ pub(crate) struct DevicesArgs {
     /// Print JSON instead of text
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// Complete in this shell
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Write pages into this folder, as halfstep.1, halfstep-quantize.1 and so on
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
 }
 
 /// How a run is shown.

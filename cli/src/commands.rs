@@ -3,6 +3,7 @@
 //! Data goes to stdout, progress to stderr. Not here: what the commands compute (`backend`).
 
 use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
 
 use serde::Serialize;
 
@@ -13,9 +14,10 @@ use crate::args::{
 use crate::config::{DataConfig, RunConfig};
 use crate::exit::{CliError, Exit};
 use crate::job_file;
+use crate::observe::{Observed, describe};
 use crate::options::JobOptions;
 use crate::render::progress::{Mode, Renderer};
-use crate::{devices, eval, fleet, perplexity, quantize, render, survey, verify};
+use crate::{devices, eval, fleet, manual, perplexity, quantize, render, survey, verify};
 
 /// Runs a command.
 ///
@@ -39,19 +41,35 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Fetch(args) => fleet::fetch(args),
         Command::Forget(args) => fleet::forget(args),
         Command::Nodes(args) => fleet::nodes(args),
+        Command::Explain(args) => fleet::explain(&args),
+        Command::Drain(args) => fleet::drain(&args),
         Command::Certs(args) => fleet::certs(&args),
+        Command::Completions(args) => manual::completions(args.shell),
+        Command::Man(args) => manual::pages(&args.dir),
     }
 }
 
 fn run_quantize(args: QuantizeArgs) -> Result<Exit, CliError> {
     let config = RunConfig::resolve(with_file(args.job, args.config.as_deref())?, args.force)?;
     config.require_output()?;
+    let _observed = observe_quantize(args.metrics, &config)?;
     let renderer = Renderer::new(mode(args.show));
     let result = quantize::quantize(&config, &|event| renderer.event(&event));
     renderer.finish();
     let outcome = result?;
     show_outcome(&outcome, args.show)?;
     Ok(exit_of(&outcome))
+}
+
+/// Counts of a coordinator and a node in one.
+fn observe_quantize(address: Option<SocketAddr>, config: &RunConfig) -> Result<Observed, CliError> {
+    let spill = config.resources.spill_dir.clone().unwrap_or_else(std::env::temp_dir);
+    let folders = vec![("state", config.to_job().output), ("spill", spill)];
+    let observed = Observed::metrics_only(address, folders)?;
+    describe("quantize", "", "");
+    halfstep_coordinator::service::describe_metrics();
+    halfstep_agent::describe_metrics();
+    Ok(observed)
 }
 
 /// What became of a job, on stdout.

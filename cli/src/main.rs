@@ -17,6 +17,7 @@ mod exit;
 mod fleet;
 mod job;
 mod job_file;
+mod manual;
 mod observe;
 mod options;
 mod perplexity;
@@ -28,13 +29,11 @@ mod survey;
 mod values;
 mod verify;
 
-use std::io::Write;
 use std::panic::catch_unwind;
 use std::process::ExitCode;
 
 use clap::Parser;
 use exit::Exit;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     halfstep_agent::give_back_large_blocks();
@@ -47,13 +46,12 @@ fn main() -> ExitCode {
         }
     };
     halfstep_coordinator::failpoints::setup();
-    let filter = EnvFilter::try_from_env("HALFSTEP_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    observe::begin_log(cli.command.log_format());
     // A panic is our mistake: the hook has printed it, the code says so.
     let exit = match catch_unwind(|| commands::run(cli)) {
         Ok(Ok(exit)) => exit,
         Ok(Err(error)) => {
-            let _ = writeln!(std::io::stderr(), "{error}");
+            observe::fail(&error);
             error.exit
         }
         Err(_) => Exit::Internal,

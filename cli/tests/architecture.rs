@@ -58,7 +58,10 @@ const PURE: [&str; 3] = ["halfstep-quant", "halfstep-work", "halfstep-solver"];
 /// What pure crates never name: files, sockets, clocks, processes.
 const IMPURE: [&str; 6] = ["std::fs", "std::net", "std::process", "std::env", "Instant", "SystemTime"];
 /// What pure crates never depend on.
-const IMPURE_CRATES: [&str; 5] = ["tokio", "tonic", "clap", "memmap2", "tempfile"];
+const IMPURE_CRATES: [&str; 7] = ["tokio", "tonic", "clap", "memmap2", "tempfile", "metrics", "tracing"];
+/// Who counts names the facade alone; who collects and shows is the binary.
+const COLLECTORS: [&str; 5] =
+    ["axum", "metrics-exporter-prometheus", "metrics-process", "metrics-util", "tracing-subscriber"];
 
 /// Outside `compute`, crates that may map files, load libraries or (fuzz) count allocations, each place under `#[expect(unsafe_code)]`.
 const UNSAFE_BY_EXPECTATION: [&str; 3] = ["halfstep-model", "halfstep-exec", "halfstep-fuzz"];
@@ -178,6 +181,26 @@ fn pure_crates_do_no_io_and_read_no_clock() {
         }
         for source in sources(&packages[name]) {
             IMPURE.iter().for_each(|word| source.assert_without(word));
+        }
+    }
+}
+
+#[test]
+fn what_libraries_count_and_log_the_binary_alone_collects() {
+    for (name, package) in packages() {
+        let shipped = dependencies(&package, &SHIPPED);
+        for collector in COLLECTORS.iter().filter(|_| name != "halfstep") {
+            assert!(!shipped.contains(*collector), "{name} depends on {collector}");
+        }
+        for source in sources(&package).iter().filter(|source| !source.path.ends_with("telemetry.rs")) {
+            // What is counted can be read in one place per crate.
+            for word in ["counter", "histogram"] {
+                assert!(
+                    !source.code.iter().any(|line| line.contains(&format!("{word}!("))),
+                    "{}: `{word}!` outside telemetry.rs",
+                    source.path.display()
+                );
+            }
         }
     }
 }

@@ -53,7 +53,11 @@ fn help_says_what_there_is_and_what_exit_codes_mean() {
       fetch        Fetch the results of a finished job
       forget       Remove a job that is over from its coordinator, results included
       nodes        Show the nodes of a coordinator
+      explain      Say why a job or one of its tasks waits, and what became of its attempts
+      drain        Make a node hand back its work and leave
       certs        Make a certificate authority and certificates for a fleet of your own
+      completions  Print a completion script for a shell
+      man          Write a manual page for every command into a folder
 
     Options:
       -h, --help
@@ -234,4 +238,51 @@ fn a_device_that_cannot_be_used_exits_78_and_says_why() {
     assert_eq!(code, 78, "{stderr}");
     assert!(stderr.contains("CUDA libraries `/no/such/folder`: cannot be listed"), "{stderr}");
     assert!(!folder.path().join("out").exists() && !folder.path().join(".out.halfstep").exists());
+}
+
+/// The commands, as help lists them.
+fn commands() -> Vec<String> {
+    let help = text(&halfstep(&["--help"]).stdout);
+    let listed =
+        help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    listed.map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn shells_complete_every_command_and_option() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = halfstep(&["completions", shell]);
+        let script = text(&output.stdout);
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""), "{shell}");
+        assert!(commands().iter().all(|command| script.contains(command.as_str())), "{shell}: {script}");
+        assert!(script.contains("metrics") && script.contains("log-format"), "{shell}");
+    }
+    let (code, stderr) = refused(&["completions", "csh"]);
+    assert!(code == 2 && stderr.contains("possible values: bash"), "{stderr}");
+    // Bash itself can read it, and offers what begins so.
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("halfstep.bash");
+    std::fs::write(&script, halfstep(&["completions", "bash"]).stdout).unwrap();
+    let ask = "source \"$1\"; COMP_WORDS=(halfstep expl); COMP_CWORD=1; _halfstep halfstep expl halfstep; echo \"${COMPREPLY[@]}\"";
+    let offered = Command::new("bash").args(["-c", ask, "-", script.to_str().unwrap()]).output().unwrap();
+    assert_eq!(text(&offered.stdout), "explain\n", "{}", text(&offered.stderr));
+}
+
+#[test]
+fn there_is_a_manual_page_for_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("man/man1");
+    let output = halfstep(&["man", pages.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let listed: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
+    assert_eq!(listed.len(), commands().len() + 1);
+    for command in commands() {
+        let page = std::fs::read_to_string(pages.join(format!("halfstep-{command}.1"))).unwrap();
+        assert!(page.contains(&format!("halfstep {command}")) && page.contains(".SH OPTIONS"), "{page}");
+    }
+    assert!(std::fs::read_to_string(pages.join("halfstep.1")).unwrap().contains("halfstep\\-explain(1)"));
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let (code, stderr) = refused(&["man", file.to_str().unwrap()]);
+    assert!(code == 65 && stderr.contains("cannot be written"), "{stderr}");
 }

@@ -4,9 +4,8 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-use object::elf;
-use object::read::elf::{Dyn, ElfFile64, FileHeader};
-use object::{Endianness, Object};
+use object::read::elf::ElfFile64;
+use object::{Endianness, elf};
 
 /// The C library in its parts, the loader, and the compiler's own, which every Linux has.
 const ALLOWED: [&str; 7] = [
@@ -22,12 +21,9 @@ const ALLOWED: [&str; 7] = [
 /// The libraries that a program asks the loader for.
 fn needed(bytes: &[u8]) -> Vec<String> {
     let file = ElfFile64::<Endianness>::parse(bytes).unwrap();
-    let endian = file.endian();
-    let sections = file.elf_header().sections(endian, bytes).unwrap();
-    let (entries, link) = sections.dynamic(endian, bytes).unwrap().expect("a program with dynamic libraries");
-    let strings = sections.strings(endian, bytes, link).unwrap();
-    let names = entries.iter().filter(|entry| entry.tag32(endian) == Some(elf::DT_NEEDED as u32));
-    names.map(|entry| String::from_utf8(entry.string(endian, strings).unwrap().to_vec()).unwrap()).collect()
+    let table = file.elf_dynamic_table().unwrap();
+    let names = table.iter().filter(|entry| entry.tag == elf::DT_NEEDED);
+    names.map(|entry| String::from_utf8(table.string(entry).unwrap().to_vec()).unwrap()).collect()
 }
 
 #[test]

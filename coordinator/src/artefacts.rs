@@ -8,6 +8,7 @@
 use crate::failpoints::visit;
 use bytes::Bytes;
 use halfstep_proto::data::Sink;
+use halfstep_proto::telemetry::Damaged;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -180,6 +181,7 @@ impl Artefacts {
             return Ok(());
         }
         fs::remove_file(path).map_err(|e| storage(path, "remove the damaged file", e))?;
+        Damaged::Stored.count();
         Err(ArtefactError::Damaged { hash: *hash, found })
     }
 }

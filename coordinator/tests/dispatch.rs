@@ -5,7 +5,7 @@
 mod fleet;
 
 use fleet::{Fleet, Shape, description, done, limits, rounding};
-use halfstep_coordinator::dispatch::{Action, Counts, Dispatch, News, Outcome};
+use halfstep_coordinator::dispatch::{Action, AttemptEnd, Counts, Dispatch, News, Outcome};
 use halfstep_work::{
     ChunkId, Cost, Done, Failure, FailureClass, Held, Inventory, LayerId, LeaseId, NodeId, Objective,
     Propagation, Receipt, SegmentId, ShardId, Task, TaskPhase, Verdict,
@@ -647,6 +647,93 @@ fn a_node_that_comes_back_without_a_grant_gets_it_again() {
     assert_eq!(again.lease.task, lost.lease.task);
     assert_ne!(again.lease.id, lost.lease.id);
     assert_eq!(fleet.dispatch.counts().retries, 0, "nothing failed");
+}
+
+#[test]
+fn a_grant_that_never_arrived_makes_no_slot_look_hung() {
+    let mut fleet = Fleet::with_nodes(&Shape::new(1, 1), 1, 1);
+    let mut sim = fleet.nodes.remove(&NodeId(0)).unwrap();
+    let lost = sim.hand.pop().unwrap().lease;
+    fleet.reattach(NodeId(0), sim);
+    // The node is there and moves with what it has.
+    (0..8).for_each(|_| fleet.pass(limits().hung_ms / 8));
+    assert!(!fleet.dispatch.is_stuck(NodeId(0)));
+    assert_eq!(fleet.run(), 1 + 1 + 2 + 2);
+    let ended = fleet.dispatch.take_ended();
+    let of = |lease: LeaseId| ended.iter().find(|attempt| attempt.lease == lease).unwrap();
+    assert_eq!(of(lost.id).end.as_ref().unwrap().1, AttemptEnd::NotReceived);
+}
+
+/// How many leases ended in each way.
+fn ends(fleet: &mut Fleet) -> BTreeMap<&'static str, usize> {
+    let mut ends = BTreeMap::new();
+    let mut leases = BTreeSet::new();
+    for attempt in fleet.dispatch.take_ended() {
+        *ends.entry(attempt.end.as_ref().unwrap().1.name()).or_default() += 1;
+        assert!(leases.insert(attempt.lease), "{} ended twice", attempt.lease);
+    }
+    ends
+}
+
+#[test]
+fn every_lease_ends_once_and_is_counted_as_what_it_was() {
+    let mut fleet = Fleet::with_nodes(&Shape::new(2, 6), 3, 1);
+    fleet.fail(NodeId(0), 0, FailureClass::OutOfMemory);
+    until(&mut fleet, TaskPhase::Solve);
+    let held = fleet.nodes[&NodeId(1)].hand.len();
+    fleet.lose(NodeId(1));
+    fleet.run();
+    assert_eq!(fleet.dispatch.outcome(), Outcome::Finished);
+    let ends = ends(&mut fleet);
+    assert_eq!((ends["out_of_memory"], ends.get("node_lost").copied().unwrap_or(0)), (1, held));
+    let done = fleet.dispatch.state().census().done;
+    assert!(ends["ok"] >= done, "{ends:?}: what the lost node held was done again, {done} tasks");
+    assert_eq!(ends.get("revoked"), None, "nobody raced");
+    fleet.dispatch.cancel(fleet.now_ms);
+    assert!(fleet.dispatch.take_ended().is_empty(), "nothing is left under way");
+}
+
+#[test]
+fn a_task_is_found_by_its_name_and_accounted_for() {
+    let mut fleet = Fleet::with_nodes(&Shape::new(2, 3), 1, 1);
+    let first = fleet.dispatch.find_task("capture:0:0").unwrap();
+    let account = fleet.dispatch.account(first, 3_000);
+    assert_eq!((account.name.as_str(), account.state), ("capture:0:0", "leased"));
+    assert_eq!(account.why, "worked on by node-0 `n0` for 3.0 s, attempt 1");
+    fleet.fail(NodeId(0), 0, FailureClass::Storage);
+    let account = fleet.dispatch.account(first, fleet.now_ms);
+    assert_eq!((account.state, account.why.as_str()), ("ready", "it failed, and is tried again in 0.1 s"));
+    let (at, end) = account.attempts[0].end.clone().unwrap();
+    assert_eq!((at, end.name(), end.message()), (0, "storage", "Storage on purpose"));
+    for (name, state, why) in [
+        ("capture:0:2", "ready", "tasks wait for free slots of 1 nodes"),
+        ("accumulate:0:1", "ready", "0 of 3 shards are captured at stage 0"),
+        ("solve:layer0:1", "ready", "0 of 3 shards are captured at stage 0"),
+        ("solve:1:0", "waiting", "stage 1 is not open: its range is at stage 0"),
+    ] {
+        let task = fleet.dispatch.find_task(name).unwrap();
+        let account = fleet.dispatch.account(task, fleet.now_ms);
+        assert!(account.state == state && account.why.ends_with(why), "{name}: {account:?}");
+    }
+    assert_eq!(fleet.dispatch.notable()[..], [fleet.dispatch.find_task("capture:0:1").unwrap(), first]);
+    fleet.run();
+    let account = fleet.dispatch.account(first, fleet.now_ms);
+    assert_eq!((account.state, account.attempts.len()), ("done", 2));
+    assert!(fleet.dispatch.notable().is_empty(), "nothing is under way or in trouble");
+}
+
+#[test]
+fn what_names_no_task_is_refused_with_what_there_is() {
+    let fleet = Fleet::with_nodes(&Shape::new(2, 3), 1, 1);
+    for text in ["", "capture", "capture:0", "capture:x:0", "capture:0:-1", "solve:nothing:0", "chop:0:0"] {
+        let refused = fleet.dispatch.find_task(text).unwrap_err();
+        assert!(refused.contains("expected PHASE:OF:PLACE"), "{text}: {refused}");
+    }
+    for text in ["capture:2:0", "capture:0:3", "solve:9:0", "reduce:0:2", "forward:0:0", "solve:4294967295:0"]
+    {
+        let refused = fleet.dispatch.find_task(text).unwrap_err();
+        assert!(refused.contains("no such task; it has 1 ranges, 2 stages, 3 shards"), "{text}: {refused}");
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// A job with a middle in which things can happen.
 const JOB: &str = "model = '/data/model.onnx'\ncalibration = '/data/calibration.npz'\noutput = '/data/output'\n\
-                   bits = 3\nsamples = 256\nshard-size = 16\niterations = 24000\n";
+                   bits = 3\nsamples = 256\nshard-size = 16\niterations = 36000\n";
 
 /// The pods that run, by index, and how often each index has failed.
 struct Pods {
@@ -161,7 +161,7 @@ fn pods_are_evicted_scaled_and_killed_and_the_results_are_those_of_one_process()
 
     // 6 -> 3: the highest go; one of them does not listen and is killed when its grace is over.
     pods.pod(5)?.freeze()?;
-    ensure!(pods.evict(&[5, 4, 3], Duration::from_secs(4))? == [137, 75, 75]);
+    ensure!(pods.evict(&[5, 4, 3], Duration::from_secs(7))? == [137, 75, 75]);
     ensure!(pods.pod(0)?.ended()?.is_none(), "the job was over before anything could happen to it");
 
     let exit = pods.pod(0)?.wait(LIMIT)?;

@@ -264,6 +264,37 @@ pub(crate) struct NodesArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// Explain this job
+    #[arg(value_name = "JOB")]
+    pub(crate) job: String,
+
+    /// Explain this task of it: PHASE:OF:PLACE, such as capture:0:3 or solve:LAYER:0 [default: all that is notable]
+    ///
+    /// Logs name tasks so. Phases are forward (OF a range), capture and accumulate (OF a stage), each of a shard; reduce
+    /// and solve (OF a layer, by number or name), of a slice or a chunk.
+    #[arg(value_name = "TASK")]
+    pub(crate) task: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// Make this node leave, by its number or, if no other has it, its name
+    #[arg(value_name = "NODE")]
+    pub(crate) node: String,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct CertsArgs {
     /// Write certificates and keys into this folder
     #[arg(long, value_name = "DIR")]

@@ -1,17 +1,16 @@
 //! `coordinator`: the process that plans, leases, commits and exports.
 
 use std::convert::Infallible;
-use std::io::Write;
 use std::time::Duration;
 
-use halfstep_coordinator::service::{Coordinator, CoordinatorOptions, Pulse, Timing};
+use halfstep_coordinator::service::{Coordinator, CoordinatorOptions, Pulse, Timing, describe_metrics};
 use halfstep_proto::Role;
 
 use super::args::{CoordinatorArgs, TimesArgs};
 use super::connect::{runtime, transport, unusable};
 use super::{Again, Shutdown};
 use crate::exit::{CliError, Exit};
-use crate::observe::{Health, Observed};
+use crate::observe::{Health, Observed, describe, say};
 
 /// How often the engine is asked for a sign of life, and how long that may take.
 const LOOK: Duration = Duration::from_secs(1);
@@ -24,7 +23,10 @@ const ANSWER: Duration = Duration::from_secs(3);
 /// interrupted if it cannot go on.
 pub(crate) fn coordinator(arguments: &CoordinatorArgs) -> Result<Exit, CliError> {
     let shutdown = Shutdown::listen(Again::Ignored)?;
-    let observed = Observed::open(&arguments.observe)?;
+    let folders = vec![("state", arguments.state_dir.clone())];
+    let observed = Observed::open(&arguments.observe, folders)?;
+    describe("coordinator", "", "");
+    describe_metrics();
     let transport = transport(&arguments.security, Role::Coordinator)?;
     let mut options = CoordinatorOptions::new(&arguments.state_dir);
     options.timing = timing(&arguments.times);
@@ -73,10 +75,4 @@ pub(super) fn timing(times: &TimesArgs) -> Timing {
         hung: Duration::from_millis(times.hung_ms.max(1)),
         no_nodes: Duration::from_millis(times.no_nodes_ms.max(1)),
     }
-}
-
-/// One line to stderr at once; a closed stderr is no reason to stop.
-pub(crate) fn say(line: &str) {
-    let mut err = std::io::stderr();
-    let _ = writeln!(err, "{line}").and_then(|()| err.flush());
 }

@@ -105,7 +105,7 @@ pub(crate) fn nodes(arguments: NodesArgs) -> Result<Exit, CliError> {
     show(arguments.json, &rows, |_| nodes_table(&reply) + &fenced_line(&reply))
 }
 
-fn ask<T>(
+pub(super) fn ask<T>(
     connect: &ConnectArgs,
     question: impl AsyncFnOnce(&Line) -> Result<T, CliError>,
 ) -> Result<T, CliError> {
@@ -116,11 +116,11 @@ fn request(job: &str) -> Result<wire::JobRequest, CliError> {
     Ok(wire::JobRequest { hello: Some(hello()), job: job_to_wire(job_id(job)?) })
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn state(job: &JobStatus) -> &'static str {
+pub(super) fn state(job: &JobStatus) -> &'static str {
     match job.state() {
         JobState::Queued => "queued",
         JobState::Running => "running",
@@ -131,7 +131,7 @@ fn state(job: &JobStatus) -> &'static str {
     }
 }
 
-fn job_json(job: &JobStatus) -> serde_json::Value {
+pub(super) fn job_json(job: &JobStatus) -> serde_json::Value {
     json!({
         "job": hex(&job.job),
         "state": state(job),

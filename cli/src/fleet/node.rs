@@ -1,18 +1,19 @@
 //! `node`: the process that computes.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use halfstep_agent::{DaemonError, DaemonEvent, DaemonOptions, Drain, LocalNode, NodeDaemon};
+use halfstep_agent::{
+    DaemonError, DaemonEvent, DaemonOptions, Drain, LocalNode, NodeDaemon, describe_metrics,
+};
 use halfstep_proto::Role;
 
 use super::args::{NodeArgs, WorkArgs};
 use super::connect::{runtime, transport, unusable};
-use super::coordinator::say;
 use super::{Again, Shutdown};
 use crate::config::{DeviceConfig, Resources, defaults};
 use crate::exit::{CliError, Exit};
-use crate::observe::{Health, Observed};
+use crate::observe::{Health, Observed, describe, say};
 use crate::values::ByteSize;
 use crate::{devices, quantize};
 
@@ -22,7 +23,8 @@ use crate::{devices, quantize};
 /// Bad configuration for an address or certificates that cannot be used or if the coordinator refuses this node.
 pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
     let shutdown = Shutdown::listen(Again::Ignored)?;
-    let observed = Observed::open(&arguments.observe)?;
+    let observed = Observed::open(&arguments.observe, vec![spill(&arguments.work)])?;
+    describe_metrics();
     let security = &arguments.connect.security;
     let transport = transport(security, Role::Node)?;
     arguments.connect.check()?;
@@ -57,6 +59,11 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
     Ok(Exit::Solved)
 }
 
+/// The folder whose space a node needs, by its name in metrics.
+pub(super) fn spill(work: &WorkArgs) -> (&'static str, PathBuf) {
+    ("spill", work.spill_dir.clone().unwrap_or_else(std::env::temp_dir))
+}
+
 /// What computes, with its devices.
 ///
 /// # Errors
@@ -72,6 +79,8 @@ pub(super) fn open(work: WorkArgs) -> Result<LocalNode, CliError> {
         device: DeviceConfig::new(work.device, work.gradients, work.cuda_libraries),
         onnxruntime: work.onnxruntime,
     })?;
+    let described = halfstep_work::Node::describe(&node);
+    describe("node", &described.device, &described.engine);
     if let Some(line) = devices::line(node.devices()) {
         say(&line);
     }

@@ -1,20 +1,26 @@
-//! What others may see of a process that stays: how it is.
+//! What others may see of a process that stays: how it is, what it has counted, what it logs.
 //!
-//! Served by a thread of its own that nothing else runs on, so that answers come whatever the process works on. What is
-//! served is open to whoever reaches the port: it holds no secrets and changes nothing.
+//! Ports are served by a thread of its own that nothing else runs on, so that answers come whatever the process works
+//! on. What is served is open to whoever reaches a port: it holds no secrets and changes nothing.
 //! Not here: what is true of the process, which whoever runs it says.
 
 mod args;
 mod health;
+mod log;
+mod metrics;
 
+pub(crate) use self::metrics::{Folders, describe};
 pub(crate) use args::ObserveArgs;
 pub(crate) use health::Health;
+pub(crate) use log::{LogFormat, begin as begin_log, fail, say};
 
-use halfstep_proto::{Security, Transport};
+use std::net::SocketAddr;
+
+use halfstep_proto::{Listener, Security, Transport};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::exit::CliError;
-use crate::fleet::{say, unusable};
+use crate::fleet::unusable;
 
 /// The ports that are open; closed when dropped.
 pub(crate) struct Observed {
@@ -24,19 +30,53 @@ pub(crate) struct Observed {
 }
 
 impl Observed {
-    /// Opens what was asked for and says where.
+    /// Opens what was asked for and says where. `folders`: those whose disks are shown.
     ///
     /// # Errors
     /// Bad configuration for an address that cannot be had.
-    pub(crate) fn open(arguments: &ObserveArgs) -> Result<Self, CliError> {
-        let health = Health::default();
-        let Some(address) = arguments.health else { return Ok(Self { health, runtime: None }) };
-        let runtime = runtime()?;
-        let listening = Transport::tcp(Security::Public);
-        let listener = runtime.block_on(listening.listen(&address.to_string())).map_err(unusable)?;
-        say(&format!("Health on {}", listener.address()));
-        runtime.spawn(health.clone().answer(listener));
-        Ok(Self { health, runtime: Some(runtime) })
+    pub(crate) fn open(arguments: &ObserveArgs, folders: Folders) -> Result<Self, CliError> {
+        let mut observed = Self { health: Health::default(), runtime: None };
+        if let Some(address) = arguments.health {
+            let health = observed.health.clone();
+            let (runtime, listener) = observed.listen(address)?;
+            say(&format!("Health on {}", listener.address()));
+            runtime.spawn(health.answer(listener));
+        }
+        if let Some(address) = arguments.metrics {
+            observed.metrics(address, folders)?;
+        }
+        Ok(observed)
+    }
+
+    /// Metrics alone.
+    ///
+    /// # Errors
+    /// Bad configuration for an address that cannot be had.
+    pub(crate) fn metrics_only(address: Option<SocketAddr>, folders: Folders) -> Result<Self, CliError> {
+        let mut observed = Self { health: Health::default(), runtime: None };
+        if let Some(address) = address {
+            observed.metrics(address, folders)?;
+        }
+        Ok(observed)
+    }
+
+    fn metrics(&mut self, address: SocketAddr, folders: Folders) -> Result<(), CliError> {
+        let (runtime, listener) = self.listen(address)?;
+        let collector = metrics::Collector::install(folders)?;
+        say(&format!("Metrics on http://{}/metrics", listener.address()));
+        runtime.spawn(collector.serve(listener));
+        Ok(())
+    }
+
+    fn listen(&mut self, address: SocketAddr) -> Result<(&Runtime, Listener), CliError> {
+        let runtime = match self.runtime.take() {
+            Some(runtime) => runtime,
+            None => runtime()?,
+        };
+        let runtime = self.runtime.insert(runtime);
+        let public = Transport::tcp(Security::Public);
+        let listener = runtime.block_on(public.listen(&address.to_string())).map_err(unusable)?;
+        Ok((runtime, listener))
     }
 }
 
@@ -51,6 +91,6 @@ impl Drop for Observed {
 /// One thread, for nothing else.
 fn runtime() -> Result<Runtime, CliError> {
     let mut builder = Builder::new_multi_thread();
-    let built = builder.worker_threads(1).thread_name("observe").enable_all().build();
+    let built = builder.worker_threads(1).max_blocking_threads(2).thread_name("observe").enable_all().build();
     built.map_err(|error| CliError::internal(format!("runtime: {error}")))
 }

@@ -171,7 +171,7 @@ fn aside(word: &str, name: &str, why: &str, total: usize) -> String {
 }
 
 /// Names come from the model: control characters must not reach the terminal.
-fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 

@@ -60,13 +60,20 @@ impl Process {
         self.said.lock().unwrap().clone()
     }
 
-    /// The rest of the first line of standard error that begins so, up to a space; waits for it.
+    /// The rest of the first line of standard error that begins so, up to a space; waits for it. Of a line of JSON its
+    /// message.
     pub fn said(&mut self, beginning: &str) -> String {
         let began = Instant::now();
         loop {
             let text = self.stderr();
-            if let Some(rest) = text.lines().find_map(|line| line.strip_prefix(beginning)) {
-                return rest.split(' ').next().unwrap().to_owned();
+            let rest = |line: &str| {
+                let record: Option<serde_json::Value> = serde_json::from_str(line).ok();
+                let message = record.map(|record| record["message"].as_str().unwrap_or("").to_owned());
+                let line = message.unwrap_or_else(|| line.to_owned());
+                Some(line.strip_prefix(beginning)?.split(' ').next().unwrap().to_owned())
+            };
+            if let Some(rest) = text.lines().find_map(rest) {
+                return rest;
             }
             let ended = self.child.try_wait().unwrap();
             assert!(

@@ -132,6 +132,10 @@ impl Certified {
         (now > self.until).then(|| format!("has expired on {}, it is {now}", self.until))
     }
 
+    pub(crate) fn expires_unix_seconds(&self) -> i64 {
+        self.until.timestamp()
+    }
+
     pub(crate) fn role_names(&self) -> String {
         match self.roles.as_slice() {
             [] => "no role".to_owned(),

@@ -12,6 +12,7 @@ mod identity;
 pub mod roles;
 pub mod rounding;
 mod services;
+pub mod telemetry;
 pub mod tensors;
 #[cfg(test)]
 mod testing;

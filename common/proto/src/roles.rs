@@ -2,7 +2,7 @@
 //!
 //! Every RPC has a row; a request for one without a row is refused, whoever sends it. The rules:
 //!
-//! - Clients submit, watch, cancel and forget jobs, and see jobs and nodes. Whoever has a client's certificate sees all jobs.
+//! - Clients submit, watch, cancel, explain and forget jobs, see jobs and nodes, and ask nodes to leave. Whoever has a client's certificate sees all jobs.
 //! - Nodes attach and commit. They see the jobs they are given, and can neither submit nor cancel nor list.
 //! - `Fetch` is for all, with a finer rule ([`may_fetch`]): nodes may ask for everything of a job; clients only for
 //!   artefacts by their hash, which they learn from `Results`. A coordinator gives them only files of results.
@@ -15,7 +15,7 @@ use Role::{Client, Coordinator, Node};
 use tonic::{Request, Status};
 
 /// Path of an RPC, and the roles that may call it.
-pub const TABLE: [(&str, &[Role]); 16] = [
+pub const TABLE: [(&str, &[Role]); 18] = [
     ("/halfstep.v1.Fleet/Attach", &[Node]),
     ("/halfstep.v1.Fleet/Commit", &[Node]),
     ("/halfstep.v1.Artefacts/Fetch", &[Client, Node, Coordinator]),
@@ -29,6 +29,8 @@ pub const TABLE: [(&str, &[Role]); 16] = [
     ("/halfstep.v1.Client/Forget", &[Client]),
     ("/halfstep.v1.Client/Results", &[Client]),
     ("/halfstep.v1.Client/Nodes", &[Client]),
+    ("/halfstep.v1.Client/Explain", &[Client]),
+    ("/halfstep.v1.Client/Drain", &[Client]),
     ("/grpc.health.v1.Health/Check", &[Client, Node, Coordinator]),
     ("/grpc.health.v1.Health/Watch", &[Client, Node, Coordinator]),
     ("/grpc.health.v1.Health/List", &[Client, Node, Coordinator]),

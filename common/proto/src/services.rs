@@ -3,17 +3,18 @@
 //! A small router of our own instead of tonic's, which brings a web framework, and so that no service can be reached
 //! around the table of roles.
 
-use crate::roles::may_call;
+use crate::roles::{TABLE, may_call};
+use crate::telemetry::{self, Rejected};
 use crate::{Listener, Peer, TransportError};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::task::{Context, Poll};
-use std::time::Duration;
-use tonic::Status;
+use std::time::{Duration, Instant};
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, http};
 use tonic::server::NamedService;
 use tonic::transport::Server;
+use tonic::{Code, Status};
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
@@ -88,12 +89,19 @@ impl Services {
         let path = request.uri().path();
         let peer: &Peer = request.extensions().get().ok_or_else(Peer::nobody)?;
         may_call(peer, path).inspect_err(|refused| {
+            telemetry::rejected(Rejected::Role);
             tracing::warn!(%peer, path, "call refused: {}", refused.message());
         })?;
         let name = path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(name, _)| name);
         let route = name.and_then(|name| self.routes.get(name)).cloned();
         route.ok_or_else(|| Status::unimplemented(format!("nothing answers to `{path}` at this address")))
     }
+}
+
+/// The call as the table of roles has it: of a fixed list, whatever a peer asks for.
+fn method_of(path: &str) -> &'static str {
+    let row = TABLE.iter().find(|(row, _)| *row == path);
+    row.and_then(|(row, _)| row.strip_prefix('/')).unwrap_or("unknown")
 }
 
 impl Service<Request> for Services {
@@ -106,9 +114,17 @@ impl Service<Request> for Services {
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        match self.admit(&request) {
-            Ok(route) => Box::pin(route.oneshot(request)),
-            Err(refused) => Box::pin(async move { Ok(refused.into_http()) }),
-        }
+        let (method, began) = (method_of(request.uri().path()), Instant::now());
+        let admitted = self.admit(&request);
+        Box::pin(async move {
+            let response = match admitted {
+                Ok(route) => route.oneshot(request).await?,
+                Err(refused) => refused.into_http(),
+            };
+            // A refusal is all header; what goes wrong after the first part of an answer is not seen here.
+            let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+            telemetry::answered(method, code, began.elapsed());
+            Ok(response)
+        })
     }
 }

@@ -138,6 +138,14 @@ impl client_server::Client for Fake {
     async fn nodes(&self, _: Request<wire::NodesRequest>) -> Reply<wire::NodesReply> {
         Ok(Response::new(Default::default()))
     }
+
+    async fn explain(&self, _: Request<wire::ExplainRequest>) -> Reply<wire::ExplainReply> {
+        Ok(Response::new(Default::default()))
+    }
+
+    async fn drain(&self, _: Request<wire::DrainRequest>) -> Reply<wire::DrainReply> {
+        Ok(Response::new(Default::default()))
+    }
 }
 
 #[tonic::async_trait]

@@ -6,7 +6,7 @@
 //! the one before kept.
 
 use crate::identity::Certified;
-use crate::{Role, certs};
+use crate::{Role, certs, telemetry};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -258,7 +258,10 @@ fn check_own(
         return wrong(format!("is for {}, expected role {role}", own.role_names()));
     }
     match peers.verify_client_cert(&chain[0], &chain[1..], UnixTime::now()) {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            telemetry::certificate_expires(own.expires_unix_seconds());
+            Ok(())
+        }
         Err(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
             wrong(format!("was not issued by authority `{}`", files.ca.display()))
         }

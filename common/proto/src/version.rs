@@ -1,5 +1,6 @@
 //! Which peers understand each other.
 
+use crate::telemetry::{self, Rejected};
 use crate::wire;
 use tonic::Status;
 
@@ -23,6 +24,9 @@ pub fn hello() -> wire::Hello {
 /// `failed_precondition`, naming both versions and both protocols.
 pub fn check_hello(hello: &Option<wire::Hello>, whose: &str) -> Result<(), Status> {
     let ours = format!("this is halfstep {VERSION} (protocol {PROTOCOL})");
+    if hello.as_ref().is_none_or(|hello| hello.protocol != PROTOCOL) {
+        telemetry::rejected(Rejected::Version);
+    }
     match hello {
         None => Err(Status::failed_precondition(format!("{whose} did not say its version; {ours}"))),
         Some(hello) if hello.protocol == PROTOCOL => Ok(()),

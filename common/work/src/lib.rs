@@ -18,8 +18,8 @@ pub use node::{
 };
 pub use plan::{KeptLayer, LayerPlan, Plan, PlanError, StagePlan};
 pub use state::{
-    ATTEMPTS_MAX, Applied, COUNTED_MAX, Change, Counters, Event, EventRefused, Group, JobState, Lease,
-    Progress, SHORT_OF_MEMORY_MAX, TaskId, TaskState, TaskTable,
+    ATTEMPTS_MAX, Applied, COUNTED_MAX, Census, Change, Counters, Event, EventRefused, Group, JobState,
+    Lease, Progress, SHORT_OF_MEMORY_MAX, TaskId, TaskState, TaskTable,
 };
 pub use task::{
     ChunkReport, Cost, Done, Failure, FailureClass, PeakRecord, Receipt, Rounding, Task, TaskPhase,

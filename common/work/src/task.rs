@@ -3,6 +3,7 @@
 use crate::{ChunkId, LayerId, RangeId, SegmentId, ShardId, SliceId};
 use halfstep_quant::Encodings;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::sync::Arc;
 
 /// A unit of leased work.
@@ -61,6 +62,38 @@ pub enum TaskPhase {
     Reduce,
     /// Rows solved.
     Solve,
+}
+
+impl TaskPhase {
+    /// Every phase, for tables and tests.
+    pub const ALL: [Self; 5] = [Self::Forward, Self::Capture, Self::Accumulate, Self::Reduce, Self::Solve];
+
+    /// One word, in messages, logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Capture => "capture",
+            Self::Accumulate => "accumulate",
+            Self::Reduce => "reduce",
+            Self::Solve => "solve",
+        }
+    }
+}
+
+/// As people, logs and `explain` name a task: phase, range or stage or layer, shard or slice or chunk. `solve:12:0` is
+/// the first chunk of layer 12.
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (of, place) = match self {
+            Self::Forward { range, shard } => (range.0, shard.0),
+            Self::Capture { segment, shard } | Self::Accumulate { segment, shard, .. } => {
+                (segment.0, shard.0)
+            }
+            Self::Reduce { layer, slice } => (layer.0, slice.0),
+            Self::Solve { layer, chunk } => (layer.0, chunk.0),
+        };
+        write!(f, "{}:{of}:{place}", self.phase().name())
+    }
 }
 
 impl Task {
@@ -316,6 +349,24 @@ impl FailureClass {
         Self::Cancelled,
         Self::Internal,
     ];
+
+    /// One word, in logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BadInput => "bad_input",
+            Self::NonFinite => "non_finite",
+            Self::OutOfMemory => "out_of_memory",
+            Self::Storage => "storage",
+            Self::NodeLost => "node_lost",
+            Self::PeerLost => "peer_lost",
+            Self::Hung => "hung",
+            Self::Damaged => "damaged",
+            Self::HandedBack => "handed_back",
+            Self::Nondeterminism => "nondeterminism",
+            Self::Cancelled => "cancelled",
+            Self::Internal => "internal",
+        }
+    }
 
     /// Whether another attempt can help.
     pub fn retryable(self) -> bool {

@@ -1,6 +1,6 @@
 //! Consequences of events: queues, actions, news, and when a failed task may be tried again.
 
-use super::{Action, Dispatch, News, Running};
+use super::{Action, Attempt, AttemptEnd, Dispatch, News, Running};
 use halfstep_work::{Change, Cost, Failure, FailureClass, LayerId, LeaseId, NodeId, TaskId, TaskPhase};
 use std::collections::BTreeMap;
 
@@ -64,7 +64,7 @@ impl Dispatch {
                 }
                 Change::Adopted { lease, task } => self.adopted(lease, task, now_ms),
                 Change::Retry { task, node, failure } => self.retry(task, node, &failure),
-                Change::Revoked { lease, node, why } => self.revoked(lease, node, why),
+                Change::Revoked { lease, node, why } => self.revoked(lease, node, why, now_ms),
                 Change::DropSums { node, segment } => self.actions.push(Action::DropSums { node, segment }),
                 Change::LayerSolved(layer) => self.layer_solved(layer),
                 Change::LayerFailed(layer) => self.layer_failed(layer),
@@ -110,6 +110,9 @@ impl Dispatch {
     pub(super) fn started(&mut self, lease: LeaseId, task: TaskId, node: NodeId, now_ms: u64) {
         let running = Running { task, node, since_ms: now_ms, counter: 0, moved_ms: now_ms };
         self.running.insert(lease, running);
+        let number = self.state.lease(lease).map_or(0, |(_, _, number)| number);
+        let name = self.peers.get(&node).map(|peer| peer.name.clone()).unwrap_or_default();
+        self.history.begin(Attempt { lease, task, node, name, number, since_ms: now_ms, end: None });
         self.recount_slots(node);
     }
 
@@ -123,8 +126,8 @@ impl Dispatch {
         self.actions.push(Action::News(News::Retry { task, why, attempt }));
     }
 
-    fn revoked(&mut self, lease: LeaseId, node: NodeId, why: &str) {
-        self.running.remove(&lease);
+    fn revoked(&mut self, lease: LeaseId, node: NodeId, why: &str, now_ms: u64) {
+        self.over(lease, AttemptEnd::Revoked(why.into()), now_ms);
         if self.peers.contains_key(&node) {
             self.actions.push(Action::Revoke { node, lease, why: why.into() });
             self.recount_slots(node);

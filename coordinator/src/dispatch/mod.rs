@@ -5,13 +5,17 @@
 //! order give the same actions.
 //! Not here: sockets, the store (a rounding must be durable before `complete` is called with it), and any clock.
 
+mod account;
 mod alone;
 mod changes;
 mod clock;
 mod grants;
+mod history;
 mod pace;
 mod types;
 
+pub use account::TaskAccount;
+pub use history::{Attempt, AttemptEnd};
 pub use types::{Action, Counts, JoinReply, Limits, News, Outcome};
 
 use crate::scheduler::Scheduler;
@@ -20,6 +24,7 @@ use halfstep_work::{
     Change, Cost, Done, Event, Failure, FailureClass, Group, Inventory, JobState, LayerId, LeaseId,
     NodeDescription, NodeId, Plan, Receipt, SegmentId, TaskId, TaskPhase, Verdict,
 };
+use history::History;
 use pace::{Paces, Times};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -59,6 +64,7 @@ pub struct Dispatch {
     peers: BTreeMap<NodeId, Peer>,
     addresses: BTreeMap<NodeId, String>,
     running: BTreeMap<LeaseId, Running>,
+    history: History,
     /// Nodes with a free slot.
     free: BTreeSet<NodeId>,
     /// Ready tasks that are not to be tried before a time.
@@ -102,6 +108,7 @@ impl Dispatch {
             peers: BTreeMap::new(),
             addresses: BTreeMap::new(),
             running: BTreeMap::new(),
+            history: History::default(),
             free: BTreeSet::new(),
             delayed: BTreeSet::new(),
             delayed_until: BTreeMap::new(),
@@ -163,6 +170,7 @@ impl Dispatch {
         let in_hand: BTreeSet<LeaseId> = inventory.leases.iter().map(|lease| lease.id).collect();
         let applied = self.state.apply(Event::Joined { node, inventory });
         let changes = applied.map(|applied| applied.changes).unwrap_or_default();
+        self.forget_unreceived(node, now_ms);
         let dropped = changes.iter().filter_map(|change| match change {
             Change::DropSums { node: whose, segment } if *whose == node => Some(*segment),
             _ => None,
@@ -173,6 +181,24 @@ impl Dispatch {
         self.look_again = true;
         self.fill(now_ms, &[node]);
         JoinReply { adopted, drop_sums }
+    }
+
+    /// Grants that a node does not know of, whose connection broke meanwhile: nobody works on them.
+    fn forget_unreceived(&mut self, node: NodeId, now_ms: u64) {
+        let gone = |(lease, running): (&LeaseId, &Running)| {
+            (running.node == node && self.state.lease(*lease).is_none()).then_some(*lease)
+        };
+        let gone: Vec<LeaseId> = self.running.iter().filter_map(gone).collect();
+        for lease in gone {
+            self.over(lease, AttemptEnd::NotReceived, now_ms);
+        }
+    }
+
+    /// A lease is out of its node's hands.
+    fn over(&mut self, lease: LeaseId, end: AttemptEnd, now_ms: u64) -> Option<Running> {
+        let running = self.running.remove(&lease)?;
+        self.history.end(running.task, lease, end, now_ms);
+        Some(running)
     }
 
     /// A heartbeat, with a counter per lease that moves while the task does. False if the node does not take part (any
@@ -215,7 +241,15 @@ impl Dispatch {
         self.alone.forget(node);
         self.paces.forget(node);
         self.free.remove(&node);
-        self.running.retain(|_, running| running.node != node);
+        let leases: Vec<LeaseId> = self
+            .running
+            .iter()
+            .filter(|(_, running)| running.node == node)
+            .map(|(lease, _)| *lease)
+            .collect();
+        for lease in leases {
+            self.over(lease, AttemptEnd::Failed(failure.clone()), now_ms);
+        }
         let why = failure.message.clone();
         self.actions.push(Action::News(News::NodeLost { node, name: peer.name, why }));
         if let Ok(applied) = self.state.apply(Event::Lost { node, failure }) {
@@ -248,13 +282,15 @@ impl Dispatch {
             self.fenced += 1;
             return Verdict::Stale;
         }
-        let running = self.running.get(&lease).copied();
         let Ok(applied) = self.state.apply(Event::Completed { lease, done }) else { return Verdict::Stale };
-        if let Some(running) = running {
-            self.running.remove(&lease);
-            if applied.verdict == Verdict::Accepted {
-                self.record(&running, &cost, now_ms);
-            }
+        let end = match applied.verdict {
+            Verdict::Accepted => AttemptEnd::Done,
+            _ => AttemptEnd::Failed(Failure::new(FailureClass::Internal, "the node answered another task")),
+        };
+        if let Some(running) = self.over(lease, end, now_ms)
+            && applied.verdict == Verdict::Accepted
+        {
+            self.record(&running, &cost, now_ms);
         }
         self.follow(applied.changes, now_ms);
         self.settle(now_ms, &[node]);
@@ -267,7 +303,7 @@ impl Dispatch {
             self.fenced += 1;
             return;
         }
-        self.running.remove(&lease);
+        self.over(lease, AttemptEnd::Failed(failure.clone()), now_ms);
         if let Ok(applied) = self.state.apply(Event::Failed { lease, failure }) {
             self.follow(applied.changes, now_ms);
         }

@@ -124,6 +124,25 @@ impl Client for ClientService {
         check_hello(&request.into_inner().hello, "the client")?;
         Ok(Response::new(self.engine.ask(|reply| Ask::Nodes { reply }).await?))
     }
+
+    async fn explain(
+        &self,
+        request: Request<wire::ExplainRequest>,
+    ) -> Result<Response<wire::ExplainReply>, Status> {
+        let wire::ExplainRequest { hello, job, task } = request.into_inner();
+        check_hello(&hello, "the client")?;
+        let job = job_from_wire(&job)?;
+        Ok(Response::new(self.engine.ask(|reply| Ask::Explain { job, task, reply }).await?))
+    }
+
+    async fn drain(
+        &self,
+        request: Request<wire::DrainRequest>,
+    ) -> Result<Response<wire::DrainReply>, Status> {
+        let wire::DrainRequest { hello, node } = request.into_inner();
+        check_hello(&hello, "the client")?;
+        Ok(Response::new(self.engine.ask(|reply| Ask::AskToLeave { node, reply }).await?))
+    }
 }
 
 impl ClientService {

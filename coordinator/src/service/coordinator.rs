@@ -7,6 +7,7 @@ use super::fleet::FleetService;
 use super::options::CoordinatorOptions;
 use super::request::{EngineLine, Request};
 use super::shelf::Shelf;
+use super::telemetry;
 use super::trouble::Trouble;
 use crate::CoordinatorError;
 use crate::artefacts::Artefacts;
@@ -19,7 +20,7 @@ use halfstep_proto::{Listener, Services};
 use halfstep_work::JobId;
 use std::fs;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -71,6 +72,7 @@ impl Coordinator {
             .map_err(|e| CoordinatorError::storage(&options.state, "create folder", e))?;
         let state = fs::canonicalize(&options.state)
             .map_err(|e| CoordinatorError::storage(&options.state, "find", e))?;
+        let began = Instant::now();
         let store = Arc::new(Store::open(&state)?);
         if let Some(only) = options.only {
             forget_others(&store, only)?;
@@ -91,6 +93,7 @@ impl Coordinator {
         )?
         .keeping(options.keep_jobs);
         let resuming = engine.unfinished();
+        telemetry::started(epoch, began.elapsed());
         let (reporter, answers) = tonic_health::server::health_reporter();
         let fleet =
             FleetService { engine: line.clone(), artefacts: Arc::clone(&artefacts), shelf: shelf.clone() };

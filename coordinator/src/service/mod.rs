@@ -16,7 +16,9 @@ mod log;
 mod options;
 mod request;
 mod shelf;
+mod telemetry;
 mod trouble;
 
 pub use coordinator::{Coordinator, Pulse};
 pub use options::{CoordinatorOptions, Timing};
+pub use telemetry::describe as describe_metrics;

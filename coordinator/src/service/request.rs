@@ -92,6 +92,8 @@ pub(super) enum Request {
     Forget { job: JobId, reply: Reply<u64> },
     Results { job: JobId, reply: Reply<Vec<ResultFile>> },
     Nodes { reply: Reply<wire::NodesReply> },
+    Explain { job: JobId, task: String, reply: Reply<wire::ExplainReply> },
+    AskToLeave { node: String, reply: Reply<wire::DrainReply> },
     Ping { reply: Reply<()> },
     Prepared { job: JobId, result: Box<Result<(ActiveJob, Resumed), CoordinatorError>>, seconds: f64 },
     Exported { job: JobId, result: Box<Result<Finished, CoordinatorError>> },

@@ -3,6 +3,7 @@
 use halfstep_compute::DeviceError;
 use halfstep_exec::ExecError;
 use halfstep_model::ModelError;
+use halfstep_proto::telemetry::Damaged;
 use halfstep_quant::QuantError;
 use halfstep_solver::{ErrorKind, SolveError};
 use halfstep_work::{Failure, FailureClass, SourceError};
@@ -25,6 +26,9 @@ pub(crate) fn internal(message: impl std::fmt::Display) -> Failure {
 }
 
 pub(crate) fn exec(error: ExecError) -> Failure {
+    if matches!(error, ExecError::Damaged { .. }) {
+        Damaged::Spilled.count();
+    }
     let class = match &error {
         ExecError::NonFinite { .. } => FailureClass::NonFinite,
         ExecError::Storage { .. } => FailureClass::Storage,

@@ -29,7 +29,7 @@ mod sums;
 mod transit;
 
 pub use carry_wire::{Live, Place as CarryPlace, decode as decode_carry, encode as encode_carry};
-pub use daemon::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon};
+pub use daemon::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon, describe_metrics};
 pub use devices::{DeviceChoice, Devices};
 pub use forward::{Forward, ForwardError};
 pub use forward_decoder::{DecoderForward, Predictions, Scores};

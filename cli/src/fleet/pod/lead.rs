@@ -20,11 +20,11 @@ use crate::commands::{mode, show_outcome, with_file};
 use crate::config::RunConfig;
 use crate::exit::{CliError, Exit};
 use crate::fleet::connect::{Line, runtime, transport, unusable};
-use crate::fleet::coordinator::{look_after, say, timing};
-use crate::fleet::node::{ended, open, tell};
+use crate::fleet::coordinator::{look_after, timing};
+use crate::fleet::node::{ended, open, spill, tell};
 use crate::fleet::submit::{end_of, submit_over};
 use crate::fleet::{Again, Follower, Shutdown, fetch_into};
-use crate::observe::Observed;
+use crate::observe::{Observed, describe, say};
 use crate::options::JobOptions;
 use crate::render::progress::Renderer;
 use crate::results;
@@ -39,12 +39,17 @@ const MEMORY: &str = "coordinator";
 /// pods of this index have failed too often.
 pub(super) fn lead(arguments: PodArgs) -> Result<Exit, CliError> {
     let shutdown = Shutdown::listen(Again::Ignored)?;
-    let observed = Observed::open(&arguments.observe)?;
+    let state = arguments.state_dir.clone().unwrap_or_default();
+    let observed =
+        Observed::open(&arguments.observe, vec![("state", state.clone()), spill(&arguments.work)])?;
+    describe("coordinator", "", "");
+    halfstep_coordinator::service::describe_metrics();
+    halfstep_agent::describe_metrics();
     give_up(&arguments)?;
     let job = job(&arguments)?;
     let taken = check_target(&job.output, job.force).err().map(CliError::from);
     let collected = collect(&job)?;
-    let mut options = CoordinatorOptions::new(arguments.state_dir.clone().unwrap_or_default());
+    let mut options = CoordinatorOptions::new(state);
     options.timing = timing(&arguments.times);
     // A job that is refused does not push another out.
     options.only = taken.is_none().then_some(collected.id);
@@ -193,14 +198,14 @@ fn node(arguments: PodArgs, coordinator: &str) -> Result<NodeDaemon, CliError> {
     Ok(NodeDaemon::new(open(arguments.work)?, options))
 }
 
-/// Returns only if there is a node and it ends unasked.
+/// Returns only if there is a node and it ends by itself. One that was drained leaves the work to the other pods.
 async fn ended_early(node: &mut Option<JoinHandle<Result<(), DaemonError>>>) -> CliError {
     let Some(running) = node else { return std::future::pending().await };
     let ran = running.await;
     *node = None;
     match ran {
+        Ok(Ok(())) => std::future::pending().await,
         Ok(Err(error)) => ended(error),
-        Ok(Ok(())) => CliError::internal("the node of this pod ended unasked"),
         Err(error) => CliError::internal(format!("the node of this pod: {error}")),
     }
 }

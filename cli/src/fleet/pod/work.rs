@@ -1,13 +1,13 @@
 //! A pod that works: a node until it is stopped.
 
-use halfstep_agent::{DaemonOptions, Drain, NodeDaemon};
+use halfstep_agent::{DaemonOptions, Drain, NodeDaemon, describe_metrics};
 use halfstep_proto::Role;
 
 use super::PodArgs;
 use crate::exit::{CliError, Exit};
 use crate::fleet::args::ConnectArgs;
 use crate::fleet::connect::{runtime, transport};
-use crate::fleet::node::{ended, open, telling};
+use crate::fleet::node::{ended, open, spill, telling};
 use crate::fleet::{Again, Shutdown};
 use crate::observe::Observed;
 
@@ -18,7 +18,8 @@ use crate::observe::Observed;
 /// configuration if the coordinator refuses it.
 pub(super) fn work(arguments: PodArgs, coordinator: String) -> Result<Exit, CliError> {
     let shutdown = Shutdown::listen(Again::Ignored)?;
-    let observed = Observed::open(&arguments.observe)?;
+    let observed = Observed::open(&arguments.observe, vec![spill(&arguments.work)])?;
+    describe_metrics();
     let connect = ConnectArgs { coordinator, security: arguments.security };
     connect.check()?;
     let host = arguments.peers.of(arguments.index);

@@ -2,6 +2,7 @@
 
 use super::CHUNK_MAX;
 use crate::BlobHash;
+use crate::telemetry::Damaged;
 use crate::wire::{BlobChunk, BlobHeader};
 use bytes::Bytes;
 use halfstep_work::{FailureClass, SourceError};
@@ -98,7 +99,7 @@ impl<S: Sink> Arriving<S> {
 
     /// Takes the next chunk.
     pub(super) async fn chunk(&mut self, chunk: BlobChunk) -> Result<(), SourceError> {
-        let damaged = |problem| Err(SourceError::new(FailureClass::Damaged, problem));
+        let damaged = |problem| Err(damaged(problem));
         let wrong = |problem| Err(SourceError::new(FailureClass::Internal, problem));
         let Some((size, hash)) = self.promised else {
             return wrong("chunk of a blob without a header".to_owned());
@@ -164,7 +165,7 @@ impl<S: Sink> Arriving<S> {
         let actual = BlobHash::from(self.hasher.finalize());
         if actual != hash {
             let problem = format!("blob {hash}: was damaged, its bytes have the hash {actual}");
-            return Err(SourceError::new(FailureClass::Damaged, problem));
+            return Err(damaged(problem));
         }
         Ok(hash)
     }
@@ -173,4 +174,9 @@ impl<S: Sink> Arriving<S> {
     pub(super) fn into_sink(self) -> Result<S, SourceError> {
         self.sink.ok_or_else(|| SourceError::new(FailureClass::Internal, "an earlier write was cut short"))
     }
+}
+
+fn damaged(problem: String) -> SourceError {
+    Damaged::Received.count();
+    SourceError::new(FailureClass::Damaged, problem)
 }

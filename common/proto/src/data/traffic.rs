@@ -1,5 +1,6 @@
 //! Counting the bytes of blobs, and, for tests, harming them on the way.
 
+use crate::telemetry;
 use crate::wire::BlobChunk;
 use std::fmt;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ impl Traffic {
 
     pub(super) fn send(&self, mut chunk: BlobChunk) -> Result<BlobChunk, Status> {
         self.counts.sent.fetch_add(chunk.data.len() as u64, Ordering::Relaxed);
+        telemetry::sent(chunk.data.len());
         if let Some(tamper) = &self.tamper {
             tamper(&mut chunk)?;
         }
@@ -49,6 +51,7 @@ impl Traffic {
 
     pub(super) fn receive(&self, chunk: &BlobChunk) {
         self.counts.received.fetch_add(chunk.data.len() as u64, Ordering::Relaxed);
+        telemetry::received(chunk.data.len());
     }
 }
 

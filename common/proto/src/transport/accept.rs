@@ -1,6 +1,7 @@
 //! Accepting connections: bounded in number, each made ready in a task of its own so that a slow one holds up nobody.
 
 use super::{Accept, BoxIo, Connection, Security};
+use crate::telemetry::{self, Rejected};
 use crate::{Certified, Peer};
 use std::collections::BTreeMap;
 use std::io;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, rustls};
 use tokio_stream::Stream;
 
 /// How much of this process its peers may take.
@@ -122,6 +123,7 @@ impl Acceptor {
 
     fn take(&mut self, io: BoxIo, place: String) {
         let Some(counted) = self.count(&place) else {
+            telemetry::rejected(Rejected::TooMany);
             tracing::warn!(place, limits = ?self.limits, "connection closed: too many");
             return;
         };
@@ -133,7 +135,10 @@ impl Acceptor {
                     // Fails when nobody serves any more.
                     let _ = ready.send(connection).await;
                 }
-                Err(error) => tracing::warn!(place, error, "connection refused"),
+                Err((reason, error)) => {
+                    telemetry::rejected(reason);
+                    tracing::warn!(place, error, "connection refused");
+                }
             }
         });
     }
@@ -153,19 +158,32 @@ impl Acceptor {
 
 impl Security {
     /// Finds out who has connected, within `limit`.
-    async fn accept(&self, io: BoxIo, limit: Duration) -> Result<(BoxIo, Peer), String> {
+    async fn accept(&self, io: BoxIo, limit: Duration) -> Result<(BoxIo, Peer), (Rejected, String)> {
         match self {
             Self::Plaintext => Ok((io, Peer::Local)),
             Self::Public => Ok((io, Peer::Anybody)),
             Self::Tls(tls) => {
                 let handshake = TlsAcceptor::from(tls.server()).accept(io);
-                let late = |_| format!("no TLS handshake within {limit:?}");
-                let io = timeout(limit, handshake).await.map_err(late)?.map_err(|error| error.to_string())?;
+                let late = |_| (Rejected::Handshake, format!("no TLS handshake within {limit:?}"));
+                let refused = |error: io::Error| (reason_of(&error), error.to_string());
+                let io = timeout(limit, handshake).await.map_err(late)?.map_err(refused)?;
                 // The handshake has checked the certificate.
                 let certificate = io.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-                let certified = Certified::read(certificate.ok_or("no certificate")?)?;
+                let certificate =
+                    certificate.ok_or((Rejected::NoCertificate, "no certificate".to_owned()))?;
+                let certified =
+                    Certified::read(certificate).map_err(|error| (Rejected::BadCertificate, error))?;
                 Ok((Box::new(io), Peer::Certified(Arc::new(certified))))
             }
         }
+    }
+}
+
+/// What of a handshake went wrong.
+fn reason_of(error: &io::Error) -> Rejected {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(rustls::Error::NoCertificatesPresented) => Rejected::NoCertificate,
+        Some(rustls::Error::InvalidCertificate(_)) => Rejected::BadCertificate,
+        _ => Rejected::Handshake,
     }
 }

@@ -31,7 +31,7 @@ mod view;
 pub use event::{Applied, Change, Event, EventRefused, Lease};
 pub use slot::{ATTEMPTS_MAX, COUNTED_MAX, SHORT_OF_MEMORY_MAX, TaskState};
 pub use tasks::{Group, TaskId, TaskTable};
-pub use view::{Counters, Progress};
+pub use view::{Census, Counters, Progress};
 
 use crate::{
     Failure, LayerId, LeaseId, NodeId, PeakRecord, Plan, Receipt, SegmentId, ShardId, SliceId, Verdict,

@@ -33,7 +33,69 @@ pub struct Counters {
     pub retries: u64,
 }
 
+/// How many tasks stand where, of all of a plan's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Their stage has not begun.
+    pub waiting: usize,
+    /// Can be given out, now or once their group is open.
+    pub ready: usize,
+    /// Given out.
+    pub leased: usize,
+    /// Finished.
+    pub done: usize,
+    /// Given up.
+    pub failed: usize,
+}
+
 impl JobState {
+    /// Counts all tasks: one look at each.
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        for slot in &self.slots {
+            *match &slot.state {
+                TaskState::Waiting => &mut census.waiting,
+                TaskState::Ready => &mut census.ready,
+                TaskState::Leased(_) => &mut census.leased,
+                TaskState::Done { .. } => &mut census.done,
+                TaskState::Failed => &mut census.failed,
+            } += 1;
+        }
+        census
+    }
+
+    /// What has to happen before a task's group is open, in words; none if nothing has.
+    pub fn waits_for(&self, task: TaskId) -> Option<String> {
+        let (group, _) = self.table.split(task);
+        if self.is_open(group) || self.fatal.is_some() {
+            return None;
+        }
+        let segment = self.segment_of(group);
+        let stage = &self.stages[segment.index()];
+        let (at, shards) = (segment.index(), self.plan.shards.len());
+        if !stage.is_open() {
+            let lane = &self.lanes[self.plan.range_of(segment).index()];
+            return Some(match lane.first == lane.stages.end {
+                true => format!("its range is over, with stage {at}"),
+                false => format!("stage {at} is not open: its range is at stage {}", lane.first),
+            });
+        }
+        let (captured, summed) = (stage.captured, stage.summed);
+        Some(match group {
+            Group::Forward(_) | Group::Capture(_) => format!("nothing of stage {at} needs it any more"),
+            _ if captured < shards => format!("{captured} of {shards} shards are captured at stage {at}"),
+            Group::Accumulate(_) => format!("nothing of stage {at} needs it any more"),
+            _ if stage.needs_sums && summed < shards => {
+                format!("{summed} of {shards} shards are in the statistics of stage {at}")
+            }
+            Group::Reduce(_) => format!("nothing of stage {at} needs it any more"),
+            Group::Solve(layer) => {
+                let lender = &self.layers[self.layers[layer.index()].statistics.index()];
+                format!("{} of {} slices of its statistics are there", lender.means, lender.slices)
+            }
+        })
+    }
+
     /// The plan.
     pub fn plan(&self) -> &Arc<Plan> {
         &self.plan

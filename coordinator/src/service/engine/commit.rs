@@ -4,10 +4,12 @@ use super::Engine;
 use super::job::{Active, Running, Step};
 use crate::failpoints::visit;
 use crate::service::request::{Outcome, Reply};
+use crate::service::telemetry;
 use crate::store::Change;
 use halfstep_work::{ChunkId, Done, Group, JobId, LayerId, Verdict};
 use std::collections::BTreeMap;
 use tonic::Status;
+use tracing::Span;
 
 type Place = (LayerId, ChunkId);
 
@@ -99,7 +101,13 @@ impl Engine {
 
     fn apply(&mut self, outcome: Outcome) -> Verdict {
         let (job, node, lease, result) = (outcome.job, outcome.node, outcome.lease, outcome.outcome.is_ok());
+        let running = self.active.as_mut().filter(|active| active.id == job).and_then(Active::running_mut);
+        let span = running.map_or_else(Span::none, |running| running.span(job, lease));
+        let _about = span.enter();
         let verdict = self.judge(outcome);
+        if verdict == Verdict::Duplicate {
+            telemetry::duplicate("identical");
+        }
         if verdict != Verdict::Accepted {
             tracing::warn!(%node, %lease, ?verdict, "an outcome does not count");
         }

@@ -7,6 +7,7 @@
 use super::Engine;
 use super::job::Active;
 use crate::service::request::{Line, NewNode, Outbound, Pulse, Reply};
+use crate::service::telemetry;
 use halfstep_proto::wire::coordinator_message::Body;
 use halfstep_proto::wire::{self, CoordinatorMessage};
 use halfstep_proto::{JobEvent, hello, job_to_wire};
@@ -256,6 +257,72 @@ impl Engine {
         self.let_go(line.node);
     }
 
+    /// Somebody wants a node to leave: it gets no more grants, and is told to hand back what it has. `which`: its number,
+    /// with or without `node-`, or a name that it alone has.
+    pub(super) fn ask_to_leave(&mut self, which: &str) -> Result<wire::DrainReply, Status> {
+        let node = self.find_seat(which)?;
+        let now = self.now_ms();
+        let leases = self.leases_of(node);
+        let Some(seat) = self.seats.get_mut(&node).filter(|seat| seat.is_connected()) else {
+            return Err(Status::unavailable(format!(
+                "{node}: its connection broke, it cannot be told anything"
+            )));
+        };
+        seat.draining = true;
+        let name = seat.description.name.clone();
+        tracing::info!(%node, name, "node is asked to leave");
+        let reason = "somebody drained this node".to_owned();
+        self.say(node, Body::Drain(wire::Drain { reason }));
+        if let Some(dispatch) = self.active.as_mut().and_then(Active::dispatch_mut) {
+            dispatch.drain(node, now);
+        }
+        Ok(wire::DrainReply { node: node.0, name, leases })
+    }
+
+    fn find_seat(&self, which: &str) -> Result<NodeId, Status> {
+        let shown: String = which.chars().filter(|c| !c.is_control()).take(100).collect();
+        let named = self.seats.iter().filter(|(_, seat)| seat.description.name == which);
+        let named: Vec<NodeId> = named.map(|(node, _)| *node).collect();
+        let number = which.strip_prefix("node-").unwrap_or(which).parse().ok().map(NodeId);
+        match (number.filter(|node| self.seats.contains_key(node)), named.as_slice()) {
+            (Some(node), _) => Ok(node),
+            (None, [node]) => Ok(*node),
+            (None, []) => {
+                Err(Status::not_found(format!("node `{shown}`: there is none of that number or name")))
+            }
+            (None, several) => {
+                let numbers: Vec<String> = several.iter().map(NodeId::to_string).collect();
+                let numbers = numbers.join(", ");
+                Err(Status::invalid_argument(format!(
+                    "node `{shown}`: several have that name, say which: {numbers}"
+                )))
+            }
+        }
+    }
+
+    fn leases_of(&self, node: NodeId) -> u64 {
+        let dispatch = self.active.as_ref().and_then(Active::dispatch);
+        dispatch.map_or(0, |dispatch| dispatch.state().leases_of(node).count() as u64)
+    }
+
+    /// What a node is doing, in the words of the list of nodes.
+    pub(super) fn condition(&self, node: NodeId, seat: &Seat) -> &'static str {
+        let dispatch = self.active.as_ref().and_then(Active::dispatch);
+        match (seat.is_connected(), seat.draining) {
+            (false, _) => "lost",
+            (true, true) => "draining",
+            (true, false) if matches!(seat.opening, Opening::LeftOut(_)) => "left out",
+            (true, false) if dispatch.is_some_and(|dispatch| dispatch.is_stuck(node)) => "hung",
+            (true, false) => "working",
+        }
+    }
+
+    /// Milliseconds since the node that was silent longest was heard of.
+    pub(super) fn longest_silence_ms(&self) -> u64 {
+        let now = self.now_ms();
+        self.seats.values().map(|seat| now.saturating_sub(seat.heard_ms)).max().unwrap_or(0)
+    }
+
     /// A draining node without leases may leave.
     pub(super) fn let_go(&mut self, node: NodeId) {
         let busy = self
@@ -297,6 +364,7 @@ impl Engine {
             })
             .collect();
         for (node, why) in lost {
+            telemetry::node_lost();
             tracing::warn!(%node, why, "node lost");
             self.dismiss(node, Failure::new(FailureClass::NodeLost, why));
         }
@@ -323,26 +391,12 @@ impl Engine {
     }
 
     pub(super) fn nodes(&self) -> wire::NodesReply {
-        let leases = |node: NodeId| {
-            let dispatch = self.active.as_ref().and_then(Active::dispatch);
-            dispatch.map_or(0, |dispatch| dispatch.state().leases_of(node).count() as u64)
-        };
-        let stuck = |node: NodeId| {
-            self.active.as_ref().and_then(Active::dispatch).is_some_and(|dispatch| dispatch.is_stuck(node))
-        };
         let status = |(node, seat): (&NodeId, &Seat)| wire::NodeStatus {
             node: node.0,
             description: Some((&seat.description).into()),
             address: seat.address.clone(),
-            state: match (seat.is_connected(), seat.draining) {
-                (false, _) => "lost",
-                (true, true) => "draining",
-                (true, false) if matches!(seat.opening, Opening::LeftOut(_)) => "left out",
-                (true, false) if stuck(*node) => "hung",
-                (true, false) => "working",
-            }
-            .into(),
-            leases: leases(*node),
+            state: self.condition(*node, seat).into(),
+            leases: self.leases_of(*node),
             held_bytes: seat.pulse.held_bytes,
             bytes_sent: seat.pulse.bytes_sent,
             bytes_fetched: seat.pulse.bytes_fetched,

@@ -6,10 +6,15 @@ use crate::dispatch::{Action, Dispatch};
 use crate::jobs::ActiveJob;
 use crate::store::JobCounts;
 use halfstep_proto::{job_to_wire, wire};
-use halfstep_work::{ChunkId, Failure, JobId, LayerId, Plan};
+use halfstep_work::{ChunkId, Failure, JobId, LayerId, LeaseId, Plan};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
+use tracing::{Span, info_span};
+
+/// Ids of leases begin with the incarnation that granted them.
+pub(super) const EPOCH_SHIFT: u32 = 40;
 
 /// One job at a time.
 pub(super) struct Active {
@@ -22,6 +27,8 @@ pub(super) struct Active {
     /// Why it cannot go on, found outside the dispatch.
     pub(super) broken: Option<Failure>,
     pub(super) began: Instant,
+    /// The same by the wall's clock, for people alone.
+    pub(super) began_unix: Duration,
     pub(super) tally: Tally,
 }
 
@@ -42,6 +49,23 @@ pub(super) struct Running {
     pub(super) durable: BTreeMap<(LayerId, ChunkId), blake3::Hash>,
     /// Actions that wait until what they rest on is on disk.
     pub(super) held: VecDeque<Action>,
+    /// One per lease that is not over; see `span`.
+    pub(super) spans: BTreeMap<LeaseId, Span>,
+}
+
+impl Running {
+    /// The span of a lease, made when it is first asked for: when the lease is granted, or spoken of after a restart. None
+    /// if it holds nothing.
+    pub(super) fn span(&mut self, job: JobId, lease: LeaseId) -> Span {
+        if let Some(span) = self.spans.get(&lease) {
+            return span.clone();
+        }
+        let Some((task, node, attempt)) = self.dispatch.state().lease(lease) else { return Span::none() };
+        let (task, epoch) = (self.dispatch.task_name(task), lease.0 >> EPOCH_SHIFT);
+        let span = info_span!("lease", %job, lease = lease.0, task, attempt, epoch, %node);
+        self.spans.insert(lease, span.clone());
+        span
+    }
 }
 
 impl Active {
@@ -53,6 +77,7 @@ impl Active {
             taken_over: false,
             broken: None,
             began: Instant::now(),
+            began_unix: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             tally: Tally::default(),
         }
     }

@@ -6,7 +6,9 @@
 
 mod commit;
 mod crew;
+mod explain;
 mod forget;
+mod gauges;
 mod job;
 mod queue;
 mod report;
@@ -16,6 +18,7 @@ use super::log::JobLog;
 use super::options::Timing;
 use super::request::{EngineLine, Request};
 use super::shelf::Shelf;
+use super::telemetry;
 use super::trouble::Trouble;
 use crate::CoordinatorError;
 use crate::artefacts::Artefacts;
@@ -71,6 +74,8 @@ pub(super) struct Engine {
     next_lease_block: u64,
     /// Of all jobs, and while there was none.
     fenced: Fenced,
+    /// When gauges were set last.
+    gauged_ms: Option<u64>,
     /// What must be on disk before anything else is sent; not empty only while the disk refuses.
     unwritten: Vec<Change>,
     stopped: bool,
@@ -115,6 +120,7 @@ impl Engine {
             next_line: 1,
             next_lease_block: 0,
             fenced: Fenced::default(),
+            gauged_ms: None,
             unwritten: Vec::new(),
             stopped: false,
         })
@@ -162,7 +168,9 @@ impl Engine {
 
     /// Counts a zombie, for its job too if that is known.
     fn count_fenced(&mut self, job: Option<JobId>, count: impl Fn(&mut Fenced)) {
+        let before = self.fenced;
         count(&mut self.fenced);
+        telemetry::fenced(self.fenced.nodes - before.nodes, self.fenced.results - before.results);
         if let Some(known) = job.and_then(|job| self.jobs.get_mut(&job)) {
             count(&mut known.fenced);
         }
@@ -208,6 +216,8 @@ impl Engine {
             Request::Forget { job, reply } => drop(reply.send(self.forget(job).await)),
             Request::Results { job, reply } => drop(reply.send(self.results(job))),
             Request::Nodes { reply } => drop(reply.send(Ok(self.nodes()))),
+            Request::Explain { job, task, reply } => drop(reply.send(self.explain(job, &task))),
+            Request::AskToLeave { node, reply } => drop(reply.send(self.ask_to_leave(&node))),
             Request::Ping { reply } => drop(reply.send(Ok(()))),
             Request::Prepared { job, result, seconds } => self.prepared(job, *result, seconds).await,
             Request::Exported { job, result } => self.exported(job, *result).await,
@@ -228,6 +238,7 @@ impl Engine {
         self.retry_opening(now);
         self.act().await;
         self.begin_next().await;
+        self.gauge(now);
     }
 
     /// Makes changes durable on a thread that may wait; the engine waits too.
@@ -236,7 +247,13 @@ impl Engine {
             return Ok(());
         }
         let store = Arc::clone(&self.store);
-        match tokio::task::spawn_blocking(move || store.commit(&changes)).await {
+        let commit = move || {
+            let began = std::time::Instant::now();
+            let written = store.commit(&changes);
+            telemetry::committed(began.elapsed());
+            written
+        };
+        match tokio::task::spawn_blocking(commit).await {
             Ok(written) => Ok(written.inspect_err(|error| self.trouble.tell(error))?),
             Err(e) => Err(CoordinatorError::ReadBack { subject: "state".into(), what: e.to_string() }),
         }

@@ -1,6 +1,6 @@
 //! Jobs from submission to their end; one at a time, in the order of submission.
 
-use super::job::{Active, Running, Step};
+use super::job::{Active, EPOCH_SHIFT, Running, Step};
 use super::report::{exit_of, over};
 use super::{Engine, Fenced, Known};
 use crate::CoordinatorError;
@@ -9,9 +9,10 @@ use crate::jobs::{ActiveJob, Finished, JobFolder, JobSpec, Resumed};
 use crate::service::log::{JobLog, Subscription};
 use crate::service::request::{NewJob, Request};
 use crate::service::shelf::Current;
+use crate::service::telemetry;
 use crate::store::{Change, JobCounts, JobRecord, JobStage, ResultFile};
 use halfstep_proto::{JobEvent, job_to_wire, wire};
-use halfstep_work::{ChunkId, Failure, JobId, LayerId, NodeId};
+use halfstep_work::{ChunkId, Failure, FailureClass, JobId, LayerId, NodeId};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -138,7 +139,8 @@ impl Engine {
         if taken_over {
             dispatch.hold_until(self.now_ms() + limits.heartbeat_ms);
         }
-        let running = Running { job: Arc::new(job), dispatch, durable, held: VecDeque::new() };
+        let (held, spans) = (VecDeque::new(), BTreeMap::new());
+        let running = Running { job: Arc::new(job), dispatch, durable, held, spans };
         self.recall(&running, &resumed.outcome);
         let (plan, source) = (Arc::clone(&running.job.plan), Arc::clone(&running.job.source));
         self.shelf.set(Some(Current { job: id, plan, source }));
@@ -168,7 +170,7 @@ impl Engine {
 
     /// Lease ids are never used twice: 24 bits count within a job, 16 the jobs of this incarnation.
     fn limits(&mut self) -> Limits {
-        let first_lease_id = (self.store.epoch() << 40) | (self.next_lease_block << 24) | 1;
+        let first_lease_id = (self.store.epoch() << EPOCH_SHIFT) | (self.next_lease_block << 24) | 1;
         self.next_lease_block += 1;
         Limits {
             heartbeat_ms: self.timing.heartbeat.as_millis() as u64,
@@ -204,7 +206,10 @@ impl Engine {
     }
 
     pub(super) async fn end_failed(&mut self, id: JobId, failure: Failure, exit: Option<u8>) {
-        tracing::error!(job = %id, class = ?failure.class, failure = failure.message, "job failed");
+        if failure.class == FailureClass::Nondeterminism {
+            telemetry::duplicate("different");
+        }
+        tracing::error!(job = %id, class = failure.class.name(), failure = failure.message, "job failed");
         let exit = exit.unwrap_or_else(|| CoordinatorError::from(failure.clone()).exit());
         self.end(id, JobStage::Failed { exit, failure }, None).await;
     }

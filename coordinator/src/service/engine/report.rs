@@ -6,26 +6,16 @@ use crate::dispatch::News;
 use crate::store::{JobRecord, JobStage};
 use halfstep_proto::JobEvent;
 use halfstep_proto::events::finite;
-use halfstep_work::{ChunkReport, LayerId, Plan, Receipt, TaskPhase};
+use halfstep_work::{ChunkReport, LayerId, Plan, Receipt};
 
 /// Exit code of an interrupted job.
 const CANCELLED: u8 = 75;
-
-pub(super) fn phase_name(phase: TaskPhase) -> &'static str {
-    match phase {
-        TaskPhase::Forward => "forward",
-        TaskPhase::Capture => "capture",
-        TaskPhase::Accumulate => "accumulate",
-        TaskPhase::Reduce => "reduce",
-        TaskPhase::Solve => "solve",
-    }
-}
 
 /// `decided`: layers that are over, with this one.
 pub(super) fn news_event(plan: &Plan, news: News, decided: usize) -> JobEvent {
     match news {
         News::Task { phase, seconds, progress } => JobEvent::Task {
-            phase: phase_name(phase).into(),
+            phase: phase.name().into(),
             seconds,
             stage: progress.stage,
             stages: progress.stages,

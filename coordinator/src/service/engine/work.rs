@@ -4,8 +4,9 @@ use super::Engine;
 use super::crew::Opening;
 use super::job::{Active, Running, Step};
 use super::report::{layer_solved, news_event};
-use crate::dispatch::{Action, News, Outcome};
+use crate::dispatch::{Action, AttemptEnd, News, Outcome};
 use crate::service::request::{Line, Request};
+use crate::service::telemetry;
 use crate::store::{Change, JobStage};
 use halfstep_proto::wire::coordinator_message::Body;
 use halfstep_proto::{JobEvent, wire};
@@ -13,6 +14,7 @@ use halfstep_work::{Failure, FailureClass, Inventory, JobId, LayerId, NodeId, Ta
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use tracing::Span;
 
 /// Measurements of one job: never part of a result, apart from `timing.json`.
 #[derive(Default)]
@@ -107,15 +109,36 @@ impl Engine {
                 return;
             }
         }
+        self.note_ended();
         self.let_drained_go();
         self.look_at_outcome().await;
+    }
+
+    /// Logs and counts the leases that are over.
+    fn note_ended(&mut self) {
+        let Some(running) = self.active.as_mut().and_then(Active::running_mut) else { return };
+        for attempt in running.dispatch.take_ended() {
+            telemetry::attempt_ended(&attempt);
+            let Some((at_ms, end)) = &attempt.end else { continue };
+            let span = running.spans.remove(&attempt.lease).unwrap_or_else(Span::none);
+            let seconds = at_ms.saturating_sub(attempt.since_ms) as f64 / 1e3;
+            let (outcome, why) = (end.name(), end.message());
+            span.in_scope(|| match end {
+                AttemptEnd::Failed(_) => tracing::warn!(outcome, why, seconds, "lease failed"),
+                _ => tracing::debug!(outcome, why, seconds, "lease over"),
+            });
+        }
     }
 
     /// False if the disk refuses: the action is held.
     async fn perform(&mut self, action: Action) -> bool {
         match action {
             Action::Grant { node, grant } => {
-                let Some(job) = self.active.as_ref().map(|active| active.id) else { return true };
+                let Some(active) = self.active.as_mut() else { return true };
+                let job = active.id;
+                if let Some(running) = active.running_mut() {
+                    running.span(job, grant.lease.id).in_scope(|| tracing::debug!("lease granted"));
+                }
                 self.say(node, Body::Grant((job, &grant).into()));
             }
             Action::Revoke { node, lease, why } => {
@@ -150,7 +173,10 @@ impl Engine {
     fn tell_news(&mut self, news: News) {
         let Some(active) = self.active.as_mut() else { return };
         match &news {
-            News::Task { phase, seconds, .. } => *active.tally.phases.entry(*phase).or_default() += seconds,
+            News::Task { phase, seconds, .. } => {
+                telemetry::task_done(*phase, *seconds);
+                *active.tally.phases.entry(*phase).or_default() += seconds;
+            }
             News::Solved { layer, seconds, .. } => {
                 active.tally.decided.insert(*layer);
                 *active.tally.layers.entry(*layer).or_default() += seconds;

@@ -226,6 +226,11 @@ impl Attachment {
                 drop_sums(shared, SegmentId(passed.segment)).await;
                 Ok(())
             }
+            Some(Said::Drain(drain)) => {
+                tracing::info!(reason = drain.reason, "asked to leave");
+                shared.drain.begin(&drain.reason);
+                Ok(())
+            }
             Some(Said::Farewell(farewell)) => return gone(farewell.reason),
             Some(Said::Refused(wire::Refused { reason, job })) if job.is_empty() => {
                 return Some(End::Refused { reason, attached: true });
@@ -246,7 +251,7 @@ impl Attachment {
     fn take(&self, shared: &Arc<Shared>, grant: wire::Grant) {
         let lease = grant.lease.as_ref().map(|lease| (lease.id, lease.attempt)).unwrap_or_default();
         match job_from_wire(&grant.job).map(|job| (job, Grant::try_from(grant))) {
-            Ok((job, Ok(grant))) => shared.leases.take(InHand::new(job, grant)),
+            Ok((job, Ok(grant))) => shared.leases.take(InHand::new(job, shared.epoch(), grant)),
             Ok((job, Err(error))) => {
                 tokio::spawn(give_back_unread(Arc::clone(shared), job, lease, error));
             }

@@ -11,11 +11,14 @@ use halfstep_work::{Grant, JobId, Lease, LeaseId, Watch};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use tracing::{Span, info_span};
 
 /// One lease.
 pub(super) struct InHand {
     pub(super) job: JobId,
     pub(super) grant: Grant,
+    /// Around all records about it.
+    pub(super) span: Span,
     progress: AtomicU64,
     /// Moves while any worker does.
     all_progress: Arc<AtomicU64>,
@@ -26,11 +29,14 @@ pub(super) struct InHand {
 }
 
 impl InHand {
-    pub(super) fn new(job: JobId, grant: Grant) -> Self {
+    /// `epoch`: the incarnation of the coordinator that granted it.
+    pub(super) fn new(job: JobId, epoch: u64, grant: Grant) -> Self {
+        let Lease { id, node, attempt, task } = &grant.lease;
+        let span = info_span!("lease", %job, lease = id.0, %task, attempt, epoch, %node);
         let flag = || AtomicBool::new(false);
         let (working, reporting, abandoned) = (flag(), flag(), flag());
         let (progress, all_progress, queued) = (AtomicU64::new(0), Arc::default(), AtomicBool::new(true));
-        Self { job, grant, progress, all_progress, queued, working, reporting, abandoned }
+        Self { job, grant, span, progress, all_progress, queued, working, reporting, abandoned }
     }
 
     pub(super) fn id(&self) -> LeaseId {
@@ -178,7 +184,7 @@ mod tests {
     fn lease(id: u64) -> InHand {
         let task = Task::Reduce { layer: LayerId(0), slice: SliceId(0) };
         let lease = Lease { id: LeaseId(id), node: NodeId(0), attempt: 1, task };
-        InHand::new(JobId([7; 16]), Grant { lease, holdings: Vec::new() })
+        InHand::new(JobId([7; 16]), 1, Grant { lease, holdings: Vec::new() })
     }
 
     #[test]

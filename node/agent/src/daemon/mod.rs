@@ -14,7 +14,9 @@ mod run;
 mod shared_model;
 mod source;
 mod store;
+mod telemetry;
 mod workers;
 
 pub use options::{DaemonError, DaemonEvent, DaemonOptions, Drain};
 pub use run::NodeDaemon;
+pub use telemetry::describe as describe_metrics;

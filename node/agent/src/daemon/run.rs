@@ -9,6 +9,7 @@ use super::leases::Leases;
 use super::options::{DaemonError, DaemonEvent, DaemonOptions, Drain};
 use super::report::report;
 use super::source::Lines;
+use super::telemetry;
 use super::workers::Workers;
 use crate::LocalNode;
 use halfstep_proto::Services;
@@ -24,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
+use tracing::Instrument;
 
 /// Between two tries to attach: the first, and at most.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -69,6 +71,12 @@ impl Shared {
             session.opened = Some((job, Instant::now()));
             true
         });
+    }
+
+    /// Incarnation of the coordinator of the latest registration.
+    pub(super) fn epoch(&self) -> u64 {
+        let registered = *self.registered.lock().unwrap_or_else(PoisonError::into_inner);
+        registered.map_or(0, |(_, epoch)| epoch)
     }
 
     pub(super) fn open_job(&self) -> Option<JobId> {
@@ -120,6 +128,10 @@ impl NodeDaemon {
                 tracing::error!(%error, "data plane ended");
             }
         }));
+        let _looking = [
+            Aborted(tokio::spawn(telemetry::look(Arc::clone(&shared)))),
+            Aborted(tokio::spawn(telemetry::look_patiently(Arc::clone(&shared)))),
+        ];
         let workers = start_workers(&shared)?;
         let (orders, ordered) = mpsc::unbounded_channel();
         let _following = Aborted(tokio::spawn(follow(Arc::clone(&shared), ordered)));
@@ -172,7 +184,8 @@ fn start_workers(shared: &Arc<Shared>) -> Result<Workers, DaemonError> {
     let (reporter, runtime) = (Arc::clone(shared), Handle::current());
     Workers::start(&shared.node, &shared.leases, move |lease, outcome| {
         reporter.held_bytes.store(reporter.node.carry_use().resident as u64, Ordering::Relaxed);
-        runtime.spawn(report(Arc::clone(&reporter), lease, outcome));
+        let span = lease.span.clone();
+        runtime.spawn(report(Arc::clone(&reporter), lease, outcome).instrument(span));
     })
 }
 

@@ -4,8 +4,9 @@
 
 use super::leases::{InHand, Leases};
 use super::options::DaemonError;
+use super::telemetry;
 use crate::{LocalNode, failpoints, failure};
-use halfstep_work::{Cost, Done, Failure, Node};
+use halfstep_work::{Cost, Done, Failure, Node, TaskPhase, Watch};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -31,7 +32,7 @@ impl Workers {
             let (node, leases, report) = (Arc::clone(node), Arc::clone(leases), report.clone());
             let work = move || {
                 while let Some(lease) = leases.next() {
-                    let outcome = execute(&node, &lease);
+                    let outcome = lease.span.in_scope(|| execute(&node, &lease));
                     leases.rest(&lease);
                     report(lease, outcome);
                 }
@@ -62,7 +63,24 @@ fn execute(node: &LocalNode, lease: &InHand) -> Outcome {
         failpoints::attempt("node.execute", &lease.grant.lease.task)?;
         node.execute(&lease.grant, lease)
     });
-    catch_unwind(attempt).unwrap_or_else(|_| {
+    let outcome = catch_unwind(attempt).unwrap_or_else(|_| {
         Err(failure::internal(format!("{:?}: the node panicked", lease.grant.lease.task)))
-    })
+    });
+    tell(lease, &outcome);
+    outcome
+}
+
+/// One line for a chunk that is solved, and for whatever fails; the rest for who looks closely.
+fn tell(lease: &InHand, outcome: &Outcome) {
+    let phase = lease.grant.lease.task.phase();
+    telemetry::worked(phase, outcome);
+    match outcome {
+        Ok((_, Cost { seconds, .. })) if phase == TaskPhase::Solve => tracing::info!(seconds, "chunk solved"),
+        Ok((_, Cost { seconds, .. })) => tracing::debug!(seconds, "task done"),
+        // Nobody wants it any more: no failure of this node.
+        Err(_) if lease.cancelled() => tracing::debug!("task stopped"),
+        Err(failure) => {
+            tracing::warn!(class = failure.class.name(), failure = failure.message, "task failed");
+        }
+    }
 }
