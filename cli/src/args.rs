@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::exit::Exit;
+use crate::fleet::PodArgs;
 use crate::fleet::args::{
     CancelArgs, CertsArgs, CoordinatorArgs, DrainArgs, ExplainArgs, FetchArgs, ForgetArgs, NodeArgs,
     NodesArgs, StatusArgs, SubmitArgs, WatchArgs,
@@ -59,6 +60,12 @@ pub(crate) enum Command {
     Coordinator(CoordinatorArgs),
     /// Work for a coordinator: leave it running on every machine that should help
     Node(NodeArgs),
+    /// Be one of the pods of a Kubernetes Job: index 0 coordinates and takes up the job, the others work
+    ///
+    /// Every pod runs this same command. Index 0 ends with 0 when the results are in place (also if layers were kept), with 4
+    /// if layers failed; a pod that is stopped ends with 75, whatever its index. docs/kubernetes.md has manifests.
+    #[command(after_help = Exit::table(), after_long_help = Exit::table())]
+    Pod(PodArgs),
     /// Give a coordinator a network to quantize
     #[command(after_help = Exit::table(), after_long_help = Exit::table())]
     Submit(SubmitArgs),
@@ -95,6 +102,7 @@ impl Command {
         match self {
             Self::Coordinator(arguments) => arguments.observe.log_format,
             Self::Node(arguments) => arguments.observe.log_format,
+            Self::Pod(arguments) => arguments.observe.log_format,
             _ => LogFormat::Text,
         }
     }

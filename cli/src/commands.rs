@@ -33,6 +33,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Devices(args) => show_devices(&args),
         Command::Coordinator(args) => fleet::coordinator(&args),
         Command::Node(args) => fleet::node(args),
+        Command::Pod(args) => fleet::pod(args),
         Command::Submit(args) => fleet::submit(args),
         Command::Status(args) => fleet::status(args),
         Command::Watch(args) => fleet::watch(args),

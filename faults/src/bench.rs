@@ -80,6 +80,11 @@ impl Bench {
         Ok(())
     }
 
+    /// Names of the hosts.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.hosts.iter().map(String::as_str)
+    }
+
     /// Name of a host's namespace.
     pub fn namespace(&self, host: &str) -> String {
         format!("{}-{host}", self.tag)

@@ -110,6 +110,16 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
 
+    #[command(flatten)]
+    pub(crate) work: WorkArgs,
+
+    #[command(flatten)]
+    pub(crate) observe: ObserveArgs,
+}
+
+/// What a node works with.
+#[derive(Debug, Args)]
+pub(crate) struct WorkArgs {
     /// Work on this many tasks at once, each on one thread [default: one per core]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -149,9 +159,6 @@ pub(crate) struct NodeArgs {
     /// Run networks by this ONNX Runtime library instead of the built-in engine
     #[arg(long, value_name = "LIB", env = "HALFSTEP_ONNXRUNTIME", hide_env_values = true)]
     pub(crate) onnxruntime: Option<PathBuf>,
-
-    #[command(flatten)]
-    pub(crate) observe: ObserveArgs,
 }
 
 #[derive(Debug, Args)]

@@ -62,14 +62,14 @@ pub(crate) fn coordinator(arguments: &CoordinatorArgs) -> Result<Exit, CliError>
 }
 
 /// Ready is a coordinator whose engine is at work.
-async fn look_after(pulse: &Pulse, health: &Health) -> Infallible {
+pub(super) async fn look_after(pulse: &Pulse, health: &Health) -> Infallible {
     loop {
         health.ready(pulse.beats(ANSWER).await);
         tokio::time::sleep(LOOK).await;
     }
 }
 
-fn timing(times: &TimesArgs) -> Timing {
+pub(super) fn timing(times: &TimesArgs) -> Timing {
     Timing {
         heartbeat: Duration::from_millis(times.heartbeat_ms.max(1)),
         lease: Duration::from_millis(times.lease_ms.max(1)),

@@ -45,7 +45,7 @@ pub(crate) async fn fetch_into(line: &Line, job: JobId, output: &Path, force: bo
 }
 
 /// A name from the wire becomes a file only if it is one.
-fn plain(name: &str) -> Result<&str, CliError> {
+pub(super) fn plain(name: &str) -> Result<&str, CliError> {
     let mut parts = Path::new(name).components();
     match (parts.next(), parts.next()) {
         (Some(Component::Normal(_)), None) => Ok(name),

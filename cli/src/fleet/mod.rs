@@ -12,6 +12,7 @@ mod fetch;
 mod follow;
 mod jobs;
 mod node;
+mod pod;
 mod shutdown;
 mod submit;
 
@@ -24,5 +25,6 @@ pub(crate) use fetch::fetch_into;
 pub(crate) use follow::Follower;
 pub(crate) use jobs::{cancel, fetch, forget, nodes, status, watch};
 pub(crate) use node::node;
+pub(crate) use pod::{PodArgs, pod};
 pub(crate) use shutdown::{Again, Shutdown};
 pub(crate) use submit::{end_of, submit, submit_over};

@@ -1,12 +1,14 @@
 //! `node`: the process that computes.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use halfstep_agent::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon, describe_metrics};
+use halfstep_agent::{
+    DaemonError, DaemonEvent, DaemonOptions, Drain, LocalNode, NodeDaemon, describe_metrics,
+};
 use halfstep_proto::Role;
 
-use super::args::NodeArgs;
+use super::args::{NodeArgs, WorkArgs};
 use super::connect::{runtime, transport, unusable};
 use super::{Again, Shutdown};
 use crate::config::{DeviceConfig, Resources, defaults};
@@ -20,13 +22,8 @@ use crate::{devices, quantize};
 /// # Errors
 /// Bad configuration for an address or certificates that cannot be used or if the coordinator refuses this node.
 pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
-    if arguments.threads == Some(0) {
-        return Err(CliError::configuration("threads is 0, expected 1 or more"));
-    }
     let shutdown = Shutdown::listen(Again::Ignored)?;
-    let spill = arguments.spill_dir.clone().unwrap_or_else(std::env::temp_dir);
-    let ObserveArgs { health, metrics, .. } = arguments.observe;
-    let observed = Observed::open(health, metrics, vec![("spill", spill)])?;
+    let observed = Observed::open(&arguments.observe, vec![spill(&arguments.work)])?;
     describe_metrics();
     let security = &arguments.connect.security;
     let transport = transport(security, Role::Node)?;
@@ -46,19 +43,7 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
         listen,
         advertise,
     };
-    let resources = Resources {
-        memory_budget: arguments.memory_budget.unwrap_or(ByteSize(defaults::MEMORY_BUDGET)),
-        spill_dir: arguments.spill_dir,
-        threads: arguments.threads,
-        device: DeviceConfig::new(arguments.device, arguments.gradients, arguments.cuda_libraries),
-        onnxruntime: arguments.onnxruntime,
-    };
-    let node = quantize::node(&resources)?;
-    let described = halfstep_work::Node::describe(&node);
-    describe("node", &described.device, &described.engine);
-    if let Some(line) = devices::line(node.devices()) {
-        say(&line);
-    }
+    let daemon = NodeDaemon::new(open(arguments.work)?, options);
     let drain = Drain::new();
     let runtime = runtime()?;
     let ran = runtime.block_on(async {
@@ -67,23 +52,51 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
             shutdown.asked().await;
             asked.begin("the node was asked to stop");
         });
-        let health = observed.health.clone();
-        let told = move |event| {
-            tell(&event);
-            judge(&health, &event);
-        };
-        NodeDaemon::new(node, options).run(drain, told).await
+        daemon.run(drain, telling(observed.health.clone())).await
     });
     runtime.shutdown_background();
-    match ran {
-        Ok(()) => Ok(Exit::Solved),
-        Err(DaemonError::Transport(error)) => Err(unusable(error)),
-        Err(error @ DaemonError::Refused { .. }) => Err(CliError::configuration(error)),
-        Err(error @ DaemonError::Thread(_)) => Err(CliError::internal(error)),
+    ran.map_err(ended)?;
+    Ok(Exit::Solved)
+}
+
+/// The folder whose space a node needs, by its name in metrics.
+pub(super) fn spill(work: &WorkArgs) -> (&'static str, PathBuf) {
+    ("spill", work.spill_dir.clone().unwrap_or_else(std::env::temp_dir))
+}
+
+/// What computes, with its devices.
+///
+/// # Errors
+/// Bad configuration or bad input for a device, folder or library that cannot be used.
+pub(super) fn open(work: WorkArgs) -> Result<LocalNode, CliError> {
+    if work.threads == Some(0) {
+        return Err(CliError::configuration("threads is 0, expected 1 or more"));
+    }
+    let node = quantize::node(&Resources {
+        memory_budget: work.memory_budget.unwrap_or(ByteSize(defaults::MEMORY_BUDGET)),
+        spill_dir: work.spill_dir,
+        threads: work.threads,
+        device: DeviceConfig::new(work.device, work.gradients, work.cuda_libraries),
+        onnxruntime: work.onnxruntime,
+    })?;
+    let described = halfstep_work::Node::describe(&node);
+    describe("node", &described.device, &described.engine);
+    if let Some(line) = devices::line(node.devices()) {
+        say(&line);
+    }
+    Ok(node)
+}
+
+/// Why a node ended that was not asked to.
+pub(super) fn ended(error: DaemonError) -> CliError {
+    match error {
+        DaemonError::Transport(error) => unusable(error),
+        error @ DaemonError::Refused { .. } => CliError::configuration(error),
+        error @ DaemonError::Thread(_) => CliError::internal(error),
     }
 }
 
-fn tell(event: &DaemonEvent) {
+pub(super) fn tell(event: &DaemonEvent) {
     say(&match event {
         DaemonEvent::Listening { address } => format!("Serving on {address}"),
         DaemonEvent::Attached { coordinator, node } => format!("Attached to {coordinator} as {node}"),
@@ -91,6 +104,14 @@ fn tell(event: &DaemonEvent) {
         DaemonEvent::LeftOut { job, reason } => format!("Left out of {job}, waiting for the next: {reason}"),
         DaemonEvent::Draining => "Draining".into(),
     });
+}
+
+/// Tells people and probes what happens.
+pub(super) fn telling(health: Health) -> impl Fn(DaemonEvent) + Send + Sync {
+    move |event| {
+        tell(&event);
+        judge(&health, &event);
+    }
 }
 
 /// Ready is a node that is attached to its coordinator and not about to leave.
