@@ -11,7 +11,9 @@ mod follow;
 mod jobs;
 mod node;
 mod shutdown;
+mod slurm;
 mod submit;
+mod whereabouts;
 
 pub(crate) use certs::certs;
 pub(crate) use connect::{Line, runtime};
