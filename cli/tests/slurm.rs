@@ -174,7 +174,7 @@ fn told_to_stop_they_hand_back_and_ask_to_be_requeued() {
         node.signal(name);
     }
     let (code, said) = node.end();
-    let asking = "Asking to be requeued (exit 75): restart 2 of at most 20\n";
+    let asking = "Handed back: exit 75 asks for restart 2 of at most 20\n";
     assert_eq!((code, said.ends_with(&format!("Draining\n{asking}"))), (75, true), "{said}");
     assert!(
         said.starts_with("Slurm job 17, task 0 of 1 on n1, restarted once\nWaiting: coordinator `@"),

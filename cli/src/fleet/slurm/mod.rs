@@ -62,7 +62,7 @@ impl Slurm {
         if next > limit {
             return Err(self.too_often("stopped for good"));
         }
-        say(&format!("Asking to be requeued (exit 75): restart {next} of at most {limit}"));
+        say(&format!("Handed back: exit 75 asks for restart {next} of at most {limit}"));
         Ok(Exit::Interrupted)
     }
 
