@@ -230,6 +230,17 @@ fn the_model_crate_knows_no_adaround_and_the_solver_no_models() {
 }
 
 #[test]
+fn the_binary_reads_variables_in_one_place() {
+    // Options have theirs by way of clap; all others are Slurm's.
+    let (here, elsewhere): (Vec<_>, Vec<_>) = sources(&packages()["halfstep"])
+        .into_iter()
+        .partition(|source| source.path.ends_with("fleet/slurm/mod.rs"));
+    let words = ["env::var", "env::var_os", "env::vars", "env::vars_os"];
+    assert!(here.iter().any(|source| words.iter().any(|word| !source.places(word).is_empty())));
+    elsewhere.iter().for_each(|source| words.iter().for_each(|word| source.assert_without(word)));
+}
+
+#[test]
 fn unsafe_code_stands_where_it_may_and_says_why() {
     for (name, package) in packages() {
         for source in sources(&package) {

@@ -6,6 +6,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -103,6 +104,31 @@ impl Bench {
         let index =
             self.hosts.iter().position(|name| name == host).with_context(|| format!("no host {host}"))?;
         Ok(format!("10.199.7.{}", index + 1))
+    }
+
+    /// What runs on a host, daemons included.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn pids(&self, host: &str) -> Result<Vec<String>> {
+        let output = Command::new("ip").args(["netns", "pids", &self.namespace(host)]).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).split_whitespace().map(str::to_string).collect())
+    }
+
+    /// SIGKILL to all that runs on a host, until nothing does.
+    ///
+    /// # Errors
+    /// If something remains.
+    pub fn kill_all(&self, host: &str) -> Result<()> {
+        for _ in 0..100 {
+            let pids = self.pids(host)?;
+            if pids.is_empty() {
+                return Ok(());
+            }
+            let _ = Command::new("kill").arg("-KILL").args(&pids).stderr(Stdio::null()).status()?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        bail!("{host}: processes remain")
     }
 
     /// Breaks a host's link.

@@ -28,7 +28,7 @@ fn find() -> Result<PathBuf> {
     if let Some(given) = std::env::var_os(GIVEN) {
         let path = PathBuf::from(given);
         ensure!(path.is_file(), "{GIVEN} names {}, which is no file", path.display());
-        return Ok(path);
+        return Ok(path.canonicalize()?);
     }
     let target = target_folder()?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));

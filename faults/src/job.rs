@@ -91,6 +91,14 @@ impl Job {
     /// # Errors
     /// If that run fails.
     pub fn golden(&self) -> Result<Arc<Outputs>> {
+        self.golden_from(Path::new("."))
+    }
+
+    /// The same for a job whose paths are relative to `inputs`.
+    ///
+    /// # Errors
+    /// If that run fails.
+    pub fn golden_from(&self, inputs: &Path) -> Result<Arc<Outputs>> {
         static KNOWN: Mutex<Option<HashMap<Job, Arc<Outputs>>>> = Mutex::new(None);
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.get_or_insert_default();
@@ -98,7 +106,7 @@ impl Job {
             return Ok(outputs.clone());
         }
         let folder = TempDir::new()?;
-        let outputs = Arc::new(Outputs::of(&self.quantize(folder.path(), &[])?)?);
+        let outputs = Arc::new(Outputs::of(&self.quantize_from(inputs, folder.path(), &[])?)?);
         known.insert(self.clone(), outputs.clone());
         Ok(outputs)
     }
@@ -108,10 +116,14 @@ impl Job {
     /// # Errors
     /// If it fails.
     pub fn quantize(&self, folder: &Path, more: &[&str]) -> Result<PathBuf> {
+        self.quantize_from(Path::new("."), folder, more)
+    }
+
+    fn quantize_from(&self, inputs: &Path, folder: &Path, more: &[&str]) -> Result<PathBuf> {
         let output = folder.join("golden");
         let mut command = Command::new(binary()?);
         command.arg("quantize").args(self.arguments()).arg("--output").arg(&output).args(more);
-        command.env_remove("FAILPOINTS").env(NO_DEVICES.0, NO_DEVICES.1);
+        command.env_remove("FAILPOINTS").env(NO_DEVICES.0, NO_DEVICES.1).current_dir(inputs);
         let mut process = Process::start("quantize", &mut command, folder, &Logs::default())?;
         let code = process.wait(PATIENCE)?;
         ensure!(code == 0, "quantize: expected exit 0, got {code}\n{}", process.stderr());

@@ -12,9 +12,6 @@ use crate::observe::ObserveArgs;
 use crate::options::JobOptions;
 use crate::values::{ByteSize, DeviceArg, GradientsArg, LinkSpeed};
 
-/// Port of a coordinator unless told otherwise.
-pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:7421";
-
 /// Which certificates, or none.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SecurityArgs {
@@ -39,19 +36,42 @@ pub(crate) struct SecurityArgs {
 /// How to reach a coordinator.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ConnectArgs {
-    /// Reach the coordinator at this address
+    /// Reach the coordinator at this address, or at the one in a file: @FILE
+    ///
+    /// A file is what `coordinator --publish FILE` writes; nodes follow it when it changes. In a Slurm job the default is
+    /// its first host, at port 20000 + SLURM_JOB_ID modulo 20000.
     #[arg(long, value_name = "HOST:PORT", env = "HALFSTEP_COORDINATOR")]
-    pub(crate) coordinator: String,
+    pub(crate) coordinator: Option<String>,
 
     #[command(flatten)]
     pub(crate) security: SecurityArgs,
 }
 
+/// Life in a Slurm job.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SlurmArgs {
+    /// Take from Slurm what no flag says, and ask it to be started again after a signal: exit code 75
+    ///
+    /// A coordinator listens on all interfaces at port 20000 + SLURM_JOB_ID modulo 20000. A node takes its name from
+    /// SLURMD_NODENAME, its threads from SLURM_CPUS_PER_TASK and, where CUDA_VISIBLE_DEVICES lists GPUs, solves on the
+    /// SLURM_LOCALID-th of them.
+    #[arg(long, help_heading = "Slurm")]
+    pub(crate) slurm: bool,
+
+    /// Ask for at most this many restarts, by SLURM_RESTART_COUNT; beyond them exit 1 [default: 20]
+    #[arg(long, value_name = "N", requires = "slurm", help_heading = "Slurm")]
+    pub(crate) requeue_limit: Option<u32>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct CoordinatorArgs {
-    /// Listen on this address; port 0 takes any free one, printed at start
-    #[arg(long, value_name = "ADDR", default_value = DEFAULT_LISTEN)]
-    pub(crate) listen: SocketAddr,
+    /// Listen on this address; port 0 takes any free one, printed at start [default: 127.0.0.1:7421]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<SocketAddr>,
+
+    /// Write the address that others reach this coordinator at into this file, for `--coordinator @FILE`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) publish: Option<PathBuf>,
 
     /// Keep jobs and results in this folder; started again with it, unfinished jobs go on
     #[arg(long, value_name = "DIR")]
@@ -68,6 +88,9 @@ pub(crate) struct CoordinatorArgs {
 
     #[command(flatten)]
     pub(crate) observe: ObserveArgs,
+
+    #[command(flatten)]
+    pub(crate) slurm: SlurmArgs,
 
     #[command(flatten)]
     pub(crate) times: TimesArgs,
@@ -109,6 +132,10 @@ pub(crate) struct NodeArgs {
     /// Go by this name in logs and lists [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
+
+    /// Give up, with exit code 75, when no coordinator was reached for this long [default: never]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) give_up_after: Option<u64>,
 
     #[command(flatten)]
     pub(crate) work: WorkArgs,
@@ -159,6 +186,9 @@ pub(crate) struct WorkArgs {
     /// Run networks by this ONNX Runtime library instead of the built-in engine
     #[arg(long, value_name = "LIB", env = "HALFSTEP_ONNXRUNTIME", hide_env_values = true)]
     pub(crate) onnxruntime: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) slurm: SlurmArgs,
 }
 
 #[derive(Debug, Args)]
@@ -301,7 +331,7 @@ pub(crate) struct CertsArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: PathBuf,
 
-    /// Name a host or address of the coordinator and the nodes; repeatable [default: localhost, 127.0.0.1]
+    /// Name a host or address of the coordinator and the nodes, or hosts: 'n[01-16]'; repeatable [default: localhost, 127.0.0.1]
     #[arg(long = "host", value_name = "NAME")]
     pub(crate) hosts: Vec<String>,
 

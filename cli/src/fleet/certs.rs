@@ -3,6 +3,7 @@
 use halfstep_proto::certs::make;
 
 use super::args::CertsArgs;
+use super::slurm::{expand, is_list};
 use crate::commands::print;
 use crate::exit::{CliError, Exit};
 
@@ -11,7 +12,8 @@ use crate::exit::{CliError, Exit};
 /// # Errors
 /// Bad input for a folder that cannot be written or holds certificates already, usage for impossible hosts or days.
 pub(crate) fn certs(arguments: &CertsArgs) -> Result<Exit, CliError> {
-    let files = make(&arguments.dir, &arguments.hosts, arguments.days).map_err(|error| {
+    let hosts = hosts(&arguments.hosts)?;
+    let files = make(&arguments.dir, &hosts, arguments.days).map_err(|error| {
         use halfstep_proto::certs::CertsError as E;
         match &error {
             E::Exists { .. } | E::Write { .. } => CliError::bad_input(&error),
@@ -22,4 +24,16 @@ pub(crate) fn certs(arguments: &CertsArgs) -> Result<Exit, CliError> {
     let names = files.iter().map(|path| format!("{}\n", path.display()));
     print(&names.collect::<String>())?;
     Ok(Exit::Solved)
+}
+
+/// As typed, host lists expanded.
+fn hosts(typed: &[String]) -> Result<Vec<String>, CliError> {
+    let mut hosts = Vec::new();
+    for host in typed {
+        match is_list(host) {
+            true => hosts.extend(expand(host).map_err(CliError::usage)?),
+            false => hosts.push(host.clone()),
+        }
+    }
+    Ok(hosts)
 }

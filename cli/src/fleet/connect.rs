@@ -10,6 +10,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::args::{ConnectArgs, SecurityArgs};
+use super::whereabouts::Whereabouts;
 use crate::exit::{CliError, Exit};
 
 /// Clients of one coordinator's services; clones share the connection, which comes back when it is lost.
@@ -32,11 +33,12 @@ impl Line {
     /// To the coordinator named in the arguments.
     ///
     /// # Errors
-    /// Bad configuration for security options that cannot be used.
+    /// Bad configuration for security options that cannot be used; as [`Whereabouts`] for an address that is not known.
     pub(crate) fn open(arguments: &ConnectArgs) -> Result<Self, CliError> {
         let transport = transport(&arguments.security, Role::Client)?;
-        arguments.check()?;
-        Ok(Self::new(&transport.connector(&arguments.coordinator, Role::Coordinator)))
+        let address = Whereabouts::of(arguments)?.now()?;
+        arguments.security.check(&address)?;
+        Ok(Self::new(&transport.connector(&address, Role::Coordinator)))
     }
 
     /// What the coordinator said no to.
@@ -75,18 +77,17 @@ pub(crate) fn transport(security: &SecurityArgs, role: Role) -> Result<Transport
     }
 }
 
-impl ConnectArgs {
+impl SecurityArgs {
     /// Plain text to another machine is refused at once, not tried again and again.
     ///
     /// # Errors
     /// Bad configuration. A name that means nothing now may do so later.
-    pub(crate) fn check(&self) -> Result<(), CliError> {
-        let Ok(mut found) = self.coordinator.to_socket_addrs() else { return Ok(()) };
+    pub(crate) fn check(&self, coordinator: &str) -> Result<(), CliError> {
+        let Ok(mut found) = coordinator.to_socket_addrs() else { return Ok(()) };
         let far = found.find(|address| !address.ip().to_canonical().is_loopback());
-        match far.filter(|_| self.security.insecure) {
+        match far.filter(|_| self.insecure) {
             Some(far) => Err(CliError::configuration(format!(
-                "coordinator `{}`: is {}, not a loopback address, expected one with --insecure",
-                self.coordinator,
+                "coordinator `{coordinator}`: is {}, not a loopback address, expected one with --insecure",
                 far.ip()
             ))
             .hint("between machines use `--certs DIR`; `halfstep certs` makes certificates")),

@@ -14,7 +14,9 @@ mod jobs;
 mod node;
 mod pod;
 mod shutdown;
+mod slurm;
 mod submit;
+mod whereabouts;
 
 pub(crate) use certs::certs;
 pub(crate) use connect::{Line, runtime, unusable};

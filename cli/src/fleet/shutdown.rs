@@ -1,5 +1,6 @@
 //! Signals: the first asks to stop in order. What a second one means depends on who is asked.
 
+use std::io;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -23,7 +24,7 @@ pub(crate) struct Shutdown {
 }
 
 impl Shutdown {
-    /// Begins to listen for SIGINT, SIGTERM and SIGHUP.
+    /// Begins to listen for SIGINT, SIGTERM, SIGHUP and SIGUSR1.
     ///
     /// # Errors
     /// Internal if the system refuses.
@@ -31,12 +32,16 @@ impl Shutdown {
         let (tell, asked) = watch::channel(false);
         let keep = Arc::new(tell);
         let tell = Arc::clone(&keep);
-        ctrlc::set_handler(move || {
+        let hear = move || {
             if tell.send_replace(true) && again == Again::Ends {
                 std::process::exit(i32::from(Exit::Interrupted.code()));
             }
-        })
-        .map_err(|error| CliError::internal(format!("signals: cannot be listened for: {error}")))?;
+        };
+        let refused = |error: &dyn std::fmt::Display| {
+            CliError::internal(format!("signals: cannot be listened for: {error}"))
+        };
+        on_announcement(hear.clone()).map_err(|error| refused(&error))?;
+        ctrlc::set_handler(hear).map_err(|error| refused(&error))?;
         Ok(Self { asked, _keep: keep })
     }
 
@@ -50,4 +55,17 @@ impl Shutdown {
         // The sender lives as long as this.
         let _ = self.asked.clone().wait_for(|asked| *asked).await;
     }
+}
+
+/// SIGUSR1, by which schedulers announce the end of a job's time; `ctrlc` does not know it.
+#[cfg(unix)]
+fn on_announcement(hear: impl Fn() + Send + 'static) -> io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGUSR1])?;
+    let listen = move || signals.forever().for_each(|_| hear());
+    std::thread::Builder::new().name("signals".into()).spawn(listen).map(drop)
+}
+
+#[cfg(not(unix))]
+fn on_announcement(_: impl Fn() + Send + 'static) -> io::Result<()> {
+    Ok(())
 }

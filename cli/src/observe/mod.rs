@@ -49,6 +49,14 @@ impl Observed {
         Ok(observed)
     }
 
+    /// [`Observed::open`] as the flags say.
+    ///
+    /// # Errors
+    /// The same.
+    pub(crate) fn of(arguments: &ObserveArgs, folders: Folders) -> Result<Self, CliError> {
+        Self::open(arguments.health, arguments.metrics, folders)
+    }
+
     fn answer_probes(&mut self, address: SocketAddr) -> Result<(), CliError> {
         let health = self.health.clone();
         let (runtime, listener) = self.listen(address)?;

@@ -40,8 +40,7 @@ const MEMORY: &str = "coordinator";
 pub(super) fn lead(arguments: PodArgs) -> Result<Exit, CliError> {
     let shutdown = Shutdown::listen(Again::Ignored)?;
     let state = arguments.state_dir.clone().unwrap_or_default();
-    let observed =
-        Observed::open(&arguments.observe, vec![("state", state.clone()), spill(&arguments.work)])?;
+    let observed = Observed::of(&arguments.observe, vec![("state", state.clone()), spill(&arguments.work)])?;
     describe("coordinator", "", "");
     halfstep_coordinator::service::describe_metrics();
     halfstep_agent::describe_metrics();

@@ -18,7 +18,7 @@ use crate::observe::Observed;
 /// configuration if the coordinator refuses it.
 pub(super) fn work(arguments: PodArgs, coordinator: String) -> Result<Exit, CliError> {
     let shutdown = Shutdown::listen(Again::Ignored)?;
-    let observed = Observed::open(&arguments.observe, vec![spill(&arguments.work)])?;
+    let observed = Observed::of(&arguments.observe, vec![spill(&arguments.work)])?;
     describe_metrics();
     let connect = ConnectArgs { coordinator, security: arguments.security };
     connect.check()?;
