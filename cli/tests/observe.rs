@@ -116,7 +116,12 @@ fn probes_tell_a_process_that_lives_from_one_that_takes_part() {
     let folder = tempfile::tempdir().unwrap();
     let health = ["--health", "127.0.0.1:0"];
     let (mut first, address) = coordinator(folder.path(), "127.0.0.1:0", &health);
-    probed(&first.said("Health on "), "a coordinator is ready", [true; 4]);
+    let public = first.said("Health on ");
+    probed(&public, "a coordinator is ready", [true; 4]);
+    // The port is open to anybody, and tells nothing else.
+    let mut curious = Process::start(&["status", "--coordinator", &public, "--insecure"]);
+    assert_eq!(curious.wait(LIMIT), Some(78));
+    assert!(curious.stderr().contains("not for a process that nothing is known of"), "{}", curious.stderr());
 
     let mut node = node(&address, "n", &health);
     let place = node.said("Health on ");
