@@ -60,10 +60,11 @@ pub(crate) enum Command {
     Coordinator(CoordinatorArgs),
     /// Work for a coordinator: leave it running on every machine that should help
     Node(NodeArgs),
-    /// Be one of the pods of a Kubernetes Job: index 0 coordinates and takes up the job, the others work
+    /// Be one pod of a Kubernetes Job: index 0 coordinates, all of them work
     ///
-    /// Every pod runs this same command. Index 0 ends with 0 when the results are in place (also if layers were kept), with 4
-    /// if layers failed; a pod that is stopped ends with 75, whatever its index. docs/kubernetes.md has manifests.
+    /// Every pod runs this same command. Index 0 takes up the job of the job file and ends with 0 when the results are in
+    /// place (also if layers were kept), with 4 if layers failed; a pod that is stopped ends with 75, whatever its index.
+    /// docs/kubernetes.md has manifests.
     #[command(after_help = Exit::table(), after_long_help = Exit::table())]
     Pod(PodArgs),
     /// Give a coordinator a network to quantize

@@ -45,7 +45,7 @@ fn help_says_what_there_is_and_what_exit_codes_mean() {
       devices      Show what this machine can solve on, and what is missing to use its GPUs
       coordinator  Run the coordinator of a fleet: it plans jobs, leases work and writes results
       node         Work for a coordinator: leave it running on every machine that should help
-      pod          Be one of the pods of a Kubernetes Job: index 0 coordinates and takes up the job, the others work
+      pod          Be one pod of a Kubernetes Job: index 0 coordinates, all of them work
       submit       Give a coordinator a network to quantize
       status       Show the jobs of a coordinator
       watch        Follow a job until it is over

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use faults::{Consequence, JobManifest, Kubelet, Logs, Outputs, Permit, Process, binary, example};
 
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(600);
 /// A pod hands its work back and ends within 5 s of SIGTERM; this is for a machine that is busy.
 const SLACK: Duration = Duration::from_secs(10);
 /// Certificates are looked at again after so long.
