@@ -21,6 +21,9 @@ use std::sync::Arc;
 /// Rows of a chunk lie in this range where the layer is large enough: few enough that two cores share a small layer,
 /// enough that a product of them runs near full speed.
 const CHUNK_ROWS: Range<usize> = 16..128;
+/// Rows of a chunk of the largest layers, a sixteenth of which is more than the above: a GPU's products of 128 rows run at a quarter of
+/// its speed, of 512 at nearly all of it, and sixteen chunks are still enough to share.
+const CHUNK_ROWS_WIDE: usize = 512;
 /// Inputs of one shard stay below this many bytes, as far as whole samples allow.
 const SHARD_INPUT_BYTES: usize = 5 << 20;
 /// And below this many samples.
@@ -323,7 +326,8 @@ impl<'a> Lenders<'a> {
 /// Fixed row chunks: whole groups where groups are small, parts of one group where it is large.
 pub(crate) fn chunks(rows: usize, groups: usize) -> Vec<Range<usize>> {
     let per_group = rows / groups.max(1);
-    let target = rows.div_ceil(4).next_multiple_of(CHUNK_ROWS.start).min(CHUNK_ROWS.end);
+    let most = (rows / 16).next_multiple_of(CHUNK_ROWS.start).clamp(CHUNK_ROWS.end, CHUNK_ROWS_WIDE);
+    let target = rows.div_ceil(4).next_multiple_of(CHUNK_ROWS.start).min(most);
     if per_group <= target {
         let step = (target / per_group.max(1)).max(1) * per_group.max(1);
         return (0..rows).step_by(step).map(|s| s..(s + step).min(rows)).collect();
@@ -427,6 +431,22 @@ mod tests {
                 next = chunk.end;
             }
             assert_eq!(next, rows);
+        }
+    }
+
+    #[test]
+    fn chunks_grow_with_the_layer_from_16_to_512_rows() {
+        for (rows, want) in [
+            (1, 1),
+            (40, 16),
+            (576, 128),
+            (1536, 128),
+            (2048, 128),
+            (4096, 256),
+            (14336, 512),
+            (200_000, 512),
+        ] {
+            assert_eq!(chunks(rows, 1)[0].len(), want, "{rows}");
         }
     }
 

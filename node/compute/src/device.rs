@@ -197,10 +197,24 @@ pub struct RefineShape {
     pub block: Range<usize>,
 }
 
+/// What the nearest plane reads of a chunk, each `[rows, n]`.
+#[derive(Debug)]
+pub struct PlaneBuffers<'a, B> {
+    /// The error of each weight's lower neighbour.
+    pub low: &'a B,
+    /// From there to the upper one; 0 where there is no choice.
+    pub delta: &'a B,
+    /// What the columns decided so far add to the others.
+    pub offset: &'a B,
+}
+
 /// A device: memory of f32 and the few kernels the solver needs.
 pub trait Device: Send + Sync {
     /// A device array of f32.
     type Buffer: Send + Sync;
+
+    /// Whether its memory is the host's: then what is not a product is done on the host's slices.
+    const IS_HOST: bool;
 
     /// Kind, model and level, for the manifest.
     fn describe(&self) -> String;
@@ -310,6 +324,39 @@ pub trait Device: Send + Sync {
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
+    /// `out[r, j] = source[r, order[j]]`, both `[rows, order.len()]`.
+    fn gather_columns(
+        &self,
+        source: &Self::Buffer,
+        rows: usize,
+        order: &[u32],
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// Factors a diagonal block of `a` (plus `extra` on its diagonal) into `lower`, both `[n, n]`; its inverse goes to `inverses`,
+    /// `[n, PLANE_BLOCK]`. NaN if it is not positive definite. See [`cpu::factor_block`].
+    fn factor_block(
+        &self,
+        n: usize,
+        block: Range<usize>,
+        extra: f32,
+        a: &Self::Buffer,
+        lower: &mut Self::Buffer,
+        inverses: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// Decides a block of columns in Babai's order; see [`cpu::plane_block`] for shapes.
+    fn plane_block(
+        &self,
+        rows: usize,
+        n: usize,
+        block: Range<usize>,
+        factor: &Self::Buffer,
+        buffers: PlaneBuffers<'_, Self::Buffer>,
+        up: &mut Self::Buffer,
+        errors: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
     /// In place `z = (f(z + bias) - target) * f'(z + bias)`, `z` and `target`: `[rows, cols]`.
     ///
     /// `activations` and `bias` have one entry per row; `activations` may have one entry for all rows and `bias`
@@ -397,6 +444,7 @@ fn operand<'a>(
 
 impl Device for Cpu {
     type Buffer = CpuBuffer;
+    const IS_HOST: bool = true;
 
     fn describe(&self) -> String {
         format!("cpu {}", self.isa())
@@ -526,6 +574,68 @@ impl Device for Cpu {
             let index = shape::row("gather source", index, limit)?;
             row.copy_from_slice(&source[index * k..(index + 1) * k]);
         }
+        Ok(())
+    }
+
+    fn gather_columns(
+        &self,
+        source: &CpuBuffer,
+        rows: usize,
+        order: &[u32],
+        out: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
+        let width = order.len();
+        let source = first("gather source", source, area(rows, width))?;
+        let out = first_mut("gather out", out, area(rows, width))?;
+        for &column in order {
+            shape::row("gather order", column, width)?;
+        }
+        if width > 0 {
+            for (line, from) in out.chunks_exact_mut(width).zip(source.chunks_exact(width)) {
+                line.iter_mut().zip(order).for_each(|(value, column)| *value = from[*column as usize]);
+            }
+        }
+        Ok(())
+    }
+
+    fn factor_block(
+        &self,
+        n: usize,
+        block: Range<usize>,
+        extra: f32,
+        a: &CpuBuffer,
+        lower: &mut CpuBuffer,
+        inverses: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
+        shape::plane_block(n, &block)?;
+        let a = first("factor a", a, area(n, n))?;
+        let lower = first_mut("factor lower", lower, area(n, n))?;
+        let inverses = first_mut("factor inverses", inverses, area(n, cpu::PLANE_BLOCK))?;
+        cpu::factor_block(n, block, extra, a, lower, inverses);
+        Ok(())
+    }
+
+    fn plane_block(
+        &self,
+        rows: usize,
+        n: usize,
+        block: Range<usize>,
+        factor: &CpuBuffer,
+        buffers: PlaneBuffers<'_, CpuBuffer>,
+        up: &mut CpuBuffer,
+        errors: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
+        shape::plane_block(n, &block)?;
+        let len = area(rows, n);
+        let factor = first("plane factor", factor, area(n, n))?;
+        let PlaneBuffers { low, delta, offset } = buffers;
+        let values = (
+            first("plane low", low, len)?,
+            first("plane delta", delta, len)?,
+            first("plane offset", offset, len)?,
+        );
+        let (up, errors) = (first_mut("plane up", up, len)?, first_mut("plane errors", errors, len)?);
+        cpu::plane_block(rows, n, block, factor, values, up, errors);
         Ok(())
     }
 
@@ -704,6 +814,10 @@ mod tests {
             let (mut up, mut flips) = (a.clone(), b.clone());
             let _ = Cpu.refine_block(&shape, &b, &a, &a, &mut up, &mut flips);
             let _ = Cpu.activation_residual(&[Activation::Relu], &[], m, k, &mut out, &a);
+            let _ = Cpu.gather_columns(&a, m, &[1, 0, 7][..k.min(3)], &mut out);
+            let _ = Cpu.factor_block(k, n..strides.0, 0.0, &a, &mut out, &mut up);
+            let buffers = PlaneBuffers { low: &a, delta: &b, offset: &a };
+            let _ = Cpu.plane_block(m, k, n..strides.0, &a, buffers, &mut out, &mut flips);
         }
     }
 }

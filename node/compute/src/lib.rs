@@ -20,6 +20,7 @@ mod shape;
 pub use activation::Activation;
 pub use cpu::step::{Gradient, StepArgs};
 pub use device::{
-    Cpu, CpuBuffer, Device, DeviceError, MatMut, MatRef, Product, RefineShape, StepBuffers, StepGradient,
+    Cpu, CpuBuffer, Device, DeviceError, MatMut, MatRef, PlaneBuffers, Product, RefineShape, StepBuffers,
+    StepGradient,
 };
 pub use memory::give_back_large_blocks;

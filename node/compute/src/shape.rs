@@ -59,6 +59,19 @@ pub(crate) fn refine_block(shape: &RefineShape) -> Result<(), DeviceError> {
     Ok(())
 }
 
+/// Refuses blocks outside of `n` columns or longer than [`cpu::PLANE_BLOCK`].
+pub(crate) fn plane_block(n: usize, block: &Range<usize>) -> Result<(), DeviceError> {
+    if block.end > n || block.start > block.end {
+        let limit = n.saturating_add(1);
+        return Err(DeviceError::Index { operand: "plane block", index: block.end, limit });
+    }
+    if block.len() > cpu::PLANE_BLOCK {
+        let (index, limit) = (block.len(), cpu::PLANE_BLOCK + 1);
+        return Err(DeviceError::Index { operand: "plane block length", index, limit });
+    }
+    Ok(())
+}
+
 /// Refuses activations or a bias that are neither shared nor one per row.
 pub(crate) fn per_row(activations: &[Activation], bias: &[f32], rows: usize) -> Result<(), DeviceError> {
     let wrong = |operand, actual| Err(DeviceError::Length { operand, expected: rows, actual });

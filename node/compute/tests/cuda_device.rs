@@ -12,8 +12,8 @@ use std::sync::OnceLock;
 use halfstep_compute::cuda::{Cuda, CudaBuffer, Precision, open_libraries};
 use halfstep_compute::random::Stream;
 use halfstep_compute::{
-    Activation, Cpu, CpuBuffer, Device, DeviceError, MatMut, MatRef, Product, RefineShape, StepArgs,
-    StepBuffers, StepGradient,
+    Activation, Cpu, CpuBuffer, Device, DeviceError, MatMut, MatRef, PlaneBuffers, Product, RefineShape,
+    StepArgs, StepBuffers, StepGradient,
 };
 
 /// f32 sums of `k` terms below 1 in magnitude, in any order.
@@ -455,6 +455,64 @@ fn gathered_rows_are_the_rows() {
         let error = gpu.gather_rows(&source.gpu, k, &[rows as u32], &mut out.gpu).unwrap_err();
         assert!(matches!(error, DeviceError::Index { operand: "gather source", .. }), "{error}");
     }
+}
+
+#[test]
+fn gathered_columns_are_the_columns() {
+    let Some(gpu) = cuda() else { return };
+    let (rows, width) = (37, 700);
+    let mut stream = Stream::new(31, 0, 0);
+    let source = Pair::new(&gpu, &uniform(&mut stream, rows * width));
+    let mut out = Pair::new(&gpu, &vec![0.0; rows * width]);
+    let order: Vec<u32> = (0..width).map(|_| stream.index(width as u32)).collect();
+    gpu.gather_columns(&source.gpu, rows, &order, &mut out.gpu).unwrap();
+    Cpu.gather_columns(&source.cpu, rows, &order, &mut out.cpu).unwrap();
+    out.assert_equal(&gpu, "columns");
+    let error = gpu.gather_columns(&source.gpu, 1, &[1, 2], &mut out.gpu).unwrap_err();
+    assert!(error.to_string().contains("out of range"), "{error}");
+}
+
+/// `x' x / n + I / 4`: positive definite.
+fn positive(stream: &mut Stream, n: usize) -> Vec<f32> {
+    let x = Cpu.upload(&uniform(stream, n * n)).unwrap();
+    let mut a = Cpu.zeros(n * n).unwrap();
+    Cpu.gram(&x, n, n, &mut a).unwrap();
+    a.iter_mut().for_each(|value| *value /= n as f32);
+    a.iter_mut().step_by(n + 1).for_each(|value| *value += 0.25);
+    a.0
+}
+
+#[test]
+fn blocks_of_factors_and_of_the_nearest_plane_are_those_of_the_cpu() {
+    let Some(gpu) = cuda() else { return };
+    let (rows, n) = (41, 150);
+    for block in [0..64, 64..128, 128..150] {
+        let mut stream = Stream::new(32, block.start as u64, 0);
+        let a = Pair::new(&gpu, &positive(&mut stream, n));
+        let (mut lower, mut inverses) =
+            (Pair::new(&gpu, &vec![0.0; n * n]), Pair::new(&gpu, &vec![0.0; n * 64]));
+        gpu.factor_block(n, block.clone(), 0.5, &a.gpu, &mut lower.gpu, &mut inverses.gpu).unwrap();
+        Cpu.factor_block(n, block.clone(), 0.5, &a.cpu, &mut lower.cpu, &mut inverses.cpu).unwrap();
+        lower.assert_close(&gpu, 1e-6, "factor");
+        inverses.assert_close(&gpu, 1e-6, "inverse");
+        let factor =
+            Pair::new(&gpu, &uniform(&mut stream, n * n).iter().map(|v| v + 1.5).collect::<Vec<_>>());
+        let [low, delta, offset] = [(); 3].map(|()| Pair::new(&gpu, &uniform(&mut stream, rows * n)));
+        let [mut up, mut errors] = [(); 2].map(|()| Pair::new(&gpu, &vec![0.0; rows * n]));
+        let buffers = PlaneBuffers { low: &low.gpu, delta: &delta.gpu, offset: &offset.gpu };
+        gpu.plane_block(rows, n, block.clone(), &factor.gpu, buffers, &mut up.gpu, &mut errors.gpu).unwrap();
+        let buffers = PlaneBuffers { low: &low.cpu, delta: &delta.cpu, offset: &offset.cpu };
+        Cpu.plane_block(rows, n, block.clone(), &factor.cpu, buffers, &mut up.cpu, &mut errors.cpu).unwrap();
+        up.assert_equal(&gpu, "choices");
+        errors.assert_equal(&gpu, "errors");
+    }
+    let small = Pair::new(&gpu, &[0.0; 9]);
+    let (mut lower, mut inverses) = (gpu.zeros(9).unwrap(), gpu.zeros(9).unwrap());
+    assert!(
+        gpu.factor_block(3, 0..3, 0.0, &small.gpu, &mut lower, &mut inverses).is_err(),
+        "inverses are short"
+    );
+    assert!(gpu.factor_block(3, 0..4, 0.0, &small.gpu, &mut lower, &mut inverses).is_err(), "outside");
 }
 
 #[test]

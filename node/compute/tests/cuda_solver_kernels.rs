@@ -7,7 +7,7 @@ mod shim;
 use std::sync::LazyLock;
 
 use halfstep_compute::cpu::step::reference_step;
-use halfstep_compute::cpu::{self, Isa, REFINE_BLOCK};
+use halfstep_compute::cpu::{self, Isa, PLANE_BLOCK, REFINE_BLOCK};
 use halfstep_compute::random::Stream;
 use halfstep_compute::{Activation, Cpu, Device, StepArgs, activation};
 use shim::values::{assert_close, assert_same, integers, uniform};
@@ -16,6 +16,7 @@ use shim::{Arg, Array, Family, Grid, by_rows, by_warps, flat, fresh, indices, in
 static STEP: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("step"));
 static REFINE: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("refine"));
 static ROWS: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("rows"));
+static PLANE: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("plane"));
 static ACTIVATION: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("activation"));
 
 /// As the CPU's levels against f64 (`cpu/step.rs`).
@@ -266,6 +267,125 @@ fn rows_are_filled_gathered_and_mirrored_as_on_the_cpu() {
         let grids = [Grid { blocks: [tiles, tiles, 1], threads: [32, 8, 1] }];
         let got = family.outputs("mirror_lower", &grids, &[size(k), state(&g)]).remove(0);
         assert_same(&format!("mirror {k}"), &got.f32(), &want);
+    }
+}
+
+/// `x' x / samples + 0.1 I` of random `x`: positive definite, `[n, n]`.
+fn positive(stream: &mut Stream, n: usize) -> Vec<f32> {
+    let samples = n + 7;
+    let x = uniform(stream, samples * n, -1.0, 1.0);
+    let mut a = vec![0.0; n * n];
+    cpu::matmul_tn(n, n, samples, 1.0 / samples as f32, &x, n, &x, n, 0.0, &mut a, n);
+    a.iter_mut().step_by(n + 1).for_each(|diagonal| *diagonal += 0.1);
+    a
+}
+
+const ONE_BLOCK: [Grid; 1] = [Grid { blocks: [1; 3], threads: [PLANE_BLOCK as u32, 1, 1] }];
+
+/// f64 on both sides, brought to f32 once: a GPU's compiler may order nothing differently, but its square root may differ.
+const FACTOR_ERROR_MAX: f64 = 1e-6;
+
+#[test]
+fn diagonal_blocks_are_factored_and_inverted_as_on_the_cpu() {
+    let (Some(family), mut stream) = (&*PLANE, fresh()) else { return };
+    for (n, start, width) in [(1, 0, 1), (2, 0, 2), (31, 0, 31), (64, 0, 64), (70, 3, 64), (97, 64, 33)] {
+        let a = positive(&mut stream, n);
+        let (mut lower, mut inverses) = (vec![f32::NAN; n * n], vec![f32::NAN; n * PLANE_BLOCK]);
+        cpu::factor_block(n, start..start + width, 0.25, &a, &mut lower, &mut inverses);
+        let arguments = [
+            size(n),
+            size(start),
+            size(width),
+            Arg::F32(0.25),
+            input(&a),
+            poisoned(n * n),
+            poisoned(n * PLANE_BLOCK),
+        ];
+        let outputs = family.outputs("factor_block", &ONE_BLOCK, &arguments);
+        for ((got, want), name) in outputs.into_iter().zip([&lower, &inverses]).zip(["lower", "inverse"]) {
+            let got = got.f32();
+            let what = format!("{name} of {start}..+{width} of {n}");
+            // Nothing is written outside of the block's triangle.
+            assert!(got.iter().zip(want).all(|(got, want)| got.is_nan() == want.is_nan()), "{what}: extent");
+            let written = |values: &[f32]| values.iter().copied().filter(|v| !v.is_nan()).collect::<Vec<_>>();
+            let want: Vec<f64> = written(want).iter().map(|v| f64::from(*v)).collect();
+            assert_close(&what, &written(&got), &want, FACTOR_ERROR_MAX);
+        }
+        // By definition: L L' is the block.
+        for i in 0..width {
+            for j in 0..=i {
+                let at = |row: usize, k: usize| f64::from(lower[(start + row) * n + start + k]);
+                let sum: f64 = (0..=j).map(|k| at(i, k) * at(j, k)).sum();
+                let extra = if i == j { 0.25 } else { 0.0 };
+                let want = f64::from(a[(start + i) * n + start + j]) + extra;
+                assert!((sum - want).abs() < 1e-5, "[{i}, {j}]: {sum} for {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_block_that_is_not_positive_definite_gives_nan_in_its_inverse() {
+    let Some(family) = &*PLANE else { return };
+    for a in [[1.0, 2.0, 2.0, 1.0], [0.0; 4], [f32::NAN; 4], [f32::INFINITY; 4]] {
+        let arguments = [
+            size(2),
+            size(0),
+            size(2),
+            Arg::F32(0.0),
+            input(&a),
+            state(&[0.0; 4]),
+            state(&[0.0; 2 * PLANE_BLOCK]),
+        ];
+        let outputs = family.outputs("factor_block", &ONE_BLOCK, &arguments);
+        assert!(outputs[1].clone().f32().iter().any(|value| value.is_nan()), "{a:?}");
+    }
+}
+
+#[test]
+fn the_nearest_plane_decides_what_the_cpu_decides() {
+    let (Some(family), mut stream) = (&*PLANE, fresh()) else { return };
+    for (rows, n, start, width) in
+        [(1, 1, 0, 1), (3, 5, 2, 3), (9, 40, 0, 40), (17, 64, 0, 64), (5, 130, 66, 64), (2, 131, 128, 3)]
+    {
+        let factor = uniform(&mut stream, n * n, 0.5, 1.5);
+        let low = uniform(&mut stream, rows * n, -1.0, 0.0);
+        let mut delta = uniform(&mut stream, rows * n, 0.5, 1.0);
+        delta.iter_mut().step_by(5).for_each(|delta| *delta = 0.0);
+        let offset = uniform(&mut stream, rows * n, -2.0, 2.0);
+        let [mut up, mut errors] = [(); 2].map(|()| vec![0.25; rows * n]);
+        let values = (&low[..], &delta[..], &offset[..]);
+        cpu::plane_block(rows, n, start..start + width, &factor, values, &mut up, &mut errors);
+        let arguments = [
+            size(rows),
+            size(n),
+            size(start),
+            size(width),
+            input(&factor),
+            input(&low),
+            input(&delta),
+            input(&offset),
+            state(&vec![0.25; rows * n]),
+            state(&vec![0.25; rows * n]),
+        ];
+        let outputs = family.outputs("plane_block", &by_warps(rows), &arguments);
+        let what = format!("[{rows}, {n}] {start}..+{width}");
+        assert_same(&format!("{what}: up"), &outputs[0].clone().f32(), &up);
+        assert_same(&format!("{what}: errors"), &outputs[1].clone().f32(), &errors);
+    }
+}
+
+#[test]
+fn columns_are_gathered_as_on_the_cpu() {
+    let (Some(family), mut stream) = (&*PLANE, fresh()) else { return };
+    for (rows, width) in [(1, 1), (5, 3), (8, 31), (7, 128), (33, 600)] {
+        let source = uniform(&mut stream, rows * width, -1.0, 1.0);
+        let order: Vec<u32> = (0..width).map(|_| stream.index(width as u32)).collect();
+        let mut want = Cpu.zeros(rows * width).unwrap();
+        Cpu.gather_columns(&Cpu.upload(&source).unwrap(), rows, &order, &mut want).unwrap();
+        let arguments = [size(rows), size(width), input(&source), indices(&order), poisoned(rows * width)];
+        let got = family.outputs("gather_columns", &by_rows(rows), &arguments).remove(0);
+        assert_same(&format!("gather [{rows}, {width}]"), &got.f32(), &want);
     }
 }
 

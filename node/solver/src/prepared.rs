@@ -2,9 +2,9 @@
 //!
 //! Not here: what depends on the rows (`quadratic`, `samples`).
 
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use halfstep_compute::Device;
+use halfstep_compute::{Device, DeviceError};
 
 use crate::check::check_statistics;
 use crate::gptq::Factor;
@@ -35,8 +35,8 @@ pub struct Prepared<B> {
     pub(crate) excess: Option<B>,
     /// `G`.
     pub(crate) energy: B,
-    /// Of the damped H, on the host; made when a solve first starts in GPTQ's order.
-    factor: OnceLock<Factor>,
+    /// Of the damped H; made when a solve first starts in GPTQ's order.
+    factor: Mutex<Option<Arc<Factor<B>>>>,
     /// Of samples, on the host.
     moments: Option<Moments>,
 }
@@ -103,14 +103,24 @@ impl<B: Send + Sync> Prepared<B> {
             gap,
             excess,
             energy: shared(g)?,
-            factor: OnceLock::new(),
+            factor: Mutex::new(None),
             moments: None,
         })
     }
 
-    /// The factor that GPTQ's order needs; `h` is what this was made from.
-    pub(crate) fn factor(&self, h: &[f32]) -> &Factor {
-        self.factor.get_or_init(|| Factor::new(h, self.cols, self.damping))
+    /// The factor that GPTQ's order needs; `h` is what this was made from. Whoever comes while it is made waits for it.
+    pub(crate) fn factor<D: Device<Buffer = B>>(
+        &self,
+        device: &D,
+        h: &[f32],
+    ) -> Result<Arc<Factor<B>>, DeviceError> {
+        // It is there whole or not at all.
+        let mut factor = self.factor.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = &*factor {
+            return Ok(Arc::clone(made));
+        }
+        let made = Arc::new(Factor::new(device, h, &self.damped, self.cols, self.damping)?);
+        Ok(Arc::clone(factor.insert(made)))
     }
 
     /// The second moments behind a problem that this was made for: its own, or those of its samples.

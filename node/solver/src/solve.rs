@@ -139,7 +139,7 @@ impl<D: Device> Chunk<'_, D> {
     ) -> Result<Roundings, DeviceError> {
         let mut fallbacks = vec![self.cells.nearest_up.clone()];
         if self.settings.start == Start::Gptq {
-            fallbacks.push(gptq::choose(self.quadratic, self.cells));
+            fallbacks.push(gptq::choose(self.device, self.quadratic, self.cells, arrays)?);
         }
         let mut solved = Vec::new();
         if self.settings.iterations > 0 {

@@ -112,3 +112,21 @@ fn equal_solves_give_equal_bytes_whatever_the_workspace_and_lane_did_before() {
         solve(&lane, &problem(&fixture, gram(&fixture), Activation::Identity), &settings, &mut workspace);
     assert_eq!(first.unwrap().q, again.unwrap().q);
 }
+
+/// Factor and nearest plane on the device, over several blocks and both with and without a gap between the streams.
+#[test]
+fn starts_in_gptqs_order_are_as_good_as_the_cpus() {
+    let Some(device) = cuda(Precision::F32) else { return };
+    for n in [63, 64, 200, 331] {
+        let fixture = Fixture::new(17, 24, n, 2 * n, spec(4));
+        let settings = Settings {
+            iterations: 0,
+            refine_sweeps: 0,
+            start: Start::Gptq,
+            damping: 0.01,
+            ..Settings::default()
+        };
+        let problem = problem(&fixture, gram(&fixture), Activation::Identity);
+        check(&device, &problem, &settings, &format!("start of {n} columns"));
+    }
+}

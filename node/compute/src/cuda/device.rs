@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "launches kernels and products on raw device addresses, checked here")]
 
 use std::ffi::c_void;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,7 +20,7 @@ use cudarc::driver::{
 use super::blas::{Blas, Digits, WORKSPACE_BYTES};
 use super::column_major::{ColumnMajor, int, leading};
 use super::error::Subject;
-use super::kernels::{self, Launch, RefineState, Size, StepState, Value};
+use super::kernels::{self, Launch, PlaneState, RefineState, Size, StepState, Value};
 use super::libraries::guarded;
 use super::modules::Modules;
 use super::probe::{Found, Gpu, Probe, probe};
@@ -27,7 +28,8 @@ use crate::activation::Activation;
 use crate::cpu;
 use crate::cpu::step::StepArgs;
 use crate::device::{
-    Device, DeviceError, MatMut, MatRef, Product, RefineShape, StepBuffers, StepGradient, carry_flips,
+    Device, DeviceError, MatMut, MatRef, PlaneBuffers, Product, RefineShape, StepBuffers, StepGradient,
+    carry_flips,
 };
 use crate::shape::{self, area, length, span};
 
@@ -389,6 +391,11 @@ fn count(operand: &'static str, value: usize) -> Result<u32, DeviceError> {
     u32::try_from(value).map_err(|_| DeviceError::Index { operand, index: value, limit })
 }
 
+/// A block of `n` columns as kernels take it: `n`, its start and width.
+fn columns(n: usize, block: &Range<usize>) -> Result<(u32, u32, u32), DeviceError> {
+    Ok((count("plane columns", n)?, count("plane block", block.start)?, count("plane block", block.len())?))
+}
+
 /// An activation as the kernels know it: its number and two parameters.
 fn row_of_table(activation: Activation, bias: f32) -> [f32; 4] {
     let (kind, a, b) = match activation {
@@ -417,6 +424,7 @@ fn table_of(activations: &[Activation], bias: &[f32], rows: usize) -> impl Itera
 
 impl Device for Cuda {
     type Buffer = CudaBuffer;
+    const IS_HOST: bool = false;
 
     fn describe(&self) -> String {
         self.opened.kind.clone()
@@ -610,10 +618,76 @@ impl Device for Cuda {
         let source = self.read("gather source", source, 0)?;
         let (rows, width) = (count("gather indices", indices.len())?, count("gather columns", k)?);
         let mut scratch = self.scratch();
-        self.grow(&mut scratch.indices, indices.len())?;
-        self.stream.memcpy_htod(indices, &mut scratch.indices).map_err(|error| self.driver(error))?;
-        let indices = scratch.indices.device_ptr(&self.stream).0;
+        let indices = self.place_indices(&mut scratch, indices)?;
         self.launch(kernels::gather_rows(self.opened.size, rows, width, source, indices, out))
+    }
+
+    fn gather_columns(
+        &self,
+        source: &CudaBuffer,
+        rows: usize,
+        order: &[u32],
+        out: &mut CudaBuffer,
+    ) -> Result<(), DeviceError> {
+        let width = order.len();
+        let source = self.read("gather source", source, area(rows, width))?;
+        let out = self.written("gather out", out, area(rows, width))?;
+        for &column in order {
+            shape::row("gather order", column, width)?;
+        }
+        if rows == 0 || width == 0 {
+            return Ok(());
+        }
+        let (rows, width) = (count("gather rows", rows)?, count("gather columns", width)?);
+        let mut scratch = self.scratch();
+        let order = self.place_indices(&mut scratch, order)?;
+        self.launch(kernels::gather_columns(self.opened.size, rows, width, source, order, out))
+    }
+
+    fn factor_block(
+        &self,
+        n: usize,
+        block: Range<usize>,
+        extra: f32,
+        a: &CudaBuffer,
+        lower: &mut CudaBuffer,
+        inverses: &mut CudaBuffer,
+    ) -> Result<(), DeviceError> {
+        shape::plane_block(n, &block)?;
+        let a = self.read("factor a", a, area(n, n))?;
+        let lower = self.written("factor lower", lower, area(n, n))?;
+        let inverses = self.written("factor inverses", inverses, area(n, cpu::PLANE_BLOCK))?;
+        if block.is_empty() {
+            return Ok(());
+        }
+        self.launch(kernels::factor_block(columns(n, &block)?, extra, a, lower, inverses))
+    }
+
+    fn plane_block(
+        &self,
+        rows: usize,
+        n: usize,
+        block: Range<usize>,
+        factor: &CudaBuffer,
+        buffers: PlaneBuffers<'_, CudaBuffer>,
+        up: &mut CudaBuffer,
+        errors: &mut CudaBuffer,
+    ) -> Result<(), DeviceError> {
+        shape::plane_block(n, &block)?;
+        let len = area(rows, n);
+        let state = PlaneState {
+            factor: self.read("plane factor", factor, area(n, n))?,
+            low: self.read("plane low", buffers.low, len)?,
+            delta: self.read("plane delta", buffers.delta, len)?,
+            offset: self.read("plane offset", buffers.offset, len)?,
+            up: self.written("plane up", up, len)?,
+            errors: self.written("plane errors", errors, len)?,
+        };
+        if rows == 0 || block.is_empty() {
+            return Ok(());
+        }
+        let rows = count("plane rows", rows)?;
+        self.launch(kernels::plane_block(self.opened.size, rows, columns(n, &block)?, state))
     }
 
     fn activation_residual(
@@ -669,6 +743,13 @@ impl Cuda {
         let (rows, cols) = (count("refine rows", rows)?, count("refine columns", cols)?);
         let (start, width) = (count("refine block", block.start)?, count("refine block", block.len())?);
         self.launch(kernels::refine_block(self.opened.size, rows, cols, start, width, state))
+    }
+
+    /// Puts indices on the device; where they are until the next call.
+    fn place_indices(&self, scratch: &mut Scratch, indices: &[u32]) -> Result<u64, DeviceError> {
+        self.grow(&mut scratch.indices, indices.len())?;
+        self.stream.memcpy_htod(indices, &mut scratch.indices).map_err(|error| self.driver(error))?;
+        Ok(scratch.indices.device_ptr(&self.stream).0)
     }
 
     /// The sum of counts, waited for.

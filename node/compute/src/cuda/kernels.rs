@@ -2,6 +2,7 @@
 //!
 //! Not here: compiling (`compile`), running (`device`), what they compute (`cu/`).
 
+use crate::cpu;
 use crate::cpu::step::StepArgs;
 
 /// Threads of most blocks.
@@ -27,8 +28,8 @@ macro_rules! file {
 }
 
 /// All files that [`Kernel`]s are in.
-pub(super) const FILES: [File; 4] =
-    [file!("step.cu"), file!("refine.cu"), file!("rows.cu"), file!("activation.cu")];
+pub(super) const FILES: [File; 5] =
+    [file!("step.cu"), file!("refine.cu"), file!("rows.cu"), file!("activation.cu"), file!("plane.cu")];
 
 /// The kernels that a device needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,11 +42,14 @@ pub(super) enum Kernel {
     GatherRows,
     MirrorLower,
     ActivationResidual,
+    FactorBlock,
+    PlaneBlock,
+    GatherColumns,
 }
 
 impl Kernel {
     /// In the order of their numbers.
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::StepDifference,
         Self::StepGiven,
         Self::RefineBlock,
@@ -53,6 +57,9 @@ impl Kernel {
         Self::GatherRows,
         Self::MirrorLower,
         Self::ActivationResidual,
+        Self::FactorBlock,
+        Self::PlaneBlock,
+        Self::GatherColumns,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -64,6 +71,9 @@ impl Kernel {
             Self::GatherRows => "gather_rows",
             Self::MirrorLower => "mirror_lower",
             Self::ActivationResidual => "activation_residual",
+            Self::FactorBlock => "factor_block",
+            Self::PlaneBlock => "plane_block",
+            Self::GatherColumns => "gather_columns",
         }
     }
 
@@ -74,6 +84,7 @@ impl Kernel {
             Self::RefineBlock | Self::SumCounts => FILES[1],
             Self::GatherRows | Self::MirrorLower => FILES[2],
             Self::ActivationResidual => FILES[3],
+            Self::FactorBlock | Self::PlaneBlock | Self::GatherColumns => FILES[4],
         }
     }
 }
@@ -373,6 +384,90 @@ pub(super) fn activation_residual(
     }
 }
 
+/// Columns `start..start + width` of `n`, at most 64.
+pub(super) fn factor_block(
+    (n, start, width): (u32, u32, u32),
+    extra: f32,
+    a: u64,
+    lower: u64,
+    inverses: u64,
+) -> Launch<7> {
+    Launch {
+        kernel: Kernel::FactorBlock,
+        grid: (1, 1),
+        block: (cpu::PLANE_BLOCK as u32, 1),
+        arguments: [
+            ("n", Value::U32(n)),
+            ("start", Value::U32(start)),
+            ("width", Value::U32(width)),
+            ("extra", Value::F32(extra)),
+            ("a", Value::Read(a)),
+            ("lower", Value::Write(lower)),
+            ("inverses", Value::Write(inverses)),
+        ],
+    }
+}
+
+/// Addresses of what a block of the nearest plane reads and writes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PlaneState {
+    pub(super) factor: u64,
+    pub(super) low: u64,
+    pub(super) delta: u64,
+    pub(super) offset: u64,
+    pub(super) up: u64,
+    pub(super) errors: u64,
+}
+
+/// Columns `start..start + width` of `n`, at most 64.
+pub(super) fn plane_block(
+    size: Size,
+    rows: u32,
+    (n, start, width): (u32, u32, u32),
+    state: PlaneState,
+) -> Launch<10> {
+    Launch {
+        kernel: Kernel::PlaneBlock,
+        grid: size.warps(rows),
+        block: (THREADS, 1),
+        arguments: [
+            ("rows", Value::U32(rows)),
+            ("n", Value::U32(n)),
+            ("start", Value::U32(start)),
+            ("width", Value::U32(width)),
+            ("factor", Value::Read(state.factor)),
+            ("low", Value::Read(state.low)),
+            ("delta", Value::Read(state.delta)),
+            ("offset", Value::Read(state.offset)),
+            ("up", Value::Write(state.up)),
+            ("errors", Value::Write(state.errors)),
+        ],
+    }
+}
+
+pub(super) fn gather_columns(
+    size: Size,
+    rows: u32,
+    width: u32,
+    source: u64,
+    order: u64,
+    out: u64,
+) -> Launch<5> {
+    let (grid, block) = size.rows(rows, width);
+    Launch {
+        kernel: Kernel::GatherColumns,
+        grid,
+        block,
+        arguments: [
+            ("rows", Value::U32(rows)),
+            ("width", Value::U32(width)),
+            ("source", Value::Read(source)),
+            ("order", Value::Read(order)),
+            ("out", Value::Write(out)),
+        ],
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -433,6 +528,10 @@ mod tests {
         check(gather_rows(SIZE, 3, 5, 1, 2, 3));
         check(mirror_lower(33, 1));
         check(activation_residual(SIZE, 3, 5, 1, 1, 2, 3));
+        check(factor_block((100, 64, 36), 0.5, 1, 2, 3));
+        let plane = PlaneState { factor: 1, low: 2, delta: 3, offset: 4, up: 5, errors: 6 };
+        check(plane_block(SIZE, 3, (100, 64, 36), plane));
+        check(gather_columns(SIZE, 3, 5, 1, 2, 3));
     }
 
     #[test]
