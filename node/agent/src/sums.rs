@@ -9,6 +9,7 @@ use crate::attempt::Attempt;
 use crate::failure;
 use crate::job::{Job, lock};
 use crate::replay::LaneShard;
+use crate::room::Share;
 use halfstep_exec::{
     Agreement, ExecError, LayerStatistics, Sampling, ShardProducts, ShardSamples, Stream, SumSlice, UseSlice,
 };
@@ -44,6 +45,7 @@ struct Pending {
     segment: SegmentId,
     shard: ShardId,
     products: Vec<(Use, Option<Products>)>,
+    _memory: Share,
 }
 
 /// One use's products, and empty sums to begin with.
@@ -127,14 +129,18 @@ impl Job {
         peaks: &[PeakRecord],
     ) -> Result<Done, Failure> {
         let segment = self.program.segment(id.index())?;
+        let bytes = segment.taps.iter().map(|tap| self.form(LayerId(tap.layer as u32)).product_bytes()).sum();
+        // Before the shard is brought here: who waits for memory must not keep others from the shard.
+        let memory = self.room.take(bytes, attempt)?;
         let lane = (self.plan.range_of(id), shard);
         let products = self.at(attempt, lane, id.index() + 1, || {
             segment.taps.iter().map(|tap| self.products(attempt, lane, tap, peaks)).collect()
         })?;
-        let pending = Pending { segment: id, shard, products };
+        let pending = Pending { segment: id, shard, products, _memory: memory };
         lock(&self.sums).pending.insert(attempt.grant.lease.id, pending);
         Ok(Done::Accumulated)
     }
+
     fn products(
         &self,
         attempt: &Attempt<'_>,

@@ -9,7 +9,8 @@
 
 use crate::error::ExecError;
 use crate::fixed_gram::{FixedGram, Part, check_f32, exponent};
-use crate::slice::{SumSlice, UseSlice, assemble};
+use crate::layer_means::LayerMeans;
+use crate::slice::{SumSlice, UseSlice};
 use crate::unfold::{Unfolder, floats};
 use halfstep_compute::{cpu, random};
 use halfstep_model::{Layer, Tensor};
@@ -462,7 +463,10 @@ pub fn means(uses: &[Arc<LayerStatistics>]) -> Result<Vec<GroupMeans>, ExecError
     let rows = 0..first.cols * first.groups;
     let slices: Result<Vec<UseSlice>, ExecError> = uses.iter().map(|one| one.slice(rows.clone())).collect();
     let slice = SumSlice { cols: first.cols, rows, uses: slices? }.means()?;
-    let mut groups = assemble(first.cols, first.groups, &[Arc::new(slice)])?;
+    let mut whole = LayerMeans::new(first.cols, first.groups);
+    whole.place(&slice)?;
+    whole.complete()?;
+    let mut groups = whole.into_groups();
     let kept: Vec<_> = uses.iter().map(|one| one.kept()).collect();
     add_samples(&mut groups, &kept);
     Ok(groups)

@@ -27,7 +27,7 @@ pub use gram::{cross_gram, gram_lower, mirror_lower};
 pub use isa::{Isa, isa};
 pub use norm::{layer_norm, rms_norm};
 pub use plane::{PLANE_BLOCK, factor_block, plane_block};
-pub use product::{matmul, matmul_nt, matmul_tn};
+pub use product::{matmul, matmul_made, matmul_nt, matmul_tn};
 pub use refine::{REFINE_BLOCK, refine_block};
 pub use rotary::RotaryTable;
 pub use step::{
