@@ -130,6 +130,10 @@ impl Job {
     ) -> Result<Done, Failure> {
         let segment = self.program.segment(id.index())?;
         let bytes = segment.taps.iter().map(|tap| self.form(LayerId(tap.layer as u32)).product_bytes()).sum();
+        // All shards are through, unless lanes of later ranges still pass.
+        if self.plan.ranges.len() == 1 {
+            self.sessions.passed(id);
+        }
         // Before the shard is brought here: who waits for memory must not keep others from the shard.
         let memory = self.room.take(bytes, attempt)?;
         let lane = (self.plan.range_of(id), shard);
