@@ -2,7 +2,7 @@
 
     cargo build --release
     python benches/scripts/language.py MODEL CALIBRATION EVAL [EVAL ..] [--binary target/release/halfstep]
-        [--grids "W4 g64;W3 g64"] [--methods "gptq;gptq, refined"] [--jobs 4] [--threads 4] [--json FILE]
+        [--grids "W4 g64;W3 g64"] [--methods "gptq;gptq, refined"] [--jobs 4] [--threads 4] [--device cpu] [--json FILE]
 
 CALIBRATION and EVAL: token ids as FILE.npz:ARRAY, or text. Needs only Python's standard library: `halfstep eval` measures
 perplexity. Prints a Markdown table: grid, method, perplexity on each EVAL, the geometric mean over layers of the objective over that
@@ -55,7 +55,7 @@ def run(args, grid, name, options):
         out = folder / "out"
         begun = time.time()
         command = [args.binary, "quantize", args.model, "--calibration", args.calibration, "--output", str(out), "--quiet",
-                   "--format", "fake-quant", "--threads", str(args.threads), *GRIDS[grid], *options]
+                   "--format", "fake-quant", "--threads", str(args.threads), "--device", args.device, *GRIDS[grid], *options]
         with open(folder / "log", "wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
             _, status, usage = os.wait4(process.pid, 0)
@@ -71,7 +71,7 @@ def run(args, grid, name, options):
                 [args.binary, "eval", str(out), "--data", data, "--threads", str(args.threads), "--json"],
                 check=True, capture_output=True, text=True).stdout)
             perplexities.append(rows[-1]["perplexity"])
-        return {"grid": grid, "method": name, "perplexity": perplexities, "ratio": ratio, "seconds": seconds,
+        return {"grid": grid, "method": name, "device": args.device, "perplexity": perplexities, "ratio": ratio, "seconds": seconds,
                 "processor": usage.ru_utime + usage.ru_stime, "resident": usage.ru_maxrss * 1024}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -96,6 +96,7 @@ def main():
     parser.add_argument("--only", action="append", help="GRID/METHOD, as often as wanted, instead of all pairs")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu", help="what solves: cpu, cuda or cuda:N (default cpu)")
     parser.add_argument("--work", default=None, help="folder for what is made on the way")
     parser.add_argument("--json", default=None, help="one line of JSON for each run is added to this file")
     args = parser.parse_args()

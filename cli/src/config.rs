@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use halfstep_coordinator::LanguageConfig;
+use halfstep_coordinator::dataset::tokens::tokenizer_file;
 use halfstep_quant::{Granularity, GridSpec, RangeEstimator, Scheme};
 use halfstep_work::{Objective, Partition, Propagation, StartPoint};
 use serde::Serialize;
@@ -283,6 +284,7 @@ fn language(options: &JobOptions) -> LanguageConfig {
         format: options.format.map_or(below.format, OutputFormat::to_job),
         sequence_length: options.sequence_length,
         text_field: options.text_field.clone(),
+        tokenizer: options.tokenizer.as_deref().map(tokenizer_file),
         all_experts: options.calibrate_all_experts,
         carries: options.carries.map_or(below.carries, Carries::to_job),
         file_bytes: options.file_size.map_or(below.file_bytes, |size| size.0),

@@ -90,6 +90,7 @@ fn relative_to(options: &mut JobOptions, folder: &Path) {
         &mut options.output,
         &mut options.spill_dir,
         &mut options.onnxruntime,
+        &mut options.tokenizer,
     ];
     for path in paths.into_iter().flatten().chain(&mut options.cuda_libraries) {
         let moved: PathBuf = folder.join(&*path);
@@ -149,9 +150,10 @@ mod tests {
     fn paths_are_relative_to_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("job.toml");
-        std::fs::write(&path, "model = 'm.onnx'\noutput = '/abs'").unwrap();
+        std::fs::write(&path, "model = 'm.onnx'\noutput = '/abs'\ntokenizer = 't'").unwrap();
         let options = read(&path).unwrap();
         assert_eq!(options.model, Some(folder.path().join("m.onnx")));
+        assert_eq!(options.tokenizer, Some(folder.path().join("t")));
         assert_eq!(options.output, Some("/abs".into()));
     }
 }

@@ -225,6 +225,9 @@ pub(crate) struct JobOptions {
     pub(crate) partition: Option<PartitionArg>,
 
     /// Hold activations in memory up to this size, beyond it in files [default: 4GiB]
+    ///
+    /// The products that statistics are summed from may take as much again; threads that make more of them wait for each
+    /// other. Weights and sums of the layers in hand are not counted.
     #[arg(long, value_name = "BYTES", help_heading = "Resources")]
     pub(crate) memory_budget: Option<ByteSize>,
 
@@ -291,6 +294,10 @@ pub(crate) struct JobOptions {
     /// Take the text of .jsonl and .parquet records from this field [default: text]
     #[arg(long, value_name = "NAME", help_heading = "Language models")]
     pub(crate) text_field: Option<String>,
+
+    /// Tokenise calibration text by this tokenizer.json, or that of this folder [default: the model's own]
+    #[arg(long, value_name = "PATH", help_heading = "Language models")]
+    pub(crate) tokenizer: Option<PathBuf>,
 
     /// Take every expert's statistics over all tokens, not only those routed to it
     #[arg(long, help_heading = "Language models")]
@@ -371,8 +378,8 @@ pub(crate) struct TextOptions {
     #[arg(long, value_name = "NAME", help_heading = "Text")]
     pub(crate) text_field: Option<String>,
 
-    /// Tokenise by this tokenizer.json [default: the model's own]
-    #[arg(long, value_name = "FILE", help_heading = "Text")]
+    /// Tokenise by this tokenizer.json, or that of this folder [default: the model's own]
+    #[arg(long, value_name = "PATH", help_heading = "Text")]
     pub(crate) tokenizer: Option<PathBuf>,
 }
 
@@ -435,6 +442,7 @@ impl JobOptions {
             format: self.format.or(below.format),
             sequence_length: self.sequence_length.or(below.sequence_length),
             text_field: self.text_field.or(below.text_field),
+            tokenizer: self.tokenizer.or(below.tokenizer),
             calibrate_all_experts: self.calibrate_all_experts || below.calibrate_all_experts,
             carries: self.carries.or(below.carries),
             file_size: self.file_size.or(below.file_size),

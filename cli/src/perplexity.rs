@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use halfstep_agent::{DecoderForward, Devices, ForwardError, Predictions, Scores, is_checkpoint};
 use halfstep_coordinator::dataset::Dataset;
-use halfstep_coordinator::dataset::tokens::{self, TokenOptions};
+use halfstep_coordinator::dataset::tokens::{self, TokenOptions, tokenizer_file};
 
 use crate::answers::{EvalRequest, PerplexityReport, PerplexityRow};
 use crate::config::DeviceConfig;
@@ -83,10 +83,12 @@ fn place(model: &Path, devices: &Arc<Devices>) -> Result<Option<String>, CliErro
 
 fn options(request: &EvalRequest, model: &Path) -> Result<TokenOptions, CliError> {
     let own = model.join("tokenizer.json");
+    let given = request.text.tokenizer.as_deref().map(tokenizer_file);
     let forward = DecoderForward::open(model).map_err(|error| refused(model, error))?;
     Ok(TokenOptions {
-        tokenizer: request.text.tokenizer.clone().or_else(|| own.exists().then_some(own)),
+        tokenizer: given.or_else(|| own.exists().then_some(own)),
         vocabulary: forward.vocabulary(),
+        positions: forward.longest(),
         sequence_length: request.text.sequence_length,
         samples: request.data.samples,
         seed: request.seed,

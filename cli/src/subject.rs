@@ -65,6 +65,7 @@ fn only_language(options: &JobOptions) -> Vec<(&'static str, bool)> {
         ("format", options.format.is_some()),
         ("sequence-length", options.sequence_length.is_some()),
         ("text-field", options.text_field.is_some()),
+        ("tokenizer", options.tokenizer.is_some()),
         ("calibrate-all-experts", options.calibrate_all_experts),
         ("carries", options.carries.is_some()),
         ("file-size", options.file_size.is_some()),

@@ -10,6 +10,7 @@ use std::time::Instant;
 use halfstep_agent::{ProbeReport, Rates, SegmentProbe, TapProbe, probe};
 use halfstep_coordinator::partition::{self, Fleet, StageCost};
 use halfstep_coordinator::{PlanSource, inspect as list, prepare};
+use halfstep_quant::Granularity;
 use halfstep_work::{LayerPlan, Objective, Plan};
 
 use crate::answers::{FleetRow, InspectReport, Kept, LayerRow, PlanReport, StageRow};
@@ -232,10 +233,14 @@ impl Costs<'_> {
             .min(positions as f64 * self.times());
         let of_problem = |rows: usize| match solver.objective {
             Objective::Gram => {
-                self.rates().gram_solve_seconds(rows, layer.cols, solver.iterations, solver.refine_sweeps)
+                let shape = (rows, layer.cols);
+                // One scale for a whole tensor is not fitted.
+                let fits =
+                    if layer.grid.granularity == Granularity::PerTensor { 0 } else { solver.scale_fits };
+                self.rates().gram_solve_seconds(shape, solver.iterations, solver.refine_sweeps, fits)
             }
             Objective::Samples => {
-                let gram = self.rates().gram_solve_seconds(rows, layer.cols, 0, solver.refine_sweeps);
+                let gram = self.rates().gram_solve_seconds((rows, layer.cols), 0, solver.refine_sweeps, 0);
                 // Forward and back for each minibatch; a few times all samples for the guard.
                 let rows_seen = 2.0 * f64::from(solver.batch) * f64::from(solver.iterations) + 3.0 * kept;
                 gram + 2.0 * rows as f64 * layer.cols as f64 * rows_seen / self.rates().flops_per_second
@@ -295,7 +300,8 @@ mod tests {
             slices: std::iter::once(0..5 * groups).collect(),
             stage: SegmentId(id),
         };
-        let solver = halfstep_work::SolverSettings { refine_sweeps: 0, ..config.to_job().solver };
+        let solver =
+            halfstep_work::SolverSettings { refine_sweeps: 0, scale_fits: 0, ..config.to_job().solver };
         Plan {
             layers: vec![layer(0, 1, vec![0..20, 20..40]), layer(1, 2, std::iter::once(0..40).collect())],
             kept: vec![],

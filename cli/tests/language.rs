@@ -132,6 +132,45 @@ fn overrides_and_skips_reach_layers_by_pattern() {
     }
 }
 
+/// A tokenizer of 37 words, `t0` to `t36`.
+fn word_tokenizer() -> String {
+    let words: serde_json::Map<String, Value> = (0..37).map(|id| (format!("t{id}"), id.into())).collect();
+    let model = serde_json::json!({"type": "WordLevel", "vocab": words, "unk_token": "t0"});
+    let pre = serde_json::json!({"type": "WhitespaceSplit"});
+    serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": pre, "post_processor": null, "decoder": null, "model": model
+    })
+    .to_string()
+}
+
+#[test]
+fn text_is_tokenised_by_the_tokenizer_that_is_named() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let ids: Vec<i64> = (0..12 * 16).map(|at| (at * 5 + at / 7) % 37).collect();
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    std::fs::write(path("ids.npy"), npy("<i8", "(12, 16)", &bytes)).unwrap();
+    let words: Vec<String> = ids.iter().map(|id| format!("t{id}")).collect();
+    let lines: Vec<String> =
+        words.chunks(16).map(|line| format!("{{\"text\": \"{}\"}}", line.join(" "))).collect();
+    std::fs::write(path("text.jsonl"), lines.join("\n")).unwrap();
+    std::fs::create_dir(path("words")).unwrap();
+    std::fs::write(path("words/tokenizer.json"), word_tokenizer()).unwrap();
+    let llama = families().join("llama");
+    solved(&quantize(&llama, &path("ids.npy"), &path("by-ids"), &["--group-size", "4"]));
+    for (out, named) in [("by-file", "words/tokenizer.json"), ("by-folder", "words")] {
+        let named = path(named);
+        let options = ["--group-size", "4", "--tokenizer", named.to_str().unwrap()];
+        solved(&quantize(&llama, &path("text.jsonl"), &path(out), &options));
+        let weights = |out: &str| std::fs::read(path(out).join("model.safetensors")).unwrap();
+        assert!(weights(out) == weights("by-ids"), "{out}: other weights than from the ids");
+        assert!(!path(out).join("tokenizer.json").exists(), "{out}: the checkpoint has no tokenizer");
+        let manifest: Value = serde_json::from_slice(&manifest(&path(out))).unwrap();
+        assert!(manifest["inputs"].to_string().contains("tokenizer.json"), "{out}: {}", manifest["inputs"]);
+    }
+}
+
 #[test]
 fn what_cannot_be_done_is_said_before_anything_is_computed() {
     let folder = TempDir::new().unwrap();
@@ -144,12 +183,15 @@ fn what_cannot_be_done_is_said_before_anything_is_computed() {
     let onnx = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/fashion-mnist/model.onnx");
     let text = folder.path().join("text.txt");
     std::fs::write(&text, "no tokenizer").unwrap();
-    let cases: [(&Path, &Path, &[&str], i32, &str); 5] = [
+    let cases: [(&Path, &Path, &[&str], i32, &str); 8] = [
         (&unknown, &data, &[], BAD_INPUT, "mamba"),
         (&onnx, &data, &["--format", "gptq"], BAD_CONFIGURATION, "language models"),
         (&llama, &data, &["--format", "gptq"], BAD_CONFIGURATION, "32"),
         (&llama, &text, &[], BAD_INPUT, "tokenizer.json"),
         (&llama, &data, &["--skip", "nothing*"], BAD_CONFIGURATION, "nothing*"),
+        (&llama, &text, &["--tokenizer", "nowhere"], BAD_INPUT, "tokenizer `nowhere`"),
+        (&onnx, &data, &["--tokenizer", "nowhere"], BAD_CONFIGURATION, "language models"),
+        (&llama, &data, &["--sequence-length", "65"], BAD_INPUT, "at most the 64 positions of the model"),
     ];
     for (model, data, options, code, said) in cases {
         let output = quantize(model, data, &out, options);

@@ -60,6 +60,9 @@ pub struct LanguageConfig {
     pub sequence_length: Option<usize>,
     /// Field of records that holds the text.
     pub text_field: Option<String>,
+    /// Tokeniser of calibration text, where it is not the checkpoint's. A path of this machine: it does not travel, the file does.
+    #[serde(skip)]
+    pub tokenizer: Option<PathBuf>,
     /// Statistics of every expert over all tokens.
     pub all_experts: bool,
     /// Values between segments.
@@ -74,6 +77,7 @@ impl Default for LanguageConfig {
             format: Format::CompressedTensors,
             sequence_length: None,
             text_field: None,
+            tokenizer: None,
             all_experts: false,
             carries: CarryPrecision::default(),
             file_bytes: SHARD_BYTES,

@@ -141,13 +141,14 @@ fn prepare_language(config: &JobConfig) -> Result<(Prepared, Dataset), Coordinat
 
 /// Calibration data as windows of token ids.
 fn calibration_tokens(config: &JobConfig, model: &LanguageModel) -> Result<Dataset, CoordinatorError> {
-    let tokenizer = config.model.join("tokenizer.json");
+    let own = Some(config.model.join("tokenizer.json")).filter(|own| own.is_file());
     // Text has no end worth waiting for; rows of ids were chosen by somebody.
     let kind = config.calibration.extension().and_then(|kind| kind.to_str()).unwrap_or_default();
     let default = ["txt", "jsonl", "parquet"].contains(&kind).then_some(TEXT_SAMPLES);
     let options = TokenOptions {
-        tokenizer: tokenizer.is_file().then_some(tokenizer),
+        tokenizer: config.language.tokenizer.clone().or(own),
         vocabulary: model.decoder().vocabulary,
+        positions: model.decoder().longest(),
         sequence_length: config.language.sequence_length,
         samples: config.dataset.samples.or(default),
         seed: config.solver.seed,

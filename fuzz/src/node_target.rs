@@ -6,8 +6,8 @@ use anyhow::Result;
 use bytes::Bytes;
 use halfstep_agent::{CarryPlace, decode_carry, encode_carry};
 use halfstep_exec::{
-    CarryKey, CarryStore, Exponents, SampleRows, ShardSamples, SliceForm, Stream, SumSlice, UseSlice,
-    assemble, decode_means, decode_samples, decode_sums, encode_means, encode_samples, encode_sums,
+    CarryKey, CarryStore, Exponents, LayerMeans, SampleRows, ShardSamples, SliceForm, Stream, SumSlice,
+    UseSlice, decode_means, decode_samples, decode_sums, encode_means, encode_samples, encode_sums,
 };
 use halfstep_model::{Data, Tensor};
 use halfstep_work::{RangeId, SegmentId, ShardId};
@@ -64,7 +64,11 @@ fn means(blob: &[u8], form: &SliceForm, rows: std::ops::Range<usize>) {
     let again = decode_means(&written, form, rows).expect("what was written can be read");
     // Bytes: a NaN is not equal to itself.
     assert_eq!(encode_means(&again), written);
-    drop(assemble(form.cols, form.groups, &[Arc::new(read)]));
+    let mut whole = LayerMeans::new(form.cols, form.groups);
+    whole.place(&read).expect("a slice of the form asked for has a place");
+    let placed = whole.slice(read.rows).expect("its rows are in");
+    assert_eq!(encode_means(&placed), written);
+    drop(whole.complete());
 }
 
 fn samples(blob: &[u8], form: &SliceForm) {

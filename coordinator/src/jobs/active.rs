@@ -80,6 +80,11 @@ impl ActiveJob {
             let shown = path.strip_prefix(root).map_or_else(|_| path.clone(), |name| shown_root.join(name));
             inputs.push(Input { path: path.clone(), shown });
         }
+        let tokenizer = placed.config.language.tokenizer.iter();
+        inputs.extend(tokenizer.map(|path| Input {
+            path: path.clone(),
+            shown: path.file_name().map(PathBuf::from).unwrap_or_default(),
+        }));
         let plan = Arc::new(prepared.plan.clone());
         let subject = Arc::clone(&prepared.subject);
         let source = JobSource::new(Arc::clone(&plan), subject, dataset, Arc::clone(artefacts))

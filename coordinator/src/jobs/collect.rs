@@ -4,6 +4,7 @@
 
 use super::names::travelling;
 use super::{JobSpec, job_id};
+use crate::dataset::tokens::check_tokenizer;
 use crate::dataset::{DataFiles, Dataset};
 use crate::manifest::FileRecord;
 use crate::store::{FileRole, InputFile};
@@ -44,6 +45,11 @@ pub fn collect(config: &JobConfig) -> Result<Collected, CoordinatorError> {
     }
     for file in &data.files {
         files.push(input(FileRole::Calibration, &data.root, file)?);
+    }
+    if let Some(tokenizer) = &config.language.tokenizer {
+        let root = tokenizer.parent().map(Path::to_path_buf).unwrap_or_default();
+        check_tokenizer(tokenizer)?;
+        files.push(input(FileRole::Tokenizer, &root, tokenizer)?);
     }
     let calibration = if data.is_folder { &data.root } else { &data.files[0] };
     let spec = JobSpec {

@@ -77,8 +77,9 @@ impl JobFolder {
         self.sweep()?;
         let of =
             |wanted: fn(FileRole) -> bool| files.iter().filter(|file| wanted(file.role)).collect::<Vec<_>>();
-        let model = of(|role| role != FileRole::Calibration);
+        let model = of(|role| matches!(role, FileRole::Model | FileRole::ModelData));
         let data = of(|role| role == FileRole::Calibration);
+        let tokenizer = of(|role| role == FileRole::Tokenizer);
         let model_root = match in_place(&model) {
             Some(root) => root,
             None => self.bring(artefacts, "model", &model)?,
@@ -110,7 +111,14 @@ impl JobFolder {
             true => model_root,
             false => one(&model_root, model_file).map_err(bad)?,
         };
-        let config = spec.config(model, calibration, self.results());
+        let mut config = spec.config(model, calibration, self.results());
+        if let [tokenizer] = tokenizer[..] {
+            let root = match in_place(&[tokenizer]) {
+                Some(root) => root,
+                None => self.bring(artefacts, "tokenizer", &[tokenizer])?,
+            };
+            config.language.tokenizer = Some(one(&root, tokenizer).map_err(bad)?);
+        }
         Ok(Placed { config, data_root: (data_root, shown_root) })
     }
 
@@ -168,7 +176,9 @@ pub(crate) fn check_files(spec: &JobSpec, files: &[InputFile]) -> Result<(), Coo
     let mut seen = std::collections::BTreeSet::new();
     for file in files {
         relative(&file.name).map_err(CoordinatorError::BadInput)?;
-        if !seen.insert((file.role == FileRole::Calibration, file.name.as_str())) {
+        // A model's files lie in one folder.
+        let role = if file.role == FileRole::ModelData { FileRole::Model } else { file.role };
+        if !seen.insert((role, file.name.as_str())) {
             return refuse(format!("file `{}` is there twice", file.name));
         }
     }
@@ -176,6 +186,10 @@ pub(crate) fn check_files(spec: &JobSpec, files: &[InputFile]) -> Result<(), Coo
     let (models, data) = (count(FileRole::Model), count(FileRole::Calibration));
     if models != 1 {
         return refuse(format!("expected one model, found {models}"));
+    }
+    let tokenizers = count(FileRole::Tokenizer);
+    if tokenizers > 1 {
+        return refuse(format!("expected at most one tokenizer, found {tokenizers}"));
     }
     if data == 0 || (data > 1 && !spec.calibration_is_folder) {
         return refuse(format!("expected calibration data, one file or a folder, found {data} files"));

@@ -199,6 +199,46 @@ fn a_folder_with_other_data_in_it_is_not_used_in_place() {
     assert_eq!(after.plan.samples(), before.plan.samples());
 }
 
+/// A tokenizer may have the name of the checkpoint's own, and lies in a folder of its own where it was uploaded.
+#[test]
+fn a_tokenizer_is_used_in_place_or_from_an_upload() {
+    let bench = Bench::new();
+    let path = |name: &str| bench.folder.path().join(name);
+    let words: Vec<String> = (0..37).map(|id| format!("\"t{id}\": {id}")).collect();
+    let json = format!(
+        r#"{{"version": "1.0", "added_tokens": [], "pre_tokenizer": {{"type": "WhitespaceSplit"}},
+            "model": {{"type": "WordLevel", "vocab": {{{}}}, "unk_token": "t0"}}}}"#,
+        words.join(", ")
+    );
+    fs::write(path("tokenizer.json"), json).unwrap();
+    fs::write(path("text.txt"), "t1 t2 t3 t4 t5").unwrap();
+    let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("../common/model/tests/decoders/llama");
+    let mut asked = config(llama, path("text.txt"));
+    asked.dataset.samples = None;
+    asked.encodings = Vec::new();
+    assert!(
+        collect(&asked).is_ok_and(|found| found.files.iter().all(|file| file.role != FileRole::Tokenizer))
+    );
+    asked.language.tokenizer = Some(path("tokenizer.json"));
+    let mut collected = collect(&asked).unwrap();
+    let here = bench.prepare(&record(&collected)).unwrap();
+    assert_eq!(here.config.language.tokenizer, asked.language.tokenizer);
+    for file in &mut collected.files {
+        bench.artefacts.put(&fs::read(file.path.take().unwrap()).unwrap()).unwrap();
+    }
+    let uploaded = bench.prepare(&record(&collected)).unwrap();
+    assert!(uploaded.config.language.tokenizer.unwrap().starts_with(bench.state()));
+    assert_eq!(uploaded.plan, here.plan);
+    let spec = JobSpec::from_json(&collected.spec).unwrap();
+    let own = InputFile { role: FileRole::ModelData, ..collected.files.last().unwrap().clone() };
+    let other = InputFile { name: "other.json".into(), ..collected.files.last().unwrap().clone() };
+    collected.files.push(own);
+    folder::check_files(&spec, &collected.files).unwrap();
+    collected.files.push(other);
+    let error = folder::check_files(&spec, &collected.files).unwrap_err().to_string();
+    assert!(error.contains("expected at most one tokenizer, found 2"), "{error}");
+}
+
 #[test]
 fn impossible_file_lists_are_refused() {
     let collected = collect(&config(example("model.onnx"), example("calibration.npz"))).unwrap();
@@ -316,7 +356,7 @@ fn blobs_have_the_hash_of_their_bytes_and_say_when_they_are_not_there_yet() {
 
 #[test]
 fn roles_have_their_names() {
-    for role in [FileRole::Model, FileRole::ModelData, FileRole::Calibration] {
+    for role in [FileRole::Model, FileRole::ModelData, FileRole::Calibration, FileRole::Tokenizer] {
         assert_eq!(FileRole::parse(role.text()), Some(role));
     }
     assert_eq!(FileRole::parse("weights"), None);

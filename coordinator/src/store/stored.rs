@@ -17,6 +17,8 @@ pub enum FileRole {
     ModelData,
     /// Calibration data.
     Calibration,
+    /// The tokenizer of calibration text; at most one.
+    Tokenizer,
 }
 
 impl FileRole {
@@ -26,12 +28,14 @@ impl FileRole {
             Self::Model => "model",
             Self::ModelData => "model-data",
             Self::Calibration => "calibration",
+            Self::Tokenizer => "tokenizer",
         }
     }
 
     /// From the wire.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Model, Self::ModelData, Self::Calibration].into_iter().find(|role| role.text() == text)
+        let all = [Self::Model, Self::ModelData, Self::Calibration, Self::Tokenizer];
+        all.into_iter().find(|role| role.text() == text)
     }
 }
 
@@ -208,6 +212,7 @@ impl From<&InputFile> for StoredInput {
                 FileRole::Model => 0,
                 FileRole::ModelData => 1,
                 FileRole::Calibration => 2,
+                FileRole::Tokenizer => 3,
             },
             name: file.name.clone(),
             size: file.size,
@@ -225,6 +230,7 @@ impl TryFrom<StoredInput> for InputFile {
             0 => FileRole::Model,
             1 => FileRole::ModelData,
             2 => FileRole::Calibration,
+            3 => FileRole::Tokenizer,
             other => return Err(body(format!("file `{}`: role {other} is unknown", stored.name))),
         };
         let (hash, path) = (blake3::Hash::from_bytes(stored.hash), stored.path.map(PathBuf::from));

@@ -97,6 +97,11 @@ impl DecoderForward {
         self.decoder.vocabulary
     }
 
+    /// Tokens of the longest window it should be given, if there is a longest.
+    pub fn longest(&self) -> Option<usize> {
+        self.decoder.longest()
+    }
+
     /// Runs `windows`, token ids without padding, all blocks but the head.
     ///
     /// # Errors

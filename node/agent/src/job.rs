@@ -5,12 +5,14 @@
 use crate::devices::Devices;
 use crate::layer_problem::{Gathered, LayerProblem};
 use crate::lazy::Lazy;
+use crate::means::HeldMeans;
 use crate::program::Program;
 use crate::replay::{LaneShard, Lanes};
+use crate::room::Room;
 use crate::sessions::Sessions;
 use crate::sums::Sums;
 use crate::{attempt::Attempt, failure};
-use halfstep_exec::{CarryStore, Engine, MeanSlice, SliceForm};
+use halfstep_exec::{CarryStore, Engine, SliceForm};
 use halfstep_model::decoder::CarryPrecision;
 use halfstep_work::{
     Done, Failure, LayerId, LayerPlan, PeakRecord, Plan, Propagation, SegmentId, ShardId, SliceId, Source,
@@ -37,9 +39,11 @@ pub(crate) struct Job {
     /// The latest peaks of every shard in every range.
     pub(crate) captured: Mutex<BTreeMap<LaneShard, Captured>>,
     pub(crate) sums: Mutex<Sums>,
+    /// Of products that are not in the sums yet.
+    pub(crate) room: Arc<Room>,
     /// Told of every verdict.
     pub(crate) settled: Condvar,
-    pub(crate) means: Mutex<BTreeMap<(LayerId, SliceId), Arc<MeanSlice>>>,
+    pub(crate) means: Mutex<BTreeMap<LayerId, Arc<Mutex<HeldMeans>>>>,
     pub(crate) gathered: Mutex<HashMap<LayerId, Arc<Lazy<Gathered>>>>,
     pub(crate) problems: Mutex<HashMap<LayerId, Arc<Lazy<LayerProblem>>>>,
 }
@@ -59,6 +63,7 @@ impl Job {
         engine: Arc<dyn Engine>,
         devices: Arc<Devices>,
         carry: impl FnOnce(CarryPrecision) -> CarryStore,
+        room: Arc<Room>,
     ) -> Result<Self, Failure> {
         let program = Program::new(&plan, source.as_ref())?;
         program.check(engine.as_ref())?;
@@ -76,6 +81,7 @@ impl Job {
             sessions: Sessions::default(),
             captured: Mutex::default(),
             sums: Mutex::default(),
+            room,
             settled: Condvar::new(),
             means: Mutex::default(),
             gathered: Mutex::default(),
@@ -133,7 +139,7 @@ impl Job {
     pub(crate) fn drop_stages(&self, passed: impl Fn(SegmentId) -> bool) {
         let stage_of = |layer: &LayerId| self.plan.layer(*layer).stage;
         lock(&self.sums).drop_stages(&passed);
-        lock(&self.means).retain(|(layer, _), _| !passed(stage_of(layer)));
+        lock(&self.means).retain(|layer, _| !passed(stage_of(layer)));
         lock(&self.gathered).retain(|layer, _| !passed(stage_of(layer)));
         lock(&self.problems).retain(|layer, _| !passed(stage_of(layer)));
     }

@@ -7,7 +7,7 @@
 use crate::attempt::Attempt;
 use crate::devices::{Lane, OnDevices};
 use crate::{failure, transit};
-use halfstep_exec::GroupMeans;
+use halfstep_exec::{GroupMeans, LayerMeans};
 use halfstep_model::{Activation as Follows, Data, Layer};
 use halfstep_quant::{Encodings, Granularity, GridSpec, QuantError, RangeEstimator, ScaleType, estimate};
 use halfstep_solver::{Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Step};
@@ -21,17 +21,23 @@ use std::time::Instant;
 
 /// Statistics of a layer over all shards, for all that share them.
 pub(crate) struct Gathered {
-    /// One per group.
-    groups: Vec<GroupMeans>,
+    /// Complete.
+    means: LayerMeans,
     /// The same, where chunks have been solved.
     prepared: OnDevices,
-    /// Rows they are over.
-    positions: u64,
 }
 
 impl Gathered {
-    pub(crate) fn new(groups: Vec<GroupMeans>, positions: u64) -> Self {
-        Self { groups, prepared: OnDevices::default(), positions }
+    pub(crate) fn new(means: LayerMeans) -> Self {
+        Self { means, prepared: OnDevices::default() }
+    }
+
+    pub(crate) fn means(&self) -> &LayerMeans {
+        &self.means
+    }
+
+    fn group(&self, group: usize) -> &GroupMeans {
+        &self.means.groups()[group]
     }
 }
 
@@ -132,7 +138,7 @@ impl LayerProblem {
         if self.grid.range != RangeEstimator::Mse || self.grid.granularity == Granularity::PerTensor {
             return None;
         }
-        let h = &self.statistics.groups[group].h;
+        let h = &self.statistics.group(group).h;
         let diagonal: Vec<f32> = (0..cols).map(|c| h[c * cols + c].max(0.0)).collect();
         diagonal.iter().all(|d| d.is_finite()).then_some(diagonal)
     }
@@ -146,14 +152,14 @@ impl LayerProblem {
         rows: Range<usize>,
         group: usize,
     ) -> RowProblem<'a> {
-        let means = &self.statistics.groups[group];
+        let means = self.statistics.group(group);
         let (statistics, activation) = match settings.objective {
             Objective::Gram => (
                 Statistics::Gram(GramView {
                     h: &means.h,
                     c: means.c.as_deref().unwrap_or(&means.h),
                     g_energy: means.g.as_deref(),
-                    count: self.statistics.positions as f64,
+                    count: self.statistics.means.positions() as f64,
                 }),
                 Activation::Identity,
             ),

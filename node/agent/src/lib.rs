@@ -23,6 +23,7 @@ mod probe;
 mod program;
 mod rates;
 mod replay;
+mod room;
 mod serve;
 mod sessions;
 mod sums;

@@ -7,6 +7,7 @@ use crate::devices::Devices;
 use crate::failure;
 use crate::job::{Job, lock};
 use crate::rates::probe_flops;
+use crate::room::Room;
 use bytes::Bytes;
 use halfstep_exec::{CarryStore, CarryUse, Engine};
 use halfstep_work::{
@@ -22,7 +23,7 @@ use std::time::Instant;
 pub struct NodeOptions {
     /// Tasks at once; 1 or more.
     pub threads: usize,
-    /// Bytes of carries in memory; more goes to files.
+    /// Bytes of carries in memory; more goes to files. Products on their way into sums may take as much again; whoever makes more waits.
     pub memory_budget: usize,
     /// Where those files go.
     pub spill_dir: PathBuf,
@@ -97,7 +98,8 @@ impl Node for LocalNode {
         plan.validate().map_err(failure::internal)?;
         let NodeOptions { memory_budget, spill_dir, .. } = &self.options;
         let carry = |precision| CarryStore::with_precision(*memory_budget, spill_dir, precision);
-        let job = Job::new(plan, source, Arc::clone(&self.engine), Arc::clone(&self.devices), carry)?;
+        let (engine, devices) = (Arc::clone(&self.engine), Arc::clone(&self.devices));
+        let job = Job::new(plan, source, engine, devices, carry, Room::new(*memory_budget))?;
         *self.job.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(job));
         Ok(())
     }

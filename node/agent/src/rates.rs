@@ -27,6 +27,10 @@ const SWEEPS: u32 = 5;
 /// A sweep's products, choices and residual in units of an iteration's product.
 const SWEEP_PRODUCTS: u32 = 3;
 
+/// A round of fitting scales: half a product for its equations, one for what it reaches, and sweeps, since it begins near its end.
+const FIT_PRODUCTS: f64 = 1.5;
+const FIT_SWEEPS: u32 = 2;
+
 /// Speeds of this machine.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
@@ -51,7 +55,7 @@ impl Rates {
         let parallel = if threads > 1 { rate_of_all(threads) / alone } else { 1.0 };
         let call = solve_seconds(settings, CALL)?;
         let (rows, cols) = WEIGHTS;
-        let products = solve_flops(rows, cols, settings.iterations, settings.refine_sweeps) / alone;
+        let products = solve_flops(rows, cols, settings.iterations, settings.refine_sweeps, 0) / alone;
         let rest = solve_seconds(settings, WEIGHTS)? - call - products;
         Ok(Self {
             flops_per_second: alone,
@@ -62,16 +66,24 @@ impl Rates {
     }
 
     /// Seconds of one solve of `[rows, cols]` weights on the gram objective, one thread.
-    pub fn gram_solve_seconds(&self, rows: usize, cols: usize, iterations: u32, refine_sweeps: u32) -> f64 {
+    pub fn gram_solve_seconds(
+        &self,
+        (rows, cols): (usize, usize),
+        iterations: u32,
+        refine_sweeps: u32,
+        scale_fits: u32,
+    ) -> f64 {
         self.solve_seconds
             + self.weight_seconds * (rows * cols) as f64
-            + solve_flops(rows, cols, iterations, refine_sweeps) / self.flops_per_second
+            + solve_flops(rows, cols, iterations, refine_sweeps, scale_fits) / self.flops_per_second
     }
 }
 
 /// Products of one solve: each iteration and each sweep multiplies `[rows, cols]` by `[cols, cols]`.
-fn solve_flops(rows: usize, cols: usize, iterations: u32, refine_sweeps: u32) -> f64 {
-    let products = f64::from(iterations) + f64::from(SWEEP_PRODUCTS * refine_sweeps.min(SWEEPS));
+fn solve_flops(rows: usize, cols: usize, iterations: u32, refine_sweeps: u32, scale_fits: u32) -> f64 {
+    let sweeps = |most: u32| f64::from(SWEEP_PRODUCTS * refine_sweeps.min(most));
+    let fits = f64::from(scale_fits) * (FIT_PRODUCTS + sweeps(FIT_SWEEPS));
+    let products = f64::from(iterations) + sweeps(SWEEPS) + fits;
     2.0 * rows as f64 * (cols as f64).powi(2) * products
 }
 
@@ -159,9 +171,12 @@ mod tests {
         // 2 * 10 * 20^2 * (85 + 3 * 5) flops; more sweeps than are needed cost nothing.
         let expect = 0.5 + 0.2 + 8e5 / 1e9;
         for sweeps in [5, 30] {
-            assert!((rates.gram_solve_seconds(10, 20, 85, sweeps) - expect).abs() < 1e-12);
+            assert!((rates.gram_solve_seconds((10, 20), 85, sweeps, 0) - expect).abs() < 1e-12);
         }
-        assert!(rates.gram_solve_seconds(10, 20, 85, 0) < expect);
+        assert!(rates.gram_solve_seconds((10, 20), 85, 0, 0) < expect);
+        // Two rounds of 1.5 products and 2 sweeps.
+        let fitted = rates.gram_solve_seconds((10, 20), 85, 30, 2);
+        assert!((fitted - expect - 2.0 * 7.5 * 8e3 / 1e9).abs() < 1e-12, "{fitted}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::{carry_wire, failure};
 use bytes::Bytes;
 use halfstep_exec::{encode_means, encode_samples, encode_sums};
 use halfstep_work::{Failure, Held, Inventory, LayerId, RangeId, SegmentId, ShardId, SliceId, Wanted};
+use std::sync::Arc;
 
 impl Job {
     /// # Errors
@@ -32,7 +33,9 @@ impl Job {
     }
 
     fn serve_means(&self, layer: LayerId, slice: SliceId) -> Result<Bytes, Failure> {
-        let found = lock(&self.means).get(&(layer, slice)).cloned();
+        let rows = self.rows(layer, slice)?;
+        let held = lock(&self.means).get(&layer).cloned();
+        let found = held.and_then(|held| lock(&held).own_slice(slice, rows));
         let found = found.ok_or_else(|| failure::peer(format!("means of {layer}, {slice}: not held")))?;
         Ok(encode_means(&found))
     }
@@ -46,9 +49,11 @@ impl Job {
         };
         let mut held: Vec<Held> = self.lanes.all().iter().filter_map(begun).collect();
         held.extend(lock(&self.sums).held());
-        held.extend(
-            lock(&self.means).keys().map(|(layer, slice)| Held::Means { layer: *layer, slice: *slice }),
-        );
+        let means: Vec<_> =
+            lock(&self.means).iter().map(|(layer, held)| (*layer, Arc::clone(held))).collect();
+        for (layer, means) in means {
+            held.extend(lock(&means).own().map(|slice| Held::Means { layer, slice }));
+        }
         let captured = lock(&self.captured);
         let captured =
             captured.iter().map(|((_, shard), (segment, peaks))| (*segment, *shard, peaks.clone())).collect();

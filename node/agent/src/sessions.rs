@@ -49,6 +49,15 @@ impl Sessions {
         Ok(session)
     }
 
+    /// The segment has run for all shards: where its models are large they go, and are loaded again should it be replayed.
+    pub(crate) fn passed(&self, segment: SegmentId) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let total: usize = entries.iter().map(|entry| entry.bytes).sum();
+        if total > KEEP_BYTES {
+            entries.retain(|entry| entry.key.0 != segment);
+        }
+    }
+
     fn touch(&self, key: Key) -> Arc<Lazy<dyn Session>> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = match entries.iter().position(|entry| entry.key == key) {

@@ -11,6 +11,7 @@ use crate::devices::Lane;
 use crate::failure;
 use crate::job::{Job, lock};
 use crate::replay::LaneShard;
+use crate::room::Share;
 use halfstep_exec::{
     Agreement, ExecError, LayerStatistics, Sampling, ShardProducts, ShardSamples, Stream, SumSlice, UseSlice,
 };
@@ -48,6 +49,7 @@ struct Pending {
     segment: SegmentId,
     shard: ShardId,
     products: Vec<(Use, Option<Products>)>,
+    _memory: Share,
 }
 
 /// One use's products, and empty sums to begin with.
@@ -137,13 +139,20 @@ impl Job {
         peaks: &[PeakRecord],
     ) -> Result<Done, Failure> {
         let segment = self.program.segment(id.index())?;
+        let bytes = segment.taps.iter().map(|tap| self.form(LayerId(tap.layer as u32)).product_bytes()).sum();
+        // All shards are through, unless lanes of later ranges still pass.
+        if self.plan.ranges.len() == 1 {
+            self.sessions.passed(id);
+        }
+        // Before the shard is brought here: who waits for memory must not keep others from the shard.
+        let memory = self.room.take(bytes, attempt)?;
         let lane = (self.plan.range_of(id), shard);
         let products = self.at(attempt, lane, id.index() + 1, || {
             self.devices.with("statistics", |device| {
                 segment.taps.iter().map(|tap| self.products(attempt, device, lane, tap, peaks)).collect()
             })
         })?;
-        let pending = Pending { segment: id, shard, products };
+        let pending = Pending { segment: id, shard, products, _memory: memory };
         lock(&self.sums).pending.insert(attempt.grant.lease.id, pending);
         Ok(Done::Accumulated)
     }

@@ -225,6 +225,14 @@ pub trait Device: Send + Sync {
     /// A new buffer with the host's values.
     fn upload(&self, host: &[f32]) -> Result<Self::Buffer, DeviceError>;
 
+    /// The same of values that the host has no more use for: where its memory is the device's they are not copied.
+    ///
+    /// # Errors
+    /// As [`Self::upload`].
+    fn adopt(&self, host: Vec<f32>) -> Result<Self::Buffer, DeviceError> {
+        self.upload(&host)
+    }
+
     /// Lets other queues of the same device read `buffer` from now on; it is not written any more.
     ///
     /// # Errors
@@ -463,6 +471,10 @@ impl Device for Cpu {
 
     fn upload(&self, host: &[f32]) -> Result<CpuBuffer, DeviceError> {
         Ok(CpuBuffer(host.to_vec()))
+    }
+
+    fn adopt(&self, host: Vec<f32>) -> Result<CpuBuffer, DeviceError> {
+        Ok(CpuBuffer(host))
     }
 
     fn write(&self, host: &[f32], buffer: &mut CpuBuffer) -> Result<(), DeviceError> {

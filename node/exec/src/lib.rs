@@ -11,6 +11,7 @@ mod decoder;
 mod engine;
 mod error;
 mod fixed_gram;
+mod layer_means;
 mod ort_engine;
 mod products;
 mod rten_engine;
@@ -26,10 +27,11 @@ pub use decoder::{DecoderSession, without_kernel};
 pub use engine::{Engine, Session};
 pub use error::ExecError;
 pub use fixed_gram::{FixedGram, Part, exponent};
+pub use layer_means::LayerMeans;
 pub use ort_engine::OrtEngine;
 pub use products::Summing;
 pub use rten_engine::RtenEngine;
-pub use slice::{MeanSlice, SumSlice, UseSlice, assemble};
+pub use slice::{MeanSlice, SumSlice, UseSlice};
 pub use slice_wire::{
     SliceForm, decode_means, decode_samples, decode_sums, encode_means, encode_samples, encode_sums,
 };

@@ -3,13 +3,12 @@
 //! A slice covers rows of the matrices of all groups, one after the other. H and G are symmetric and travel as their
 //! lower triangle, row by row, so any row range of them is contiguous; C travels whole. Integers of slices are added;
 //! the conversion to f32 happens once per entry, after all additions, so who adds what cannot matter.
-//! Not here: their bytes (`slice_wire`), whose turn it is (`agent::collective`).
+//! Not here: their bytes (`slice_wire`), whole matrices (`layer_means`), whose turn it is (`agent::collective`).
 
 use crate::error::ExecError;
 use crate::fixed_gram::{Part, power_of_two};
-use crate::statistics::{Exponents, GroupMeans};
+use crate::statistics::Exponents;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Some rows of the sums of one use of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,64 +112,5 @@ impl SumSlice {
         let total = positions.max(1) as f64;
         let means = sums.iter().map(|sum| (sum / total) as f32).collect();
         Ok(MeanSlice { cols: self.cols, rows: self.rows.clone(), positions, differs, means })
-    }
-}
-
-/// Whole matrices from slices that tile all rows in order; no samples yet.
-///
-/// # Errors
-/// `Internal` if the slices do not tile the rows or are not of one form.
-pub fn assemble(cols: usize, groups: usize, slices: &[Arc<MeanSlice>]) -> Result<Vec<GroupMeans>, ExecError> {
-    let Some(first) = slices.first() else {
-        return Err(ExecError::Internal("means without any slice".into()));
-    };
-    let mut next = 0;
-    for slice in slices {
-        let fits = (slice.cols, slice.positions, slice.differs) == (cols, first.positions, first.differs)
-            && slice.rows.start == next
-            && slice.rows.end <= cols * groups
-            && slice.means.len() == entries(&slice.rows, cols, slice.differs);
-        if !fits {
-            return Err(ExecError::Internal(format!(
-                "slice of means {:?} does not follow row {next}",
-                slice.rows
-            )));
-        }
-        next = slice.rows.end;
-    }
-    if next != cols * groups {
-        return Err(ExecError::Internal(format!("means end at row {next} of {}", cols * groups)));
-    }
-    let empty = || vec![0.0; cols * cols];
-    let other = || first.differs.then(empty);
-    let mut found: Vec<GroupMeans> = (0..groups)
-        .map(|_| GroupMeans { h: empty(), c: other(), g: other(), ..GroupMeans::default() })
-        .collect();
-    for slice in slices {
-        place(slice, &mut found);
-    }
-    Ok(found)
-}
-
-/// Copies a slice's rows into place; a symmetric matrix fills both triangles.
-fn place(slice: &MeanSlice, groups: &mut [GroupMeans]) {
-    let k = slice.cols;
-    let mut start = 0;
-    for (matrix, part) in parts(slice.differs).iter().enumerate() {
-        for global in slice.rows.clone() {
-            let (group, row) = (&mut groups[global / k], global % k);
-            let out = match matrix {
-                0 => Some(&mut group.h),
-                1 => group.c.as_mut(),
-                _ => group.g.as_mut(),
-            };
-            let values = &slice.means[start..start + part.width(row, k)];
-            start += values.len();
-            let Some(out) = out else { continue };
-            out[row * k..row * k + values.len()].copy_from_slice(values);
-            if *part == Part::Lower {
-                values.iter().enumerate().for_each(|(column, value)| out[column * k + row] = *value);
-            }
-        }
     }
 }

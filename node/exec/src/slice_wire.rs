@@ -32,6 +32,13 @@ pub struct SliceForm {
     pub differs: bool,
 }
 
+impl SliceForm {
+    /// Bytes of one shard's products of one use, in f32; what is above the diagonal of H and G is not counted.
+    pub fn product_bytes(&self) -> usize {
+        entries(&(0..self.cols * self.groups), self.cols, self.differs).saturating_mul(size_of::<f32>())
+    }
+}
+
 /// Bytes of a slice of sums; `None` stands for a layer whose inputs are not finite.
 pub fn encode_sums(slice: Option<&SumSlice>) -> Bytes {
     let mut out = Writer::new(SUMS);

@@ -9,8 +9,9 @@
 
 use crate::error::ExecError;
 use crate::fixed_gram::{Part, exponent};
+use crate::layer_means::LayerMeans;
 use crate::products::{Adding, Form, Kept, Products, Summing};
-use crate::slice::{SumSlice, UseSlice, assemble};
+use crate::slice::{SumSlice, UseSlice};
 use crate::unfold::{Unfolder, floats};
 use halfstep_compute::random;
 use halfstep_model::{Layer, Tensor};
@@ -400,7 +401,10 @@ pub fn means(uses: &[Arc<LayerStatistics>]) -> Result<Vec<GroupMeans>, ExecError
     let rows = 0..cols * groups;
     let slices: Result<Vec<UseSlice>, ExecError> = uses.iter().map(|one| one.slice(rows.clone())).collect();
     let slice = SumSlice { cols, rows, uses: slices? }.means()?;
-    let mut groups = assemble(cols, groups, &[Arc::new(slice)])?;
+    let mut whole = LayerMeans::new(cols, groups);
+    whole.place(&slice)?;
+    whole.complete()?;
+    let mut groups = whole.into_groups();
     let kept: Vec<_> = uses.iter().map(|one| one.kept()).collect();
     add_samples(&mut groups, &kept);
     Ok(groups)

@@ -3,7 +3,7 @@
 
 use halfstep_compute::random::Stream;
 use halfstep_exec::{
-    Agreement, LayerStatistics, MeanSlice, Sampling, SliceForm, SumSlice, assemble, decode_means,
+    Agreement, LayerMeans, LayerStatistics, MeanSlice, Sampling, SliceForm, SumSlice, decode_means,
     decode_samples, decode_sums, encode_means, encode_samples, encode_sums, means, peak,
 };
 use halfstep_model::{Activation, Layer, LayerUse, Tensor, Unfold, WeightLayout};
@@ -79,8 +79,9 @@ proptest! {
             .map(|n| order.iter().copied().filter(|s| owners[*s as usize] == n).collect::<Vec<u32>>())
             .map(|shards| node(&shards, differs))
             .collect();
-        let mut reduced: Vec<Arc<MeanSlice>> = Vec::new();
-        for rows in [0..cut, cut..COLS] {
+        let mut whole = LayerMeans::new(COLS, 1);
+        for rows in [cut..COLS, 0..cut] {
+            prop_assert!(whole.complete().is_err() && whole.slice(rows.clone()).is_none());
             let mut sum = slice(&fleet[first], rows.clone());
             for other in (0..4).filter(|n| *n != first) {
                 let bytes = encode_sums(Some(&slice(&fleet[other], rows.clone())));
@@ -89,9 +90,15 @@ proptest! {
             }
             prop_assert_eq!(&sum, &slice(&alone, rows.clone()));
             let bytes = encode_means(&sum.means().unwrap());
-            reduced.push(Arc::new(decode_means(&bytes, &form(differs), rows).unwrap()));
+            let came = decode_means(&bytes, &form(differs), rows.clone()).unwrap();
+            whole.place(&came).unwrap();
+            prop_assert_eq!(whole.slice(rows), Some(came));
         }
-        let together = assemble(COLS, 1, &reduced).unwrap().remove(0);
+        let before = whole.slice(0..COLS).unwrap();
+        whole.complete().unwrap();
+        whole.complete().unwrap();
+        prop_assert_eq!(whole.slice(0..COLS), Some(before));
+        let together = whole.into_groups().remove(0);
         let expected = means(&[Arc::new(alone)]).unwrap().remove(0);
         prop_assert_eq!((together.h, together.c, together.g), (expected.h, expected.c, expected.g));
     }
@@ -108,10 +115,18 @@ fn slices_of_other_forms_are_refused() {
     for other in [slice(&node(&[1], true), 0..2), slice(&node(&[1], false), 0..COLS)] {
         assert!(full.clone().add(&other).is_err());
     }
-    let part = Arc::new(slice(&node(&[0], true), 0..2).means().unwrap());
-    for slices in [vec![], vec![Arc::clone(&part)], vec![Arc::clone(&part), part]] {
-        assert!(assemble(COLS, 1, &slices).is_err());
+    let part = slice(&node(&[0], true), 0..2).means().unwrap();
+    let mut whole = LayerMeans::new(COLS, 1);
+    assert!(whole.complete().is_err());
+    whole.place(&part).unwrap();
+    assert!(whole.complete().is_err());
+    let beyond = MeanSlice { rows: COLS..COLS + 2, ..part.clone() };
+    let short = MeanSlice { rows: 2..4, ..part.clone() };
+    let other = slice(&node(&[0], false), 2..4).means().unwrap();
+    for wrong in [&part, &beyond, &short, &other] {
+        assert!(whole.place(wrong).is_err(), "{:?}", wrong.rows);
     }
+    assert!(whole.has(&(0..2)) && !whole.has(&(1..3)));
     assert!(node(&[0], true).slice(3..COLS + 1).is_err());
 }
 

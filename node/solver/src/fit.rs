@@ -13,18 +13,16 @@ use halfstep_quant::{Encodings, Granularity, ScaleType};
 
 use crate::grid::Cells;
 use crate::quadratic::{Quadratic, RowValue};
-use crate::solve::finite;
+use crate::solve::{finite, solve_keeping};
 use crate::workspace::{Arrays, Watch};
-use crate::{
-    Prepared, RowProblem, Settings, Solution, SolveError, Statistics, Step, Workspace, refine, solve_prepared,
-};
+use crate::{Prepared, RowProblem, Settings, Solution, SolveError, Statistics, Step, Workspace, refine};
 
 /// A scale moves by at most this factor in one round: a larger step says that the model does not hold.
 const STEP_MAX: f32 = 2.0;
 /// Added to the normal equations' diagonal, as a fraction of it: groups whose levels explain each other stay where they are.
 const RIDGE: f64 = 1e-6;
 
-/// [`solve_prepared`], then up to `settings.scale_fits` rounds of fitting scales; returns the chunk with its encodings.
+/// [`crate::solve_prepared`], then up to `settings.scale_fits` rounds of fitting scales; returns the chunk with its encodings.
 ///
 /// What cannot be fitted comes back as it was solved: a scale shared by the whole tensor, the samples objective. The report's objective
 /// of nearest rounding stays that of the original grid; `rounded_away` counts from nearest on the new one.
@@ -40,40 +38,59 @@ pub fn solve_fitted<D: Device>(
     workspace: &mut Workspace<D::Buffer>,
     watch: &mut dyn FnMut(Step),
 ) -> Result<(Encodings, Solution), SolveError> {
-    let solution = solve_prepared(device, prepared, problem, settings, workspace, watch)?;
+    let (solution, mut quadratic) = solve_keeping(device, prepared, problem, settings, workspace, watch)?;
     let encodings = problem.encodings.clone();
-    let Statistics::Gram(moments) = problem.statistics else { return Ok((encodings, solution)) };
-    if settings.scale_fits == 0 || encodings.granularity == Granularity::PerTensor {
+    let fits = matches!(problem.statistics, Statistics::Gram(_)) && settings.scale_fits > 0;
+    if !fits || encodings.granularity == Granularity::PerTensor {
         return Ok((encodings, solution));
     }
     let arrays = workspace.arrays(device, problem.rows, problem.cols)?;
     let mut best = Fit { encodings, q: solution.q };
-    let cells = best.cells(problem, prepared);
-    let mut quadratic = Quadratic::new(device, problem, prepared, moments, &cells, settings, arrays)?;
-    let mut values = best.values(device, problem, settings, &mut quadratic, None, arrays)?.1;
+    let mut reached = best.values(device, problem, settings, &mut quadratic, None, arrays)?.1;
     for _ in 0..settings.scale_fits {
-        let encodings = best.proposal(device, &quadratic, stored, arrays)?;
+        let encodings = best.proposal(device, &quadratic, &reached.product, stored, arrays)?;
         let mut next = Fit { encodings, q: best.q.clone() };
         let (q, fitted) = next.values(device, problem, settings, &mut quadratic, Some(watch), arrays)?;
         next.q = q;
         let better = |row: &usize| {
-            let (new, old): (RowValue, RowValue) = (fitted[*row], values[*row]);
+            let (new, old) = (fitted.values[*row], reached.values[*row]);
             new.damped < old.damped && new.plain + new.uncertainty < old.plain - old.uncertainty
         };
         let rows: Vec<usize> = (0..problem.rows).filter(better).collect();
         if rows.is_empty() {
             break;
         }
-        rows.into_iter().for_each(|row| best.take_row(row, &next));
-        // Also brings the residual on the device back to the best grid.
-        values = best.values(device, problem, settings, &mut quadratic, None, arrays)?.1;
+        for row in rows {
+            best.take_row(row, &next);
+            reached.take_row(row, problem.cols, &fitted);
+        }
+        // A row's product does not depend on the others': nothing has to be multiplied again.
+        quadratic.unit.clone_from(&reached.unit);
     }
-    finite("objective", values.iter().map(|value| value.damped), problem)?;
+    finite("objective", reached.values.iter().map(|value| value.damped), problem)?;
     let mut report = solution.report;
-    report.objective = quadratic.total(&values, problem.output_scale);
+    report.objective = quadratic.total(&reached.values, problem.output_scale);
     let nearest = best.encodings.quantize_nearest(problem.w);
     report.rounded_away = best.q.iter().zip(&nearest).filter(|(q, nearest)| q != nearest).count();
     Ok((best.encodings, Solution { q: best.q, report }))
+}
+
+/// What a grid's integers reach, row by row.
+struct Reached {
+    values: Vec<RowValue>,
+    /// `errors * H`, `[rows, cols]`, in row units.
+    product: Vec<f32>,
+    /// The row units.
+    unit: Vec<f32>,
+}
+
+impl Reached {
+    fn take_row(&mut self, row: usize, cols: usize, from: &Self) {
+        self.values[row] = from.values[row];
+        self.unit[row] = from.unit[row];
+        let line = row * cols..(row + 1) * cols;
+        self.product[line.clone()].copy_from_slice(&from.product[line]);
+    }
 }
 
 /// A grid and the integers on it.
@@ -87,8 +104,7 @@ impl Fit {
         Cells::new(problem.w, &self.encodings, &prepared.dead)
     }
 
-    /// Puts the integers on the device and, with `watch`, refines them; returns them and the objective of each row. The device then
-    /// holds `errors * H`.
+    /// Puts the integers on the device and, with `watch`, refines them; returns them and what they reach.
     fn values<D: Device>(
         &self,
         device: &D,
@@ -97,7 +113,7 @@ impl Fit {
         quadratic: &mut Quadratic<'_, D::Buffer>,
         watch: Option<Watch<'_>>,
         arrays: &mut Arrays<D::Buffer>,
-    ) -> Result<(Vec<i32>, Vec<RowValue>), DeviceError> {
+    ) -> Result<(Vec<i32>, Reached), DeviceError> {
         let cells = self.cells(problem, quadratic.prepared);
         quadratic.regrid(&cells, problem, settings);
         quadratic.load(device, &cells, arrays)?;
@@ -105,31 +121,30 @@ impl Fit {
         if let Some(watch) = watch {
             refine::refine(device, quadratic, &cells, settings.refine_sweeps, &mut up, arrays, watch)?;
         }
-        let values = quadratic.evaluate(device, &cells, &up, arrays)?;
-        Ok((cells.integers(&up), values))
+        let (values, product) = quadratic.evaluate_with_product(device, &cells, &up, arrays)?;
+        Ok((cells.integers(&up), Reached { values, product, unit: quadratic.unit.clone() }))
     }
 
-    /// The encodings with the best scales for the integers, row by row. Reads the residual that `values` left.
+    /// The encodings with the best scales for the integers, row by row; `product` is what `values` said.
     fn proposal<D: Device>(
         &self,
         device: &D,
         quadratic: &Quadratic<'_, D::Buffer>,
+        product: &[f32],
         stored: ScaleType,
         arrays: &mut Arrays<D::Buffer>,
     ) -> Result<Encodings, DeviceError> {
-        let (rows, cols, groups) = (quadratic.rows, quadratic.cols, self.encodings.groups_per_row());
+        let (rows, groups) = (quadratic.rows, self.encodings.groups_per_row());
         let levels = self.levels();
         let mut pull = vec![0.0; rows * groups];
-        let mut product = vec![0.0; rows * cols];
-        device.download(&arrays.product, &mut product)?;
         for row in 0..rows {
-            let residual = quadratic.residual(row, quadratic.row(&product, row));
+            let residual = quadratic.residual(row, quadratic.row(product, row));
             for ((col, level), residual) in quadratic.row(&levels, row).iter().enumerate().zip(residual) {
                 pull[row * groups + col / self.encodings.group_cols()] -= f64::from(*level) * residual;
             }
         }
         let h = &quadratic.prepared.damped;
-        let mut normal = self.normal(device, h, &levels, rows, arrays, &mut product)?;
+        let mut normal = self.normal(device, h, &levels, rows, arrays)?;
         let mut encodings = self.encodings.clone();
         for (row, (normal, pull)) in
             normal.chunks_exact_mut(groups * groups).zip(pull.chunks_exact_mut(groups)).enumerate()
@@ -163,11 +178,11 @@ impl Fit {
         levels: &[f32],
         rows: usize,
         arrays: &mut Arrays<D::Buffer>,
-        product: &mut [f32],
     ) -> Result<Vec<f64>, DeviceError> {
         let (cols, width) = (self.encodings.cols, self.encodings.group_cols());
         let groups = self.encodings.groups_per_row();
         let mut normal = vec![0.0; rows * groups * groups];
+        let mut product = vec![0.0; rows * cols];
         device.write(levels, &mut arrays.soft)?;
         for group in 0..groups {
             let start = group * width;
@@ -333,8 +348,8 @@ mod tests {
         let cells = fit.cells(&problem, &prepared);
         let mut quadratic =
             Quadratic::new(&Cpu, &problem, &prepared, moments, &cells, &settings, arrays).unwrap();
-        fit.values(&Cpu, &problem, &settings, &mut quadratic, None, arrays).unwrap();
-        let proposal = fit.proposal(&Cpu, &quadratic, ScaleType::F32, arrays).unwrap();
+        let (_, reached) = fit.values(&Cpu, &problem, &settings, &mut quadratic, None, arrays).unwrap();
+        let proposal = fit.proposal(&Cpu, &quadratic, &reached.product, ScaleType::F32, arrays).unwrap();
         for row in 0..3 {
             let best = objective(&fixture, &proposal, &fit.q, row);
             for group in 0..3 {

@@ -29,16 +29,27 @@ pub struct Prepared<B> {
     pub(crate) gap_norm: Vec<f32>,
     /// `H + d I`.
     pub(crate) damped: B,
-    /// `H - C`; nothing if it is 0.
-    pub(crate) gap: Option<B>,
-    /// `G - C`; nothing if it is 0.
-    pub(crate) excess: Option<B>,
+    /// `H - C`.
+    pub(crate) gap: Other<B>,
+    /// `G - C`.
+    pub(crate) excess: Other<B>,
     /// `G`.
-    pub(crate) energy: B,
+    pub(crate) energy: Other<B>,
     /// Of the damped H; made when a solve first starts in GPTQ's order.
     factor: Mutex<Option<Arc<Factor<B>>>>,
     /// Of samples, on the host.
     moments: Option<Moments>,
+}
+
+/// A matrix that only a chunk's weights are multiplied by, once.
+#[derive(Debug)]
+pub(crate) enum Other<B> {
+    /// It is 0.
+    Zero,
+    /// Made of the host's statistics whenever it is multiplied: a copy would be as large as they are.
+    Host,
+    /// On the device.
+    Device(B),
 }
 
 impl<B: Send + Sync> Prepared<B> {
@@ -73,24 +84,15 @@ impl<B: Send + Sync> Prepared<B> {
     ) -> Result<Self, SolveError> {
         let GramView { h, c, .. } = view;
         let g = view.g_energy.unwrap_or(h);
-        let shared = |matrix: &[f32]| {
-            let mut buffer = device.upload(matrix)?;
-            device.share(&mut buffer)?;
-            Ok::<_, SolveError>(buffer)
-        };
-        let unless_zero = |matrix: &[f32]| match matrix.iter().all(|value| *value == 0.0) {
-            true => Ok(None),
-            false => shared(matrix).map(Some),
-        };
+        let other = |plus: &[f32], minus: Option<&[f32]>| Other::new(device, plus, minus);
         let squares: Vec<f32> = (0..cols).map(|j| h[j * cols + j]).collect();
         let trace: f64 = squares.iter().copied().map(f64::from).sum();
         let damping = (f64::from(fraction) * trace / cols as f64) as f32;
-        let mut matrix: Vec<f32> = h.iter().zip(c).map(|(h, c)| h - c).collect();
-        let (gap_norm, gap) = (column_norms(&matrix, cols), unless_zero(&matrix)?);
-        matrix.iter_mut().zip(g).zip(c).for_each(|((value, g), c)| *value = g - c);
-        let excess = unless_zero(&matrix)?;
-        matrix.copy_from_slice(h);
+        let (gap, excess, energy) = (other(h, Some(c))?, other(g, Some(c))?, other(g, None)?);
+        let mut matrix = h.to_vec();
         matrix.iter_mut().step_by(cols + 1).for_each(|diagonal| *diagonal += damping);
+        let mut damped = device.adopt(matrix)?;
+        device.share(&mut damped)?;
         Ok(Self {
             cols,
             place: (0, 0),
@@ -98,11 +100,11 @@ impl<B: Send + Sync> Prepared<B> {
             damping,
             dead: squares.iter().map(|square| *square == 0.0).collect(),
             squares,
-            gap_norm,
-            damped: shared(&matrix)?,
+            gap_norm: column_norms(h, c, cols),
+            damped,
             gap,
             excess,
-            energy: shared(g)?,
+            energy,
             factor: Mutex::new(None),
             moments: None,
         })
@@ -156,10 +158,39 @@ fn place(statistics: &Statistics<'_>) -> (usize, usize) {
     (values.as_ptr() as usize, values.len())
 }
 
-fn column_norms(matrix: &[f32], cols: usize) -> Vec<f32> {
+/// Of the columns of `h - c`.
+fn column_norms(h: &[f32], c: &[f32], cols: usize) -> Vec<f32> {
     let mut squares = vec![0.0f32; cols];
-    for line in matrix.chunks_exact(cols) {
-        squares.iter_mut().zip(line).for_each(|(square, value)| *square += value * value);
+    for (h, c) in h.chunks_exact(cols).zip(c.chunks_exact(cols)) {
+        squares.iter_mut().zip(h).zip(c).for_each(|((square, h), c)| *square += (h - c) * (h - c));
     }
     squares.iter().map(|square| square.sqrt()).collect()
+}
+
+impl<B> Other<B> {
+    /// `plus - minus`.
+    fn new<D: Device<Buffer = B>>(
+        device: &D,
+        plus: &[f32],
+        minus: Option<&[f32]>,
+    ) -> Result<Self, DeviceError> {
+        if minus.is_some_and(|minus| plus.iter().zip(minus).all(|(plus, minus)| plus - minus == 0.0)) {
+            return Ok(Self::Zero);
+        }
+        if D::IS_HOST {
+            return Ok(Self::Host);
+        }
+        let mut buffer = match minus {
+            Some(minus) => {
+                device.adopt(plus.iter().zip(minus).map(|(plus, minus)| plus - minus).collect())?
+            }
+            None => device.upload(plus)?,
+        };
+        device.share(&mut buffer)?;
+        Ok(Self::Device(buffer))
+    }
+
+    pub(crate) fn is_zero(&self) -> bool {
+        matches!(self, Self::Zero)
+    }
 }

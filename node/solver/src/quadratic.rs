@@ -14,7 +14,7 @@ use halfstep_compute::{
 };
 
 use crate::grid::Cells;
-use crate::prepared::Prepared;
+use crate::prepared::{Other, Prepared};
 use crate::problem::GramView;
 use crate::workspace::{Arrays, Step, Watch};
 use crate::{RowProblem, Settings, schedule};
@@ -84,15 +84,18 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
     ) -> Result<Self, DeviceError> {
         let (rows, cols) = (problem.rows, problem.cols);
         device.write(problem.w, &mut arrays.soft)?;
-        let mut product = |matrix: Option<&B>| match matrix {
-            Some(matrix) => weights_times(device, rows, cols, matrix, arrays),
-            None => Ok(vec![0.0; rows * cols]),
+        let mut product = |other: &Other<B>, plus: &[f32], minus: Option<&[f32]>| match other {
+            Other::Zero => Ok(vec![0.0; rows * cols]),
+            Other::Host => Ok(weights_times_host(problem, plus, minus)),
+            Other::Device(matrix) => weights_times(device, rows, cols, matrix, arrays),
         };
-        let linear = product(prepared.gap.as_ref())?;
+        let (h, c, g) = (moments.h, moments.c, moments.g_energy.unwrap_or(moments.h));
+        let linear = product(&prepared.gap, h, Some(c))?;
         let constant = row_dots(&linear, problem.w, cols);
-        let excess = product(prepared.excess.as_ref())?;
+        let excess = product(&prepared.excess, g, Some(c))?;
         let constant = constant.iter().zip(row_dots(&excess, problem.w, cols)).map(|(a, b)| a + b).collect();
-        let energy = row_dots(&product(Some(&prepared.energy))?, problem.w, cols);
+        drop(excess);
+        let energy = row_dots(&product(&prepared.energy, g, None)?, problem.w, cols);
         Ok(Self {
             rows,
             cols,
@@ -175,12 +178,22 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
         up: &[f32],
         arrays: &mut Arrays<B>,
     ) -> Result<Vec<RowValue>, DeviceError> {
+        Ok(self.evaluate_with_product(device, cells, up, arrays)?.0)
+    }
+
+    /// [`Self::evaluate`], and the errors' product with H in row units.
+    pub(crate) fn evaluate_with_product<D: Device<Buffer = B>>(
+        &self,
+        device: &D,
+        cells: &Cells,
+        up: &[f32],
+        arrays: &mut Arrays<B>,
+    ) -> Result<(Vec<RowValue>, Vec<f32>), DeviceError> {
         let errors = self.place(device, cells, up, arrays)?;
         let mut product = vec![0.0; self.rows * self.cols];
         device.download(&arrays.product, &mut product)?;
-        Ok((0..self.rows)
-            .map(|row| self.row_value(row, self.row(&errors, row), self.row(&product, row)))
-            .collect())
+        let value = |row| self.row_value(row, self.row(&errors, row), self.row(&product, row));
+        Ok(((0..self.rows).map(value).collect(), product))
     }
 
     pub(crate) fn row<'b>(&self, matrix: &'b [f32], row: usize) -> &'b [f32] {
@@ -223,7 +236,7 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
             h.iter_mut().zip(h_part).for_each(|(to, from)| *to = f64::from(*from));
             let (rows, sum, weights) = (pairs.len(), &sum[start..], &weights[start..]);
             cpu::add_product_f64(rows, cols, depth, 1.0, sum, cols, &h, cols, &mut slope, cols);
-            if self.prepared.gap.is_some() {
+            if !self.prepared.gap.is_zero() {
                 gap.iter_mut().zip(&h).zip(c_part).for_each(|((to, h), c)| *to = h - f64::from(*c));
                 cpu::add_product_f64(rows, cols, depth, 2.0, weights, cols, &gap, cols, &mut slope, cols);
             }
@@ -357,6 +370,23 @@ fn weights_times<D: Device>(
     )?;
     device.download(&arrays.product, &mut out)?;
     Ok(out)
+}
+
+/// `w * (plus - minus)`, `[rows, cols]`, of matrices on the host; the difference is never there as a whole.
+fn weights_times_host(problem: &RowProblem<'_>, plus: &[f32], minus: Option<&[f32]>) -> Vec<f32> {
+    let (rows, cols) = (problem.rows, problem.cols);
+    let mut out = vec![0.0; rows * cols];
+    let Some(minus) = minus else {
+        cpu::matmul(rows, cols, cols, 1.0, problem.w, cols, plus, cols, 0.0, &mut out, cols);
+        return out;
+    };
+    let difference = |lines: std::ops::Range<usize>, slab: &mut [f32]| {
+        let part = lines.start * cols..lines.end * cols;
+        let entries = plus[part.clone()].iter().zip(&minus[part]);
+        slab.iter_mut().zip(entries).for_each(|(value, (plus, minus))| *value = plus - minus);
+    };
+    cpu::matmul_made((rows, cols, cols), problem.w, difference, &mut out);
+    out
 }
 
 fn row_dots(a: &[f32], b: &[f32], cols: usize) -> Vec<f64> {

@@ -69,6 +69,18 @@ pub fn solve_prepared<D: Device>(
     workspace: &mut Workspace<D::Buffer>,
     watch: &mut dyn FnMut(Step),
 ) -> Result<Solution, SolveError> {
+    Ok(solve_keeping(device, prepared, problem, settings, workspace, watch)?.0)
+}
+
+/// [`solve_prepared`], and the quadratic that it was solved with: its three products need not be made again.
+pub(crate) fn solve_keeping<'a, D: Device>(
+    device: &D,
+    prepared: &'a Prepared<D::Buffer>,
+    problem: &RowProblem<'a>,
+    settings: &Settings,
+    workspace: &mut Workspace<D::Buffer>,
+    watch: Watch<'_>,
+) -> Result<(Solution, Quadratic<'a, D::Buffer>), SolveError> {
     settings.validate()?;
     check(problem)?;
     let moments = prepared.moments(problem, settings)?;
@@ -99,7 +111,7 @@ fn run<'a, D: Device>(
     settings: &Settings,
     arrays: &mut Arrays<D::Buffer>,
     watch: Watch<'_>,
-) -> Result<Solution, SolveError> {
+) -> Result<(Solution, Quadratic<'a, D::Buffer>), SolveError> {
     let dead = &prepared.dead;
     let cells = Cells::new(problem.w, problem.encodings, dead);
     let quadratic = Quadratic::new(device, problem, prepared, moments, &cells, settings, arrays)?;
@@ -118,7 +130,7 @@ fn run<'a, D: Device>(
         _ => judge_quadratic(&chunk, roundings, problem, arrays, &mut report)?,
     };
     report.rounded_away = up.iter().zip(&cells.nearest_up).filter(|(up, nearest)| up != nearest).count();
-    Ok(Solution { q: cells.integers(&up), report })
+    Ok((Solution { q: cells.integers(&up), report }, quadratic))
 }
 
 /// Roundings to choose from.

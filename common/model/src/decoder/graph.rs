@@ -29,6 +29,20 @@ pub struct Decoder {
     pub nodes: Vec<Node>,
 }
 
+impl Decoder {
+    /// Longest sequence it should be given: that of its positions, unless its rotation grows with the sequence.
+    pub fn longest(&self) -> Option<usize> {
+        let grows = |node: &Node| match &node.op {
+            Op::Attend(attend) => {
+                let rotary = attend.rotary.as_ref();
+                rotary.is_some_and(|rotary| matches!(rotary.rotation, Rotation::Dynamic { .. }))
+            }
+            _ => false,
+        };
+        (!self.nodes.iter().any(grows)).then_some(self.positions)
+    }
+}
+
 /// One operator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

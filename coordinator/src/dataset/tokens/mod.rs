@@ -41,7 +41,11 @@ pub struct TokenOptions {
     pub tokenizer: Option<PathBuf>,
     /// Rows of the model's embedding: ids are below it.
     pub vocabulary: usize,
-    /// Tokens of a window, [`SEQUENCE_LENGTH`] if absent; rows of stored ids stay whole if absent.
+    /// Longest window the model can be given; any if absent.
+    #[serde(default)]
+    pub positions: Option<usize>,
+    /// Tokens of a window, [`SEQUENCE_LENGTH`] (or what the model can be given, if that is less) if absent; rows of stored ids stay
+    /// whole if absent.
     pub sequence_length: Option<usize>,
     /// Windows to choose, all if absent.
     pub samples: Option<usize>,
@@ -68,7 +72,7 @@ pub fn open(path: &Path, options: &TokenOptions) -> Result<Dataset, DatasetError
     match extension(&file).as_str() {
         "npy" | "npz" => stored::read(&file, key.as_deref(), options, &mut windows)?,
         kind @ ("txt" | "jsonl" | "parquet") => {
-            let tokenizer = DocumentTokenizer::open(options)?;
+            let tokenizer = DocumentTokenizer::open(options.tokenizer.as_deref())?;
             match kind {
                 "txt" => text::read_file(&file, &tokenizer, &mut windows)?,
                 "jsonl" => text::read_lines(&file, &options.field, &tokenizer, &mut windows)?,
@@ -91,11 +95,39 @@ pub fn is_text(path: &Path) -> bool {
     matches!(extension(path).as_str(), "txt" | "jsonl" | "parquet")
 }
 
+impl TokenOptions {
+    /// Tokens of a window of text.
+    fn window(&self) -> usize {
+        let most = self.positions.unwrap_or(usize::MAX);
+        self.sequence_length.unwrap_or(SEQUENCE_LENGTH.min(most))
+    }
+}
+
+/// The file that somebody means who names a tokenizer by its file or its folder.
+pub fn tokenizer_file(named: &Path) -> PathBuf {
+    if named.is_dir() { named.join("tokenizer.json") } else { named.to_path_buf() }
+}
+
+/// Whether a file can be used as a tokenizer, before anything else is done.
+///
+/// # Errors
+/// `Tokenizer` if it cannot.
+pub fn check_tokenizer(file: &Path) -> Result<(), DatasetError> {
+    DocumentTokenizer::open(Some(file)).map(drop)
+}
+
 fn check(options: &TokenOptions) -> Result<(), String> {
     if let Some(length) = options.sequence_length
         && !(2..=SEQUENCE_LENGTH_MAX).contains(&length)
     {
         return Err(format!("sequence length is {length}, expected 2 to {SEQUENCE_LENGTH_MAX}"));
+    }
+    if let (Some(length), Some(positions)) = (options.sequence_length, options.positions)
+        && length > positions
+    {
+        return Err(format!(
+            "sequence length is {length}, expected at most the {positions} positions of the model"
+        ));
     }
     if options.samples == Some(0) {
         return Err("0 samples asked for, expected at least 1".into());

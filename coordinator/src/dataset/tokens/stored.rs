@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use super::windows::Windows;
-use super::{INPUT_IDS, SEQUENCE_LENGTH, TokenOptions};
+use super::{INPUT_IDS, TokenOptions};
 use crate::dataset::{Array, DType, DatasetError, npy, npz};
 
 /// Every row is a document; rows stay whole unless a sequence length is given.
@@ -26,14 +26,21 @@ pub(super) fn read(
         [rows, width] => (rows, width),
         _ => return Err(wrong(format!("has shape {:?}, expected [N, T] or [T]", array.shape))),
     };
-    let whole = if array.shape.len() == 1 { SEQUENCE_LENGTH } else { width };
-    windows.of_all(options.sequence_length.unwrap_or(whole).min(width.max(1)));
+    let whole = if array.shape.len() == 1 { options.window() } else { width };
+    let length = options.sequence_length.unwrap_or(whole).min(width.max(1));
+    windows.of_all(length);
     let per_slice = array.samples() / rows.max(1);
     let array = array.deliver_as(INPUT_IDS, DType::I64)?;
     for row in 0..rows {
         let slice = array.slice(row * per_slice..(row + 1) * per_slice)?;
         let ids: Vec<i64> = slice.bytes.as_chunks().0.iter().map(|id| i64::from_le_bytes(*id)).collect();
         let tokens = ids.iter().rposition(|id| *id != -1).map_or(0, |last| last + 1);
+        if let Some(positions) = options.positions.filter(|positions| tokens.min(length) > *positions) {
+            return Err(wrong(format!(
+                "row {row} has {tokens} ids, expected at most the {positions} positions of the model; a sequence length of \
+                 {positions} cuts rows"
+            )));
+        }
         windows.add(&ids[..tokens]).map_err(wrong)?;
     }
     Ok(())

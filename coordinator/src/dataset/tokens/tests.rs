@@ -11,6 +11,7 @@ fn golden(name: &str) -> PathBuf {
 
 fn options(tokenizer: &str) -> TokenOptions {
     TokenOptions {
+        positions: None,
         tokenizer: Some(golden(tokenizer)),
         vocabulary: 320,
         sequence_length: Some(4096),
@@ -141,6 +142,20 @@ fn stored_ids_are_rows_or_one_long_document() {
     assert_eq!(rows(&open(&at("one"), &four).unwrap()), [[0, 1, 2, 3], [4, 5, 6, 7]]);
     let error = problem(&golden("ids.npz"), &none);
     assert!(error.ends_with("expected one array, as FILE.npz:ARRAY, it has `two`, `one`"), "{error}");
+    // No window is longer than the model's positions: longer rows are the user's to cut.
+    let bound =
+        |positions, options: &TokenOptions| TokenOptions { positions: Some(positions), ..options.clone() };
+    assert_eq!(rows(&open(&at("one"), &bound(4, &four)).unwrap()), [[0, 1, 2, 3], [4, 5, 6, 7]]);
+    let error = problem(&at("one"), &bound(3, &four));
+    assert!(error.contains("sequence length is 4, expected at most the 3 positions"), "{error}");
+    assert_eq!(rows(&open(&at("two"), &bound(3, &none)).unwrap()), [[5, 6, 7], [8, 9, -1]]);
+    let error = problem(&at("two"), &bound(2, &none));
+    assert!(
+        error.ends_with(
+            "row 0 has 3 ids, expected at most the 2 positions of the model; a sequence length of 2 cuts rows"
+        ),
+        "{error}"
+    );
     let few = TokenOptions { vocabulary: 9, ..none };
     assert!(problem(&at("two"), &few).ends_with("document 2: token 1 is 9, expected 0 to 8"));
 }

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use tokenizers::Tokenizer;
 
-use super::TokenOptions;
 use crate::dataset::DatasetError;
 
 /// Larger files are no tokenizer.
@@ -24,14 +23,18 @@ pub(super) struct DocumentTokenizer {
 }
 
 impl DocumentTokenizer {
-    /// Opens the file that the options name.
+    /// Opens a `tokenizer.json`.
     ///
     /// # Errors
     /// `Tokenizer` if none is named, or it cannot be read or understood.
-    pub(super) fn open(options: &TokenOptions) -> Result<Self, DatasetError> {
-        let none =
-            || wrong(Path::new("tokenizer.json"), "is missing, expected the model's, which text needs");
-        let path = options.tokenizer.clone().ok_or_else(none)?;
+    pub(super) fn open(path: Option<&Path>) -> Result<Self, DatasetError> {
+        let none = || {
+            wrong(
+                Path::new("tokenizer.json"),
+                "is missing, expected the model's, or another by --tokenizer, which text needs",
+            )
+        };
+        let path = path.ok_or_else(none)?.to_path_buf();
         let json = read(&path)?;
         let tokenizer = guarded(|| {
             let mut tokenizer = Tokenizer::from_bytes(&json)?;

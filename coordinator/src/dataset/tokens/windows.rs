@@ -2,7 +2,7 @@
 //!
 //! Not here: where documents come from (`text`, `parquet`, `stored`), which windows are used (`choice`).
 
-use super::{SEQUENCE_LENGTH, TokenOptions, WINDOWS_PER_SAMPLE};
+use super::{TokenOptions, WINDOWS_PER_SAMPLE};
 
 /// Tokens that the end of a longer document must have to be a window.
 const TAIL_TOKENS_MIN: usize = 64;
@@ -27,7 +27,7 @@ pub(super) struct Windows {
 impl Windows {
     pub(super) fn new(options: &TokenOptions) -> Self {
         Self {
-            length: options.sequence_length.unwrap_or(SEQUENCE_LENGTH),
+            length: options.window(),
             limit: options.samples.map_or(usize::MAX, |n| n.saturating_mul(WINDOWS_PER_SAMPLE)),
             vocabulary: options.vocabulary,
             ids: Vec::new(),

@@ -29,7 +29,7 @@ pub use host::{Host, HostChoice, HostLane};
 pub use isa::{Isa, isa};
 pub use norm::{layer_norm, rms_norm};
 pub use plane::{PLANE_BLOCK, factor_block, plane_block};
-pub use product::{matmul, matmul_nt, matmul_tn};
+pub use product::{matmul, matmul_made, matmul_nt, matmul_tn};
 pub use refine::{REFINE_BLOCK, refine_block};
 pub use rotary::RotaryTable;
 pub use step::{

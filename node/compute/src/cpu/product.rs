@@ -135,6 +135,28 @@ fn call(product: Product, a: Stored<'_>, b: Stored<'_>, out: &mut [f32], out_str
     }
 }
 
+/// `out = a[m, k] * b[k, n]`, row-major, for a `b` that is nowhere whole: `rows(range, slab)` is asked for some of its rows at a
+/// time, `n` values each. The sums are, bit for bit, those of [`matmul`] with the whole.
+///
+/// # Panics
+/// If a slice does not hold its shape.
+pub fn matmul_made(
+    (m, n, k): (usize, usize, usize),
+    a: &[f32],
+    mut rows: impl FnMut(Range<usize>, &mut [f32]),
+    out: &mut [f32],
+) {
+    if k == 0 {
+        return scale(m, n, 0.0, out, n);
+    }
+    let mut slab = vec![0.0; SLAB.min(k) * n];
+    for (index, depth) in slabs(k, SLAB).enumerate() {
+        let (beta, slab) = (if index == 0 { 0.0 } else { 1.0 }, &mut slab[..depth.len() * n]);
+        rows(depth.clone(), slab);
+        matmul(m, n, depth.len(), 1.0, &a[depth.start..], k, slab, n, beta, out, n);
+    }
+}
+
 /// `out[m, n] = alpha * a[m, k] * b[k, n] + beta * out`, row-major, `lda`, `ldb`, `ldo` elements from row to row.
 ///
 /// # Panics
@@ -245,6 +267,21 @@ mod tests {
                 (f64::from(*got) - want).abs() <= tolerance,
                 "{shape} at {row}, {column}: {got}, expected {want}"
             );
+        }
+    }
+
+    #[test]
+    fn a_matrix_made_row_by_row_gives_the_bits_of_the_whole() {
+        for (m, n, k) in [(3, 5, 1), (7, 33, 511), (16, 64, 512), (5, 40, 513), (33, 96, 1300)] {
+            let mut stream = Stream::new(2, n as u64, k as u32);
+            let (a, b) = (uniform(&mut stream, m * k), uniform(&mut stream, k * n));
+            let (mut want, mut got) = (vec![0.0; m * n], vec![f32::NAN; m * n]);
+            matmul(m, n, k, 1.0, &a, k, &b, n, 0.0, &mut want, n);
+            let rows = |rows: Range<usize>, slab: &mut [f32]| {
+                slab.copy_from_slice(&b[rows.start * n..rows.end * n]);
+            };
+            matmul_made((m, n, k), &a, rows, &mut got);
+            assert_eq!(want, got, "[{m}, {k}] x [{k}, {n}]");
         }
     }
 

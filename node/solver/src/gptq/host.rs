@@ -25,7 +25,9 @@ pub(super) fn choose(
 pub(super) fn factor(h: &[f32], damping: f64, order: &[u32]) -> Option<Vec<f32>> {
     let cols = order.len();
     let entry = |i: &u32, j: &u32| h[*i as usize * cols + *j as usize];
-    let mut factor: Vec<f32> = order.iter().flat_map(|i| order.iter().map(move |j| entry(i, j))).collect();
+    // Exactly as long as it will be: what collecting doubles, the widest layers notice.
+    let mut factor = Vec::with_capacity(cols * cols);
+    order.iter().for_each(|i| factor.extend(order.iter().map(|j| entry(i, j))));
     factor.iter_mut().step_by(cols + 1).for_each(|value| *value = (f64::from(*value) + damping) as f32);
     cholesky(&mut factor, cols).then_some(factor)
 }

@@ -33,6 +33,13 @@ fn attends(config: &Value) -> Vec<Attend> {
 }
 
 #[test]
+fn sequences_end_where_positions_do_unless_the_rotation_grows() {
+    let longest = |changes| describe(&llama(changes), DescribeOptions::default()).unwrap().longest();
+    let scaled = |kind: &str| longest(json!({"rope_scaling": {"type": kind, "factor": 2.0}}));
+    assert_eq!((longest(json!({})), scaled("linear"), scaled("dynamic")), (Some(128), Some(128), None));
+}
+
+#[test]
 fn what_is_not_understood_is_refused_by_one_sentence_that_names_the_field() {
     let cases = [
         (json!({"model_type": "falcon"}), "model type `falcon` is not known, expected one of llama, mistral"),
