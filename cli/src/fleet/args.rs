@@ -141,6 +141,9 @@ pub(crate) struct NodeArgs {
     pub(crate) work: WorkArgs,
 
     #[command(flatten)]
+    pub(crate) slurm: SlurmArgs,
+
+    #[command(flatten)]
     pub(crate) observe: ObserveArgs,
 }
 
@@ -186,9 +189,6 @@ pub(crate) struct WorkArgs {
     /// Run networks by this ONNX Runtime library instead of the built-in engine
     #[arg(long, value_name = "LIB", env = "HALFSTEP_ONNXRUNTIME", hide_env_values = true)]
     pub(crate) onnxruntime: Option<PathBuf>,
-
-    #[command(flatten)]
-    pub(crate) slurm: SlurmArgs,
 }
 
 #[derive(Debug, Args)]

@@ -153,7 +153,7 @@ impl Life {
         let mut running =
             std::pin::pin!(NodeDaemon::new(node, self.options(address)).run(drain.clone(), tell));
         let why = tokio::select! {
-            ended = &mut running => return ended.map(|()| Leave::Asked).map_err(ended),
+            over = &mut running => return over.map(|()| Leave::Asked).map_err(ended),
             () = shutdown.asked() => Leave::Asked,
             () = self.place.moved(address) => Leave::Moved,
             () = lonely(attachment, self.patience) => Leave::GivenUp,

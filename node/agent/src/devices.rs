@@ -140,7 +140,7 @@ impl Devices {
     /// Number and bytes in use, by whatever process, of each CUDA device; what cannot be asked is left out.
     pub(crate) fn memory_used(&self) -> Vec<(usize, usize)> {
         let Solvers::Cuda { first, ordinals, .. } = &self.solvers else { return Vec::new() };
-        let used = |(device, ordinal): (&Cuda, &usize)| {
+        let used = |(device, ordinal): (&Arc<Cuda>, &usize)| {
             let (free, total) = device.memory().ok()?;
             Some((*ordinal, total - free))
         };

@@ -5,7 +5,6 @@ use halfstep_proto::Role;
 
 use super::PodArgs;
 use crate::exit::{CliError, Exit};
-use crate::fleet::args::ConnectArgs;
 use crate::fleet::connect::{runtime, transport};
 use crate::fleet::node::{ended, open, spill, telling};
 use crate::fleet::{Again, Shutdown};
@@ -20,13 +19,12 @@ pub(super) fn work(arguments: PodArgs, coordinator: String) -> Result<Exit, CliE
     let shutdown = Shutdown::listen(Again::Ignored)?;
     let observed = Observed::of(&arguments.observe, vec![spill(&arguments.work)])?;
     describe_metrics();
-    let connect = ConnectArgs { coordinator, security: arguments.security };
-    connect.check()?;
+    arguments.security.check(&coordinator)?;
     let host = arguments.peers.of(arguments.index);
     let options = DaemonOptions {
         name: host.clone(),
-        coordinator: connect.coordinator,
-        transport: transport(&connect.security, Role::Node)?,
+        coordinator,
+        transport: transport(&arguments.security, Role::Node)?,
         listen: arguments.serve.to_string(),
         advertise: Some(host),
     };
