@@ -244,7 +244,7 @@ impl Lane for CudaLane {
         self.cuda.synchronize()
     }
 
-    fn given<'a>(&mut self, host: &'a [f32]) -> Result<CudaBuffer, DeviceError> {
+    fn given(&mut self, host: &[f32]) -> Result<CudaBuffer, DeviceError> {
         self.cuda.upload(host)
     }
 

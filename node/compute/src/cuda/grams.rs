@@ -131,7 +131,7 @@ impl<'a> ShardGrams<'a> {
             return Err(self.lane.opened.subject(0).failed(reason));
         }
         let whole = x.len() / cols * cols;
-        for stream in [Some(x), q].into_iter().flatten().filter(|stream| stream.len() != whole) {
+        if let Some(stream) = [Some(x), q].into_iter().flatten().find(|stream| stream.len() != whole) {
             let operand = "statistics rows";
             return Err(DeviceError::Length { operand, expected: whole, actual: stream.len() });
         }

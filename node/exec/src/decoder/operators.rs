@@ -365,6 +365,9 @@ impl<'a, P: Place> Run<'a, P> {
     }
 }
 
+/// Sequences that turn alike, and their table.
+type RunTable<P> = (Range<usize>, Arc<TableOf<P>>);
+
 impl<P: Place> DecoderSession<P> {
     /// Rotary tables of a batch: runs of sequences that turn alike, and the table of each.
     fn tables(
@@ -372,7 +375,7 @@ impl<P: Place> DecoderSession<P> {
         device: usize,
         rotation: usize,
         lengths: &[usize],
-    ) -> Result<Vec<(Range<usize>, Arc<TableOf<P>>)>, ExecError> {
+    ) -> Result<Vec<RunTable<P>>, ExecError> {
         let gone = || ExecError::Internal(format!("decoder: no rotation {rotation} on device {device}"));
         let rotary = self.rotations.get(rotation).ok_or_else(gone)?;
         let tables = self.tables.get(device).ok_or_else(gone)?;
