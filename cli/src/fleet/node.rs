@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 
-use halfstep_agent::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon};
+use halfstep_agent::{DaemonError, DaemonEvent, DaemonOptions, Drain, LocalNode, NodeDaemon};
 use halfstep_proto::Role;
 
 use super::args::NodeArgs;
@@ -53,6 +53,10 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
     if let Some(line) = devices::line(node.devices()) {
         say(&line);
     }
+    let node = match arguments.nccl {
+        true => exchanging(node)?,
+        false => node,
+    };
     let drain = Drain::new();
     let runtime = runtime()?;
     let ran = runtime.block_on(async {
@@ -70,6 +74,13 @@ pub(crate) fn node(arguments: NodeArgs) -> Result<Exit, CliError> {
         Err(error @ DaemonError::Refused { .. }) => Err(CliError::configuration(error)),
         Err(error @ DaemonError::Thread(_)) => Err(CliError::internal(error)),
     }
+}
+
+/// The same node, in groups.
+fn exchanging(node: LocalNode) -> Result<LocalNode, CliError> {
+    let exchange = devices::exchange(node.devices())?;
+    say(&format!("Adding up statistics by {}", exchange.describe()));
+    Ok(node.exchanging_by(exchange))
 }
 
 fn tell(event: &DaemonEvent) {

@@ -169,6 +169,14 @@ impl Devices {
         }
     }
 
+    /// The first CUDA device, for what is done on one alone.
+    pub(crate) fn first_cuda(&self) -> Option<&Cuda> {
+        match &self.solvers {
+            Solvers::Cpu => None,
+            Solvers::Cuda { first, .. } => first.first(),
+        }
+    }
+
     /// A lane, used before if there is one.
     pub(crate) fn take(&self) -> Result<Lane, DeviceError> {
         if let Some(lane) = self.idle().pop() {

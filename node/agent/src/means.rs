@@ -18,12 +18,24 @@ use std::sync::Arc;
 impl Job {
     /// Sums a slice over all nodes and keeps its means.
     pub(crate) fn reduce(&self, attempt: &Attempt<'_>, id: LayerId, slice: SliceId) -> Result<Done, Failure> {
+        let means = match self.together.means(attempt, id, slice)? {
+            Some(means) => means,
+            None => self.reduce_alone(attempt, id, slice)?,
+        };
+        lock(&self.means).insert((id, slice), means);
+        Ok(Done::Reduced)
+    }
+
+    fn reduce_alone(
+        &self,
+        attempt: &Attempt<'_>,
+        id: LayerId,
+        slice: SliceId,
+    ) -> Result<Arc<MeanSlice>, Failure> {
         let sum = FetchCollective { job: self, attempt }.sum(id, slice)?;
         let message = "the inputs are not finite on the calibration data";
         let sum = sum.ok_or_else(|| Failure::new(FailureClass::NonFinite, message))?;
-        let means = sum.means().map_err(failure::exec)?;
-        lock(&self.means).insert((id, slice), Arc::new(means));
-        Ok(Done::Reduced)
+        Ok(Arc::new(sum.means().map_err(failure::exec)?))
     }
 
     /// Decides one chunk; also the seconds spent refining.
@@ -67,13 +79,15 @@ impl Job {
         let positions = slices.first().map_or(0, |slice| slice.positions);
         let mut groups = assemble(layer.cols, layer.groups, &slices).map_err(failure::exec)?;
         drop(slices);
+        // Every slice has been reduced: nobody else comes for these.
+        self.together.forget(|layer| layer == id);
         if self.plan.solver.objective == Objective::Samples {
             self.gather_samples(attempt, id, &mut groups)?;
         }
         Ok(Gathered::new(groups, positions))
     }
 
-    /// A slice reduced here, or from the first of its holders that has it.
+    /// A slice reduced here or by the node's group, or from the first of its holders that has it.
     fn mean_slice(
         &self,
         attempt: &Attempt<'_>,
@@ -82,6 +96,9 @@ impl Job {
     ) -> Result<Arc<MeanSlice>, Failure> {
         if let Some(own) = lock(&self.means).get(&(id, slice)) {
             return Ok(Arc::clone(own));
+        }
+        if let Some(together) = self.together.means(attempt, id, slice)? {
+            return Ok(together);
         }
         let mut lost = failure::peer(format!("means of {id}, {slice}: nobody is named who has them"));
         let named = attempt.holdings(|held| (*held == Held::Means { layer: id, slice }).then_some(()));

@@ -116,6 +116,7 @@ impl Engine {
         match action {
             Action::Grant { node, grant } => {
                 let Some(job) = self.active.as_ref().map(|active| active.id) else { return true };
+                self.before_grant(&grant);
                 self.say(node, Body::Grant((job, &grant).into()));
             }
             Action::Revoke { node, lease, why } => {
