@@ -153,6 +153,7 @@ impl Simulation {
             engine: "none".into(),
             flops_per_second: 1e11,
             memory_bytes: 0,
+            exchange: String::new(),
         };
         let address = format!("10.0.{}.{}:9000", node / 250, node % 250);
         self.dispatch.join(NodeId(node), &description, &address, Inventory::default(), 0);

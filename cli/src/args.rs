@@ -241,7 +241,7 @@ pub(crate) struct VerifyArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DevicesArgs {
-    /// Look for CUDA's libraries (cuBLAS, NVRTC) in this folder too; repeatable
+    /// Look for CUDA's libraries (cuBLAS, NVRTC, NCCL) in this folder too; repeatable
     #[arg(
         long,
         value_name = "DIR",

@@ -4,8 +4,8 @@
 
 use std::path::PathBuf;
 
-use halfstep_agent::cuda::{Found, Gpu, Precision, open_libraries, probe};
-use halfstep_agent::{DeviceChoice, Devices};
+use halfstep_agent::cuda::{Found, Gpu, Nccl, Precision, open_libraries, probe};
+use halfstep_agent::{DeviceChoice, Devices, Exchange};
 use serde::Serialize;
 
 use crate::config::DeviceConfig;
@@ -29,6 +29,8 @@ struct CudaReport {
     driver: LibraryReport,
     cublas: LibraryReport,
     nvrtc: LibraryReport,
+    /// For groups of nodes; nothing else needs it.
+    nccl: LibraryReport,
     devices: Vec<GpuReport>,
     /// Libraries opened from folders the user named.
     libraries: Vec<PathBuf>,
@@ -72,6 +74,7 @@ pub(crate) fn report(folders: &[PathBuf]) -> Result<DevicesReport, CliError> {
             driver: library(&found.driver),
             cublas: library(&found.blas),
             nvrtc: library(&found.compiler),
+            nccl: nccl(),
             devices: found.devices.iter().map(gpu).collect(),
             libraries,
         },
@@ -82,6 +85,13 @@ fn library(found: &Found) -> LibraryReport {
     match found {
         Found::Version(version) => LibraryReport::Version(version.clone()),
         Found::Missing(reason) => LibraryReport::Missing(reason.clone()),
+    }
+}
+
+fn nccl() -> LibraryReport {
+    match Nccl::find() {
+        Ok(nccl) => LibraryReport::Version(nccl.version()),
+        Err(error) => LibraryReport::Missing(format!("{error} (only `node --nccl` needs it)")),
     }
 }
 
@@ -108,7 +118,9 @@ pub(crate) fn text(report: &DevicesReport) -> String {
         ]);
     }
     let mut out = table.to_string();
-    for (name, library) in [("driver", &cuda.driver), ("cuBLAS", &cuda.cublas), ("NVRTC", &cuda.nvrtc)] {
+    let libraries =
+        [("driver", &cuda.driver), ("cuBLAS", &cuda.cublas), ("NVRTC", &cuda.nvrtc), ("NCCL", &cuda.nccl)];
+    for (name, library) in libraries {
         out += &match library {
             LibraryReport::Version(version) => format!("{name}: {version}\n"),
             LibraryReport::Missing(reason) => format!("{reason}\n"),
@@ -142,6 +154,24 @@ pub(crate) fn open(config: &DeviceConfig) -> Result<Devices, CliError> {
     Devices::open(&choice, precision).map_err(|why| {
         CliError::configuration(format!("device `{}`: {why}", config.device))
             .hint("`halfstep devices` shows what was found; `--device cpu` needs none of it")
+    })
+}
+
+/// What a node adds up statistics with.
+///
+/// # Errors
+/// Bad configuration if NCCL or a device for it is missing.
+pub(crate) fn exchange(devices: &Devices) -> Result<Exchange, CliError> {
+    // Only in the binary that the fault tests build: a library that stands in for NCCL, on a machine without devices.
+    #[cfg(feature = "failpoints")]
+    if std::env::var_os("HALFSTEP_NCCL_HOST_MEMORY").is_some() {
+        let library = Nccl::find().map_err(CliError::configuration)?;
+        return Ok(Exchange::in_host_memory(library));
+    }
+    Exchange::over(devices).map_err(|why| {
+        CliError::configuration(format!("--nccl: {why}")).hint(
+            "`halfstep devices` shows what was found; name NCCL's folder with --cuda-libraries, as in .../site-packages/nvidia/nccl/lib",
+        )
     })
 }
 

@@ -10,6 +10,7 @@ mod config;
 pub mod dataset;
 pub mod dispatch;
 mod error;
+mod exchange;
 mod export;
 pub mod failpoints;
 mod inspect;

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use halfstep_proto::{BlobHash, BlobName, Commit, DoneRef, Fetch, JobEvent, rounding, tensors, wire};
 use halfstep_quant::{Encodings, Granularity, Scheme};
 use halfstep_work::{
-    ChunkId, ChunkReport, Cost, Failure, FailureClass, Grant, Held, Holding, InputTensor, Inventory, JobId,
-    LayerId, Lease, LeaseId, NodeDescription, NodeId, PeakRecord, RangeId, Rounding, ScalarKind, SegmentId,
-    ShardId, SliceId, Task, Verdict, Wanted,
+    ChunkId, ChunkReport, Cost, Failure, FailureClass, Grant, GroupAnswer, GroupOrder, Held, Holding,
+    InputTensor, Inventory, JobId, LayerId, Lease, LeaseId, NodeDescription, NodeId, PeakRecord, RangeId,
+    Round, Rounding, ScalarKind, SegmentId, ShardId, SliceId, Task, Verdict, Wanted,
 };
 use prost::Message;
 use std::fmt::Debug;
@@ -37,7 +37,7 @@ pub(crate) fn tensors(data: &[u8]) -> Result<()> {
 /// Reads a message; the first byte says of which kind.
 pub(crate) fn message(data: &[u8]) -> Result<()> {
     let Some((kind, data)) = data.split_first() else { return Ok(()) };
-    match kind % 8 {
+    match kind % 10 {
         0 => again::<wire::Lease, Lease>(data, |lease| lease.into()),
         1 => again::<wire::Grant, Grant>(data, |grant| (JobId([0; 16]), grant).into()),
         2 => again::<wire::Inventory, Inventory>(data, |inventory| inventory.into()),
@@ -45,7 +45,9 @@ pub(crate) fn message(data: &[u8]) -> Result<()> {
         4 => again::<wire::CommitReply, Verdict>(data, |verdict| (*verdict).into()),
         5 => again::<wire::FetchRequest, Fetch>(data, |fetch| fetch.clone().into()),
         6 => again::<wire::NodeDescription, NodeDescription>(data, |node| node.into()),
-        _ => event(data),
+        7 => event(data),
+        8 => again::<wire::GroupOrder, (u64, GroupOrder)>(data, |order| order.clone().into()),
+        _ => again::<wire::GroupAnswer, (u64, GroupAnswer)>(data, |answer| answer.clone().into()),
     }
     Ok(())
 }
@@ -138,7 +140,12 @@ pub(crate) fn messages() -> Result<Vec<Vec<u8>>> {
         engine: "rten".into(),
         flops_per_second: 1e9,
         memory_bytes: 1 << 30,
+        exchange: "NCCL 2.27.3".into(),
     };
+    let join = GroupOrder::Join { id: Bytes::from_static(&[5; 128]), rank: 1, size: 2 };
+    let shards = vec![ShardId(0), ShardId(4)];
+    let round = Round { job, number: 3, layer: LayerId(1), shards, peaks: peaks.clone() };
+    let named = GroupAnswer::Named(Bytes::from_static(&[5; 128]));
     let failure = Failure { class: FailureClass::Damaged, message: "checksum".into() };
     Ok(vec![
         kind(0, &wire::Lease::from(&lease)),
@@ -151,6 +158,10 @@ pub(crate) fn messages() -> Result<Vec<Vec<u8>>> {
         kind(5, &wire::FetchRequest::from(Fetch::new(job, BlobName::Held(wanted)))),
         kind(5, &wire::FetchRequest::from(Fetch::new(job, BlobName::Constant("w".into())))),
         kind(6, &wire::NodeDescription::from(&node)),
+        kind(8, &wire::GroupOrder::from((1, join))),
+        kind(8, &wire::GroupOrder::from((1, GroupOrder::Round(round)))),
+        kind(9, &wire::GroupAnswer::from((1, named))),
+        kind(9, &wire::GroupAnswer::from((1, GroupAnswer::Failed("why".into())))),
         [b"\x07".as_slice(), &wire::WatchEvent::try_from(&JobEvent::Writing)?.json].concat(),
     ])
 }

@@ -176,7 +176,7 @@ pub(crate) struct WorkArgs {
     #[arg(long, value_name = "DIGITS")]
     pub(crate) gradients: Option<GradientsArg>,
 
-    /// Look for CUDA's libraries (cuBLAS, NVRTC) in this folder too; repeatable
+    /// Look for CUDA's libraries (cuBLAS, NVRTC, NCCL) in this folder too; repeatable
     #[arg(
         long,
         value_name = "DIR",
@@ -185,6 +185,14 @@ pub(crate) struct WorkArgs {
         hide_env_values = true
     )]
     pub(crate) cuda_libraries: Vec<PathBuf>,
+
+    /// Add up statistics with other nodes by NCCL, between CUDA devices [default: by gRPC]
+    ///
+    /// For nodes whose devices reach each other by NVLink or a fast network. Those that say it and work on one job are a group; whoever is in
+    /// none, or in one that fails, fetches from the others as without it, with the same result. What NCCL sends is neither
+    /// encrypted nor authenticated, whatever the certificates: never use it in a network that you do not trust.
+    #[arg(long)]
+    pub(crate) nccl: bool,
 
     /// Run networks by this ONNX Runtime library instead of the built-in engine
     #[arg(long, value_name = "LIB", env = "HALFSTEP_ONNXRUNTIME", hide_env_values = true)]

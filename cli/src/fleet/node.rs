@@ -80,6 +80,7 @@ struct Life {
     advertise: Option<String>,
     resources: Resources,
     health: Health,
+    nccl: bool,
     patience: Option<Duration>,
 }
 
@@ -97,6 +98,7 @@ impl Life {
             None => "0.0.0.0:0".into(),
         };
         let mut work = arguments.work;
+        let nccl = work.nccl;
         if work.device.is_none() {
             work.device = device_of(slurm)?;
         }
@@ -111,6 +113,7 @@ impl Life {
             advertise: arguments.advertise,
             resources: resources(work)?,
             health,
+            nccl,
             patience: arguments.give_up_after.map(Duration::from_secs),
         })
     }
@@ -138,7 +141,7 @@ impl Life {
     /// Serves one coordinator until there is a reason to leave.
     async fn serve(&self, address: &str, shutdown: &Shutdown) -> Result<Leave, CliError> {
         self.security.check(address)?;
-        let node = opened(&self.resources)?;
+        let node = opened(&self.resources, self.nccl)?;
         let (attached, attachment) = watch::channel(false);
         let told = telling(self.health.clone());
         let tell = move |event: DaemonEvent| {
@@ -199,7 +202,8 @@ pub(super) fn spill(work: &WorkArgs) -> (&'static str, PathBuf) {
 /// # Errors
 /// Bad configuration or bad input for a device, folder or library that cannot be used.
 pub(super) fn open(work: WorkArgs) -> Result<LocalNode, CliError> {
-    opened(&resources(work)?)
+    let nccl = work.nccl;
+    opened(&resources(work)?, nccl)
 }
 
 fn resources(work: WorkArgs) -> Result<Resources, CliError> {
@@ -215,14 +219,14 @@ fn resources(work: WorkArgs) -> Result<Resources, CliError> {
     })
 }
 
-fn opened(resources: &Resources) -> Result<LocalNode, CliError> {
+fn opened(resources: &Resources, nccl: bool) -> Result<LocalNode, CliError> {
     let node = quantize::node(resources)?;
     let described = halfstep_work::Node::describe(&node);
     describe("node", &described.device, &described.engine);
     if let Some(line) = devices::line(node.devices()) {
         say(&line);
     }
-    Ok(node)
+    if nccl { exchanging(node) } else { Ok(node) }
 }
 
 /// Why a node ended that was not asked to.
@@ -255,6 +259,13 @@ async fn lonely(mut attached: watch::Receiver<bool>, patience: Option<Duration>)
     }
     // The daemon is gone, and has said why.
     std::future::pending().await
+}
+
+/// The same node, in groups.
+fn exchanging(node: LocalNode) -> Result<LocalNode, CliError> {
+    let exchange = devices::exchange(node.devices())?;
+    say(&format!("Adding up statistics by {}", exchange.describe()));
+    Ok(node.exchanging_by(exchange))
 }
 
 pub(super) fn tell(event: &DaemonEvent) {

@@ -3,6 +3,7 @@
 //! Pure: no clock (callers pass monotonic time), no files, no sockets. Not here: who decides the plan
 //! (`coordinator::planner`), who computes (`agent`), how messages travel (an in-process call today, gRPC later).
 
+mod exchange;
 mod ids;
 mod job;
 mod node;
@@ -10,6 +11,7 @@ mod plan;
 mod state;
 mod task;
 
+pub use exchange::{GroupAnswer, GroupOrder, Round};
 pub use ids::{ChunkId, JobId, LayerId, LeaseId, NodeId, RangeId, SegmentId, ShardId, SliceId};
 pub use job::{Objective, Partition, Propagation, SolverSettings, StartPoint};
 pub use node::{

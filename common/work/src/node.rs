@@ -25,6 +25,8 @@ pub struct NodeDescription {
     pub flops_per_second: f64,
     /// Bytes that carries and statistics may take; 0 if unknown.
     pub memory_bytes: u64,
+    /// By what it can add up statistics in a group with nodes that say the same; empty if by nothing.
+    pub exchange: String,
 }
 
 /// State that lives on a node, is a pure function of plan, inputs and roundings, and dies with the node.

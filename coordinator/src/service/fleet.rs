@@ -8,7 +8,7 @@ use halfstep_proto::wire::fleet_server::Fleet;
 use halfstep_proto::wire::node_message::Body;
 use halfstep_proto::wire::{CommitReply, CommitRequest, CoordinatorMessage, NodeMessage, Opened};
 use halfstep_proto::{Commit, DoneRef, WireError, check_hello, job_from_wire};
-use halfstep_work::{Done, Failure, FailureClass, Inventory, JobId, LeaseId, NodeId, Verdict};
+use halfstep_work::{Done, Failure, FailureClass, GroupAnswer, Inventory, JobId, LeaseId, NodeId, Verdict};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -164,6 +164,10 @@ fn understood(line: Line, body: Body) -> Result<Ask, WireError> {
             Ask::Pulse { line, pulse }
         }
         Body::Drain(drain) => Ask::Drain { line, reason: drain.reason },
+        Body::Group(answer) => {
+            let (epoch, answer) = <(u64, GroupAnswer)>::try_from(answer)?;
+            Ask::Group { line, epoch, answer }
+        }
     })
 }
 

@@ -5,7 +5,9 @@ use crate::CoordinatorError;
 use crate::jobs::{ActiveJob, Finished, Resumed};
 use crate::store::{InputFile, ResultFile};
 use halfstep_proto::wire;
-use halfstep_work::{Cost, Done, Failure, Inventory, JobId, LeaseId, NodeDescription, NodeId, Verdict};
+use halfstep_work::{
+    Cost, Done, Failure, GroupAnswer, Inventory, JobId, LeaseId, NodeDescription, NodeId, Verdict,
+};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
@@ -82,6 +84,7 @@ pub(super) enum Request {
     Opened { line: Line, job: JobId, result: Result<Inventory, Failure> },
     Pulse { line: Line, pulse: Pulse },
     Drain { line: Line, reason: String },
+    Group { line: Line, epoch: u64, answer: GroupAnswer },
     Detached { line: Line },
     Commit { outcome: Box<Outcome>, reply: Reply<Verdict> },
     Submit { new: NewJob, reply: Reply<bool> },

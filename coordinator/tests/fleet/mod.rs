@@ -185,6 +185,7 @@ pub fn description(name: &str, slots: usize) -> NodeDescription {
         engine: "rten".into(),
         flops_per_second: 0.0,
         memory_bytes: 0,
+        exchange: String::new(),
     }
 }
 

@@ -310,6 +310,7 @@ async fn live(
         engine: "fake engine".into(),
         flops_per_second: 1e9,
         memory_bytes: 0,
+        exchange: String::new(),
     };
     let attach = wire::Attach {
         hello: Some(hello()),

@@ -1,6 +1,6 @@
 //! Summing one slice of a layer's statistics over all nodes that hold a part.
 //!
-//! Behind an interface, since the same integers can be added by other means (between devices of one host, say). This one
+//! Behind an interface, since the same integers can be added by other means (by a group of nodes: `exchange`). This one
 //! fetches the slice from every holder: the nodes that reduce a layer's slices together scatter its sums, and those that
 //! solve it gather the means, so that no node receives all partial sums of a layer.
 //! Not here: who reduces which slice (the coordinator), means (`means`).

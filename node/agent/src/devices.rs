@@ -248,6 +248,14 @@ impl Devices {
         done
     }
 
+    /// The first CUDA device, for what is done on one alone.
+    pub(crate) fn first_cuda(&self) -> Option<&Cuda> {
+        match &self.solvers {
+            Solvers::Cpu => None,
+            Solvers::Cuda { first, .. } => first.first().map(Arc::as_ref),
+        }
+    }
+
     /// A lane, used before if there is one.
     fn take(&self) -> Result<Lane, DeviceError> {
         if let Some(lane) = self.idle().pop() {

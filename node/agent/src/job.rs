@@ -3,6 +3,7 @@
 //! Not here: moving carries (`replay`), sums (`sums`), means and problems (`means`), other nodes' questions (`serve`).
 
 use crate::devices::Devices;
+use crate::exchange::Together;
 use crate::layer_problem::{Gathered, LayerProblem};
 use crate::lazy::Lazy;
 use crate::means::HeldMeans;
@@ -44,6 +45,8 @@ pub(crate) struct Job {
     /// Told of every verdict.
     pub(crate) settled: Condvar,
     pub(crate) means: Mutex<BTreeMap<LayerId, Arc<Mutex<HeldMeans>>>>,
+    /// Means that a group made.
+    pub(crate) together: Together,
     pub(crate) gathered: Mutex<HashMap<LayerId, Arc<Lazy<Gathered>>>>,
     pub(crate) problems: Mutex<HashMap<LayerId, Arc<Lazy<LayerProblem>>>>,
 }
@@ -84,6 +87,7 @@ impl Job {
             room,
             settled: Condvar::new(),
             means: Mutex::default(),
+            together: Together::default(),
             gathered: Mutex::default(),
             problems: Mutex::default(),
         })
@@ -140,6 +144,7 @@ impl Job {
         let stage_of = |layer: &LayerId| self.plan.layer(*layer).stage;
         lock(&self.sums).drop_stages(&passed);
         lock(&self.means).retain(|layer, _| !passed(stage_of(layer)));
+        self.together.forget(|layer| passed(stage_of(&layer)));
         lock(&self.gathered).retain(|layer, _| !passed(stage_of(layer)));
         lock(&self.problems).retain(|layer, _| !passed(stage_of(layer)));
     }

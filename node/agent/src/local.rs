@@ -4,6 +4,7 @@
 
 use crate::attempt::Attempt;
 use crate::devices::Devices;
+use crate::exchange::Exchange;
 use crate::failure;
 use crate::job::{Job, lock};
 use crate::rates::probe_flops;
@@ -34,6 +35,7 @@ pub struct LocalNode {
     engine: Arc<dyn Engine>,
     options: NodeOptions,
     devices: Arc<Devices>,
+    exchange: Option<Exchange>,
     flops_per_second: f64,
     job: RwLock<Option<Arc<Job>>>,
 }
@@ -43,13 +45,30 @@ impl LocalNode {
     pub fn new(engine: Box<dyn Engine>, options: NodeOptions) -> Self {
         let flops_per_second = probe_flops();
         let devices = Arc::new(Devices::cpu());
-        Self { engine: Arc::from(engine), options, devices, flops_per_second, job: RwLock::new(None) }
+        let (exchange, job) = (None, RwLock::new(None));
+        Self { engine: Arc::from(engine), options, devices, exchange, flops_per_second, job }
     }
 
     /// The same node, solving on these devices instead of the CPU.
     #[must_use]
     pub fn solving_on(self, devices: Devices) -> Self {
         Self { devices: Arc::new(devices), ..self }
+    }
+
+    /// The same node, adding up statistics in groups of nodes.
+    #[must_use]
+    pub fn exchanging_by(self, exchange: Exchange) -> Self {
+        Self { exchange: Some(exchange), ..self }
+    }
+
+    /// What it adds up statistics with, if it does.
+    pub fn exchange(&self) -> Option<&Exchange> {
+        self.exchange.as_ref()
+    }
+
+    /// The job that is open, for rounds of it alone.
+    pub(crate) fn open_job(&self) -> Option<Arc<Job>> {
+        self.job().ok()
     }
 
     /// What it solves on.
@@ -84,6 +103,7 @@ impl Node for LocalNode {
             engine: self.engine.name(),
             flops_per_second: self.flops_per_second,
             memory_bytes: self.options.memory_budget as u64,
+            exchange: self.exchange.as_ref().map(Exchange::describe).unwrap_or_default(),
         }
     }
 

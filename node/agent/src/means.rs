@@ -60,16 +60,27 @@ impl HeldMeans {
 impl Job {
     /// Sums a slice over all nodes and keeps its means.
     pub(crate) fn reduce(&self, attempt: &Attempt<'_>, id: LayerId, slice: SliceId) -> Result<Done, Failure> {
-        let sum = FetchCollective { job: self, attempt }.sum(id, slice)?;
-        let message = "the inputs are not finite on the calibration data";
-        let sum = sum.ok_or_else(|| Failure::new(FailureClass::NonFinite, message))?;
-        let means = sum.means().map_err(failure::exec)?;
-        drop(sum);
+        let means = match self.together.means(attempt, id, slice)? {
+            Some(means) => means,
+            None => self.reduce_alone(attempt, id, slice)?,
+        };
         let held = self.held_means(id);
         let mut held = lock(&held);
         held.place(&means)?;
         held.own.insert(slice);
         Ok(Done::Reduced)
+    }
+
+    fn reduce_alone(
+        &self,
+        attempt: &Attempt<'_>,
+        id: LayerId,
+        slice: SliceId,
+    ) -> Result<Arc<MeanSlice>, Failure> {
+        let sum = FetchCollective { job: self, attempt }.sum(id, slice)?;
+        let message = "the inputs are not finite on the calibration data";
+        let sum = sum.ok_or_else(|| Failure::new(FailureClass::NonFinite, message))?;
+        Ok(Arc::new(sum.means().map_err(failure::exec)?))
     }
 
     fn held_means(&self, id: LayerId) -> Arc<Mutex<HeldMeans>> {
@@ -113,8 +124,10 @@ impl Job {
         for slice in self.plan.slice_ids(id) {
             let rows = self.rows(id, slice)?;
             if !lock(&held).means().has(&rows) {
-                let came = self.fetch_means(attempt, id, slice, rows)?;
-                lock(&held).place(&came)?;
+                match self.together.means(attempt, id, slice)? {
+                    Some(means) => lock(&held).place(&means)?,
+                    None => lock(&held).place(&self.fetch_means(attempt, id, slice, rows)?)?,
+                }
             }
         }
         let samples = match self.plan.solver.objective {
@@ -129,6 +142,8 @@ impl Job {
                 std::mem::take(means)
             }
         };
+        // Every slice has been reduced: nobody else comes for these.
+        self.together.forget(|layer| layer == id);
         add_samples(means.groups_mut(), &samples);
         let gathered = Arc::new(Gathered::new(means));
         held.place = Place::Whole(Arc::clone(&gathered));

@@ -64,6 +64,7 @@ impl Job {
     pub(crate) fn fence(&self) {
         lock(&self.sums).clear();
         lock(&self.means).clear();
+        self.together.forget(|_| true);
         lock(&self.gathered).clear();
         lock(&self.problems).clear();
     }

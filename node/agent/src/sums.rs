@@ -188,7 +188,7 @@ impl Job {
     /// Empty sums of one use, to be begun with if there are none when the verdict comes: those of now may be dropped until
     /// then, and what was in them must not come back. Nothing if they would not be finite: then the layer fails alone
     /// when it is reduced.
-    fn begun_statistics(
+    pub(crate) fn begun_statistics(
         &self,
         one: Use,
         agreed: &PeakRecord,

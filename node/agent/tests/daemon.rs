@@ -3,57 +3,18 @@
 
 mod support;
 
-use halfstep_agent::{
-    DaemonError, DaemonEvent, DaemonOptions, Drain, LocalNode, NodeDaemon, NodeOptions, RtenEngine,
-};
+use halfstep_agent::{DaemonEvent, LocalNode};
 use halfstep_proto::wire::coordinator_message::Body as Say;
 use halfstep_proto::wire::{self, node_message};
-use halfstep_proto::{BlobName, DoneRef, Transport, job_to_wire};
+use halfstep_proto::{BlobName, Transport, job_to_wire};
 use halfstep_work::*;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use support::coordinator::{Attached, Coordinator, JOB, expected, soon};
+use support::driver::{Driver, peaks, start};
 use support::{Settings, setup, small_model};
 use tempfile::TempDir;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-
-/// A daemon in this process.
-struct Running {
-    node: Arc<LocalNode>,
-    drain: Drain,
-    ended: JoinHandle<Result<(), DaemonError>>,
-    events: mpsc::UnboundedReceiver<DaemonEvent>,
-    _spill: TempDir,
-}
-
-fn start(coordinator: &Coordinator, name: &str) -> Running {
-    let spill = TempDir::new().unwrap();
-    let options = NodeOptions { threads: 2, memory_budget: 1 << 20, spill_dir: spill.path().into() };
-    let options_of_daemon = DaemonOptions {
-        name: name.into(),
-        coordinator: coordinator.address.clone(),
-        transport: coordinator.transport.clone(),
-        listen: String::new(),
-        advertise: None,
-    };
-    let daemon = NodeDaemon::new(LocalNode::new(Box::new(RtenEngine::default()), options), options_of_daemon);
-    let (node, drain) = (daemon.node(), Drain::new());
-    let (told, events) = mpsc::unbounded_channel();
-    let run = daemon.run(drain.clone(), move |event| drop(told.send(event)));
-    Running { node, drain, ended: tokio::spawn(run), events, _spill: spill }
-}
-
-impl Running {
-    async fn event(&mut self) -> DaemonEvent {
-        soon("event", self.events.recv()).await.unwrap()
-    }
-
-    async fn end(self) -> Result<(), DaemonError> {
-        soon("end", self.ended).await.unwrap()
-    }
-}
 
 async fn coordinator() -> Coordinator {
     Coordinator::new(setup(small_model(), &Settings::default()), Transport::memory()).await
@@ -61,15 +22,6 @@ async fn coordinator() -> Coordinator {
 
 fn capture(shard: u32) -> Task {
     Task::Capture { segment: SegmentId(0), shard: ShardId(shard) }
-}
-
-fn done(commit: halfstep_proto::Commit) -> DoneRef {
-    commit.outcome.unwrap()
-}
-
-fn peaks(commit: halfstep_proto::Commit) -> Vec<PeakRecord> {
-    let DoneRef::Captured { peaks } = done(commit) else { panic!("no peaks") };
-    peaks
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,72 +55,6 @@ async fn a_node_introduces_itself_beats_and_drains() {
     assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
 }
 
-/// A job's whole way over two nodes that fetch from each other.
-struct Driver {
-    coordinator: Coordinator,
-    nodes: Vec<(Attached, Arc<LocalNode>)>,
-    turn: usize,
-}
-
-impl Driver {
-    /// Everything held, with addresses.
-    fn holdings(&self) -> Vec<Holding> {
-        let of = |(at, (attached, node)): (usize, &(Attached, Arc<LocalNode>))| {
-            let (node_id, address) = (NodeId(at as u32), attached.introduction.address.clone());
-            let held = node.inventory().held.into_iter();
-            held.map(move |held| Holding { node: node_id, address: address.clone(), held })
-                .collect::<Vec<_>>()
-        };
-        self.nodes.iter().enumerate().flat_map(of).collect()
-    }
-
-    /// The tasks in turn on all nodes, at most as many at once as there are nodes.
-    async fn all(&mut self, tasks: Vec<Task>) -> Vec<halfstep_proto::Commit> {
-        let mut commits = Vec::new();
-        for tasks in tasks.chunks(self.nodes.len()) {
-            let holdings = self.holdings();
-            for task in tasks {
-                let node = self.turn % self.nodes.len();
-                self.turn += 1;
-                let lease = self.coordinator.lease(node as u32, task.clone());
-                self.nodes[node].0.grant(lease, holdings.clone()).await;
-            }
-            for _ in tasks {
-                let commit = self.coordinator.outcome().await;
-                assert!(commit.outcome.is_ok(), "{commit:?}");
-                commits.push(commit);
-            }
-        }
-        commits
-    }
-
-    async fn stage(&mut self, segment: SegmentId) {
-        let plan = self.coordinator.plan();
-        let shards = || plan.shard_ids();
-        let mut agreed = Vec::new();
-        for commit in self.all(shards().map(|shard| Task::Capture { segment, shard }).collect()).await {
-            agree_peaks(&mut agreed, &peaks(commit));
-        }
-        let agreed = Arc::new(agreed);
-        let accumulate = |shard| Task::Accumulate { segment, shard, peaks: Arc::clone(&agreed) };
-        self.all(shards().map(accumulate).collect()).await;
-        let summed = async {
-            let count = |held: &Held| match held {
-                Held::Sums { segment: s, shards } if *s == segment => shards.len(),
-                _ => 0,
-            };
-            while self.holdings().iter().map(|h| count(&h.held)).sum::<usize>() < plan.shards.len() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        soon("all shards summed", summed).await;
-        for layer in plan.stages[segment.index()].solve.clone() {
-            self.all(plan.slice_ids(layer).map(|slice| Task::Reduce { layer, slice }).collect()).await;
-            self.all(plan.chunk_ids(layer).map(|chunk| Task::Solve { layer, chunk }).collect()).await;
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn two_nodes_solve_a_job_as_one_does() {
     let expected = expected(setup(small_model(), &Settings::default()));
@@ -178,21 +64,16 @@ async fn two_nodes_solve_a_job_as_one_does() {
         let running = start(&coordinator, "n");
         let (attached, inventory) = coordinator.take_in(node, 1).await;
         assert_eq!(inventory, Inventory::default());
-        nodes.push((attached, Arc::clone(&running.node)));
-        // Lives until the end of the test.
-        std::mem::forget(running._spill);
-        drop(running.events);
+        nodes.push((attached, running.left_to_itself()));
     }
     let stages = coordinator.plan().stages.len() as u32;
     // An odd number of tasks first, so that shards change hands between phases.
-    let mut driver = Driver { coordinator, nodes, turn: 0 };
+    let mut driver = Driver::new(coordinator, nodes);
     for segment in (0..stages).map(SegmentId) {
         driver.turn += 1;
         driver.stage(segment).await;
     }
-    let roundings = driver.coordinator.state.roundings.lock().unwrap().clone();
-    let found = roundings.into_iter().map(|(key, hash)| (key, driver.coordinator.rounding(hash)));
-    assert!(found.collect::<std::collections::BTreeMap<_, _>>() == expected);
+    assert!(driver.roundings() == expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -508,7 +389,7 @@ async fn a_rounding_that_the_coordinator_lost_is_uploaded_again() {
     let mut coordinator = coordinator().await;
     let running = start(&coordinator, "n");
     let (attached, _) = coordinator.take_in(0, 1).await;
-    let mut driver = Driver { coordinator, nodes: vec![(attached, Arc::clone(&running.node))], turn: 0 };
+    let mut driver = Driver::new(coordinator, vec![(attached, Arc::clone(&running.node))]);
     driver.coordinator.state.lose_blobs.store(1, Ordering::SeqCst);
     driver.stage(SegmentId(0)).await;
     assert_eq!(driver.coordinator.state.lose_blobs.load(Ordering::SeqCst), 0);

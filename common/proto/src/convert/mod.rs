@@ -4,6 +4,7 @@
 //! must be there, enums that mean something, lengths, orders and counts. Ids are not checked against a plan here.
 
 mod fetch;
+mod group;
 mod held;
 mod node;
 mod outcome;

@@ -16,6 +16,7 @@ impl From<&NodeDescription> for wire::NodeDescription {
             engine: node.engine.clone(),
             flops_per_second: node.flops_per_second,
             memory_bytes: node.memory_bytes,
+            exchange: node.exchange.clone(),
         }
     }
 }
@@ -28,6 +29,7 @@ impl TryFrom<wire::NodeDescription> for NodeDescription {
             ("name of a node, in bytes", &node.name),
             ("device of a node, in bytes", &node.device),
             ("engine of a node, in bytes", &node.engine),
+            ("exchange of a node, in bytes", &node.exchange),
         ] {
             at_most(subject, text.len(), NAME_MAX)?;
         }
@@ -44,6 +46,7 @@ impl TryFrom<wire::NodeDescription> for NodeDescription {
             device: node.device,
             engine: node.engine,
             memory_bytes: node.memory_bytes,
+            exchange: node.exchange,
         })
     }
 }

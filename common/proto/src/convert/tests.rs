@@ -152,6 +152,7 @@ fn nodes_come_back() {
         engine: "rten".into(),
         flops_per_second: 1.5e11,
         memory_bytes: u64::MAX,
+        exchange: "nccl 2.27.3".into(),
     };
     check(std::slice::from_ref(&node), 1, |_| 0, |node| wire::NodeDescription::from(node));
     for (change, message) in [
@@ -171,6 +172,54 @@ fn nodes_come_back() {
         change(&mut sent);
         assert_eq!(NodeDescription::try_from(sent).unwrap_err().to_string(), message);
     }
+}
+
+#[test]
+fn words_of_groups_come_back() {
+    let round = |shards: &[u32]| {
+        GroupOrder::Round(Round {
+            job: JobId([7; 16]),
+            number: u64::MAX,
+            layer: LayerId(4),
+            shards: shards.iter().map(|shard| ShardId(*shard)).collect(),
+            peaks: peaks(),
+        })
+    };
+    let id = bytes::Bytes::from_static(&[1, 2, 3]);
+    let join = GroupOrder::Join { id: id.clone(), rank: 1, size: 3 };
+    let orders = [GroupOrder::Name, join.clone(), round(&[]), round(&[0, 5]), GroupOrder::Leave];
+    let orders = orders.map(|order| (9, order));
+    let variant = |(_, order): &(u64, GroupOrder)| match order {
+        GroupOrder::Name => 0,
+        GroupOrder::Join { .. } => 1,
+        GroupOrder::Round(_) => 2,
+        GroupOrder::Leave => 3,
+    };
+    check(&orders, 4, variant, |order| wire::GroupOrder::from(order.clone()));
+    let failed = GroupAnswer::Failed("why".into());
+    let answers = [GroupAnswer::Named(id), GroupAnswer::Joined, GroupAnswer::Added(3), failed];
+    let answers = answers.map(|answer| (u64::MAX, answer));
+    let variant = |(_, answer): &(u64, GroupAnswer)| match answer {
+        GroupAnswer::Named(_) => 0,
+        GroupAnswer::Joined => 1,
+        GroupAnswer::Added(_) => 2,
+        GroupAnswer::Failed(_) => 3,
+    };
+    check(&answers, 4, variant, |answer| wire::GroupAnswer::from(answer.clone()));
+
+    let wrong = |order: GroupOrder| {
+        <(u64, GroupOrder)>::try_from(wire::GroupOrder::from((1, order))).unwrap_err().to_string()
+    };
+    let place = |rank, size| GroupOrder::Join { id: bytes::Bytes::new(), rank, size };
+    let expected = "rank in a group: expected less than the size, and that at most 65536, found 3 of 3";
+    assert_eq!(wrong(place(3, 3)), expected);
+    assert!(wrong(place(3, 70_000)).ends_with("found 3 of 70000"));
+    let long = GroupOrder::Join { id: vec![0; 5000].into(), rank: 0, size: 1 };
+    assert_eq!(wrong(long), "name of a group, in bytes: expected at most 4096, found 5000");
+    assert_eq!(wrong(round(&[5, 5])), "list of shards: expected ascending numbers, found 5 before 5");
+    let long = wire::GroupAnswer::from((1, GroupAnswer::Named(vec![0; 5000].into())));
+    let error = <(u64, GroupAnswer)>::try_from(long).unwrap_err().to_string();
+    assert_eq!(error, "name of a group, in bytes: expected at most 4096, found 5000");
 }
 
 #[test]

@@ -181,6 +181,13 @@ impl JobState {
         }
     }
 
+    /// What was agreed on at a stage, as far as it is one layer's; nothing before it is agreed.
+    pub fn agreed_peaks(&self, layer: LayerId) -> Vec<crate::PeakRecord> {
+        let stage = &self.stages[self.plan.layer(layer).stage.index()];
+        let agreed = stage.agreed.iter().flat_map(|peaks| peaks.iter());
+        agreed.filter(|peak| peak.layer == layer).copied().collect()
+    }
+
     /// The lane that a group's tasks belong to.
     pub fn range_of(&self, group: Group) -> RangeId {
         match group {

@@ -59,6 +59,13 @@ impl Seat {
         self.line.is_some()
     }
 
+    /// By what it can add up statistics in a group, and its line, if it works on the job and will go on.
+    pub(super) fn in_group(&self, job: JobId) -> Option<(&str, u64)> {
+        let way = self.description.exchange.as_str();
+        let (line, _) = self.line.as_ref()?;
+        (self.opening == Opening::Open(job) && !self.draining && !way.is_empty()).then_some((way, *line))
+    }
+
     /// Whether it works on a job or may yet.
     pub(super) fn may_take_part(&self, wanted: JobId) -> bool {
         let (Opening::Asked(job) | Opening::Open(job) | Opening::Again(job, _)) = self.opening else {

@@ -9,6 +9,7 @@ mod crew;
 mod explain;
 mod forget;
 mod gauges;
+mod group;
 mod job;
 mod queue;
 mod report;
@@ -22,6 +23,7 @@ use super::telemetry;
 use super::trouble::Trouble;
 use crate::CoordinatorError;
 use crate::artefacts::Artefacts;
+use crate::exchange::Exchange;
 use crate::store::{Change, JobRecord, JobStage, Store, StoreError};
 use crew::Seat;
 use halfstep_work::{JobId, NodeId};
@@ -69,6 +71,7 @@ pub(super) struct Engine {
     next_order: u64,
     active: Option<Active>,
     seats: BTreeMap<NodeId, Seat>,
+    exchange: Exchange,
     next_node: u32,
     next_line: u64,
     next_lease_block: u64,
@@ -105,6 +108,8 @@ impl Engine {
         });
         Ok(Self {
             jobs: jobs.collect(),
+            // Later than all of an earlier incarnation.
+            exchange: Exchange::new(store.epoch() << 32),
             store,
             artefacts,
             shelf,
@@ -206,6 +211,7 @@ impl Engine {
         match request {
             Request::Attach { .. } | Request::Opened { .. } | Request::Commit { .. } => {}
             Request::Pulse { line, pulse } => self.pulse(line, pulse),
+            Request::Group { line, epoch, answer } => self.group_answer(line, epoch, answer),
             Request::Drain { line, reason } => self.drain(line, &reason),
             Request::Detached { line } => self.detached(line),
             Request::Submit { new, reply } => drop(reply.send(self.submit(new).await)),
@@ -236,6 +242,7 @@ impl Engine {
             dispatch.tick(now);
         }
         self.retry_opening(now);
+        self.look_at_group();
         self.act().await;
         self.begin_next().await;
         self.gauge(now);

@@ -134,6 +134,7 @@ impl Engine {
     async fn perform(&mut self, action: Action) -> bool {
         match action {
             Action::Grant { node, grant } => {
+                self.before_grant(&grant);
                 let Some(active) = self.active.as_mut() else { return true };
                 let job = active.id;
                 if let Some(running) = active.running_mut() {

@@ -14,7 +14,7 @@ use halfstep_proto::wire::fleet_client::FleetClient;
 use halfstep_proto::wire::node_message::Body;
 use halfstep_proto::wire::{self, CoordinatorMessage, NodeMessage};
 use halfstep_proto::{Role, WireError, check_hello, explain, hello, job_from_wire};
-use halfstep_work::{Grant, LeaseId, Node, NodeDescription, NodeId, SegmentId};
+use halfstep_work::{Grant, GroupOrder, LeaseId, Node, NodeDescription, NodeId, SegmentId};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -76,6 +76,9 @@ pub(super) async fn attach(
     match begun {
         Ok(attachment) => {
             let end = attachment.last(shared, orders).await;
+            if let Some(group) = &shared.group {
+                group.detached();
+            }
             shared.session.send_replace(None);
             end
         }
@@ -231,6 +234,9 @@ impl Attachment {
                 shared.drain.begin(&drain.reason);
                 Ok(())
             }
+            Some(Said::Group(order)) => {
+                <(u64, GroupOrder)>::try_from(order).map(|order| self.group(shared, order))
+            }
             Some(Said::Farewell(farewell)) => return gone(farewell.reason),
             Some(Said::Refused(wire::Refused { reason, job })) if job.is_empty() => {
                 return Some(End::Refused { reason, attached: true });
@@ -245,6 +251,14 @@ impl Attachment {
             tracing::warn!(%error, "a message of the coordinator is left out");
         }
         None
+    }
+
+    /// A node that cannot be in a group has not said that it can.
+    fn group(&self, shared: &Shared, order: (u64, GroupOrder)) {
+        match &shared.group {
+            Some(group) => group.hear(order, &shared.node, || shared.open_job(), &self.out),
+            None => tracing::warn!("an order of a group is left out"),
+        }
     }
 
     /// A grant that cannot be read goes back at once: the task may suit another node.

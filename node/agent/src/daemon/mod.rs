@@ -6,6 +6,7 @@
 
 mod artefacts;
 mod attach;
+mod group;
 mod jobs;
 mod leases;
 mod options;

@@ -4,6 +4,7 @@
 
 use super::artefacts::HeldState;
 use super::attach::{End, attach};
+use super::group::GroupLine;
 use super::jobs::{JobOrder, follow};
 use super::leases::Leases;
 use super::options::{DaemonError, DaemonEvent, DaemonOptions, Drain};
@@ -53,6 +54,8 @@ pub(super) struct Shared {
     pub(super) leases: Arc<Leases>,
     pub(super) lines: Arc<Lines>,
     pub(super) traffic: Traffic,
+    /// None if the node cannot be in a group.
+    pub(super) group: Option<GroupLine>,
     /// None while there is no coordinator.
     pub(super) session: watch::Sender<Option<Session>>,
     /// The latest registration, over or not.
@@ -120,7 +123,7 @@ impl NodeDaemon {
     ) -> Result<(), DaemonError> {
         let listener = self.options.transport.listen(&self.options.listen).await?;
         let address = advertised(self.options.advertise.as_deref(), listener.address());
-        let shared = self.shared(drain, Box::new(events));
+        let shared = self.shared(drain, Box::new(events))?;
         shared.tell(DaemonEvent::Listening { address: address.clone() });
         let services = Services::new().with(ArtefactsServer::new(HeldState(Arc::clone(&shared))));
         let _serving = Aborted(tokio::spawn(async move {
@@ -142,11 +145,18 @@ impl NodeDaemon {
         ended
     }
 
-    fn shared(self, drain: Drain, events: Box<dyn Fn(DaemonEvent) + Send + Sync>) -> Arc<Shared> {
+    fn shared(
+        self,
+        drain: Drain,
+        events: Box<dyn Fn(DaemonEvent) + Send + Sync>,
+    ) -> Result<Arc<Shared>, DaemonError> {
         let traffic = Traffic::default();
         let DaemonOptions { transport, coordinator, .. } = &self.options;
         let lines = Lines::new(transport.clone(), coordinator, traffic.clone(), Handle::current());
-        Arc::new(Shared {
+        let exchange = self.node.exchange().cloned();
+        let group = exchange.map(|exchange| GroupLine::start(&self.node, exchange)).transpose();
+        Ok(Arc::new(Shared {
+            group: group.map_err(DaemonError::Thread)?,
             node: self.node,
             options: self.options,
             drain,
@@ -158,7 +168,7 @@ impl NodeDaemon {
             open_job: Mutex::default(),
             held_bytes: AtomicU64::new(0),
             events,
-        })
+        }))
     }
 }
 

@@ -60,6 +60,16 @@ pub struct Attached {
     say: mpsc::Sender<Result<CoordinatorMessage, Status>>,
 }
 
+/// A way to say orders.
+pub struct Speaker(mpsc::Sender<Result<CoordinatorMessage, Status>>);
+
+impl Speaker {
+    pub async fn order(&self, epoch: u64, order: GroupOrder) {
+        let body = Some(coordinator_message::Body::Group((epoch, order).into()));
+        self.0.send(Ok(CoordinatorMessage { body })).await.unwrap();
+    }
+}
+
 /// Until the server is stopped.
 pub struct Coordinator {
     pub state: Arc<State>,
@@ -173,6 +183,31 @@ impl Attached {
 
     pub async fn grant(&self, lease: Lease, holdings: Vec<Holding>) {
         self.say(coordinator_message::Body::Grant((JOB, &Grant { lease, holdings }).into())).await;
+    }
+
+    pub async fn order(&self, epoch: u64, order: GroupOrder) {
+        self.speaker().order(epoch, order).await;
+    }
+
+    /// Says orders from elsewhere.
+    pub fn speaker(&self) -> Speaker {
+        Speaker(self.say.clone())
+    }
+
+    /// The next answer of a group of this epoch; those of groups before are passed over.
+    pub async fn answer(&mut self, epoch: u64) -> GroupAnswer {
+        let answer = |body| match body {
+            node_message::Body::Group(answer) => Some(answer),
+            _ => None,
+        };
+        loop {
+            let answer = self.hears("answer of a group", answer).await;
+            let (of, answer) = <(u64, GroupAnswer)>::try_from(answer).unwrap();
+            assert!(of <= epoch, "{answer:?}");
+            if of == epoch {
+                return answer;
+            }
+        }
     }
 
     /// The next message that `pick` wants; others are passed over.

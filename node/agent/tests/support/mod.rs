@@ -11,6 +11,7 @@
 )]
 
 pub mod coordinator;
+pub mod driver;
 
 use bytes::Bytes;
 use halfstep_agent::{CountingEngine, Devices, LocalNode, NodeCounts, NodeOptions, RtenEngine};

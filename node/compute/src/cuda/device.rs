@@ -200,6 +200,11 @@ impl Cuda {
         self.stream.synchronize().map_err(|error| self.driver(error))
     }
 
+    /// The device's context, shared by its lanes.
+    pub(super) fn context(&self) -> Arc<CudaContext> {
+        Arc::clone(&self.opened.context)
+    }
+
     pub(super) fn driver(&self, error: DriverError) -> DeviceError {
         self.opened.subject(0).driver(error)
     }

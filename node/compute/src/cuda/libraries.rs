@@ -1,17 +1,24 @@
 //! CUDA's shared libraries: opened from folders that the system's loader does not search, and asked for by presence.
 //!
 //! A library that is open satisfies every later look-up of its name, so opening it once by its path is all it takes.
-//! Not here: what they say of themselves (`probe`).
+//! NCCL's, of several hundred megabytes, is only noted: who wants it opens it.
+//! Not here: what they say of themselves (`probe`, `nccl`).
 #![expect(unsafe_code, reason = "opening a shared library runs its initialisers")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::{cublas, driver, nvrtc};
 
 /// Beginnings of file names, each after what it needs.
 const WANTED: [&str; 5] =
     ["libnvJitLink.so", "libnvrtc-builtins.so", "libnvrtc.so", "libcublasLt.so", "libcublas.so"];
+
+/// The beginning of NCCL's file name.
+const NCCL: &str = "libnccl.so";
+/// NCCL in the latest folder that was named and has it.
+static NCCL_FOUND: Mutex<Option<PathBuf>> = Mutex::new(None);
 
 /// A folder of CUDA libraries that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +32,7 @@ pub enum LibraryError {
         source: std::io::Error,
     },
     /// There is nothing of interest in it.
-    #[error("CUDA libraries `{folder}`: found none of libcublas.so, libcublasLt.so, libnvrtc.so")]
+    #[error("CUDA libraries `{folder}`: found none of libcublas.so, libcublasLt.so, libnvrtc.so, libnccl.so")]
     Empty {
         /// Which.
         folder: PathBuf,
@@ -41,6 +48,7 @@ pub enum LibraryError {
 }
 
 /// Opens the CUDA libraries in `folders` (all at once: they need each other) for the rest of the process; returns the files.
+/// NCCL's is remembered for [`Nccl::find`](super::Nccl::find).
 ///
 /// # Errors
 /// `Folder`, `Empty`, `Open`.
@@ -48,27 +56,43 @@ pub fn open_libraries(folders: &[PathBuf]) -> Result<Vec<PathBuf>, LibraryError>
     let mut found = Vec::new();
     for folder in folders {
         let before = found.len();
-        found.extend(wanted_in(folder)?);
-        if found.len() == before {
-            return Err(LibraryError::Empty { folder: folder.clone() });
+        let names = names_in(folder)?;
+        found.extend(
+            (0..WANTED.len()).filter_map(|rank| Some((rank, folder.join(longest(&names, WANTED[rank])?)))),
+        );
+        match longest(&names, NCCL) {
+            Some(nccl) => *noted() = Some(folder.join(nccl)),
+            None if found.len() == before => return Err(LibraryError::Empty { folder: folder.clone() }),
+            None => {}
         }
     }
     found.sort_by_key(|(rank, path)| (*rank, path.clone()));
     found.into_iter().map(|(_, path)| open(&path).map(|()| path)).collect()
 }
 
-/// Libraries of one folder with their places in [`WANTED`]; of several versions of a name, the longest (a link has less).
-fn wanted_in(folder: &Path) -> Result<Vec<(usize, PathBuf)>, LibraryError> {
+/// NCCL in a folder that the user named.
+pub(super) fn nccl() -> Option<PathBuf> {
+    noted().clone()
+}
+
+fn noted() -> MutexGuard<'static, Option<PathBuf>> {
+    // A path is replaced whole.
+    NCCL_FOUND.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn names_in(folder: &Path) -> Result<Vec<String>, LibraryError> {
     let unreadable = |source| LibraryError::Folder { folder: folder.to_owned(), source };
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
         names.push(entry.map_err(unreadable)?.file_name().to_string_lossy().into_owned());
     }
-    let longest = |rank: usize| {
-        let fitting = names.iter().filter(|name| name.starts_with(WANTED[rank]));
-        fitting.max_by_key(|name| (name.len(), (*name).clone())).map(|name| (rank, folder.join(name)))
-    };
-    Ok((0..WANTED.len()).filter_map(longest).collect())
+    Ok(names)
+}
+
+/// Of several versions of a library, the longest name: a link has less.
+fn longest<'a>(names: &'a [String], beginning: &str) -> Option<&'a String> {
+    let fitting = names.iter().filter(|name| name.starts_with(beginning));
+    fitting.max_by_key(|name| (name.len(), *name))
 }
 
 #[cfg(unix)]
@@ -137,24 +161,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_are_searched_in_the_order_libraries_need_each_other() {
+    fn of_each_library_the_longest_name_is_opened_and_nccl_is_noted() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["libcublas.so.13", "libcublas.so", "libcublasLt.so.13", "libnvrtc.so.13", "readme.txt"] {
+        let files = [
+            "libcublas.so.13",
+            "libcublas.so",
+            "libcublasLt.so.13",
+            "libnvrtc.so.13",
+            "libnccl.so",
+            "libnccl.so.2",
+            "readme.txt",
+        ];
+        for name in files {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
-        let found = wanted_in(folder.path()).unwrap();
-        let names: Vec<_> =
-            found.iter().map(|(_, path)| path.file_name().unwrap().to_str().unwrap()).collect();
-        assert_eq!(names, ["libnvrtc.so.13", "libcublasLt.so.13", "libcublas.so.13"]);
+        let names = names_in(folder.path()).unwrap();
+        let found: Vec<_> = WANTED.iter().filter_map(|beginning| longest(&names, beginning)).collect();
+        assert_eq!(found, ["libnvrtc.so.13", "libcublasLt.so.13", "libcublas.so.13"]);
         let error = open_libraries(&[folder.path().to_owned()]).unwrap_err().to_string();
         assert!(error.contains("libnvrtc.so.13`: does not open"), "{error}");
+        // A library that nobody asks for may be broken.
+        assert_eq!(nccl(), Some(folder.path().join("libnccl.so.2")));
+        let error = super::super::Nccl::find().unwrap_err().to_string();
+        assert!(error.contains("libnccl.so.2` does not open: "), "{error}");
     }
 
     #[test]
     fn folders_without_libraries_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let error = open_libraries(&[folder.path().to_owned()]).unwrap_err().to_string();
-        assert!(error.ends_with("found none of libcublas.so, libcublasLt.so, libnvrtc.so"), "{error}");
+        assert!(
+            error.ends_with("found none of libcublas.so, libcublasLt.so, libnvrtc.so, libnccl.so"),
+            "{error}"
+        );
         let error = open_libraries(&[folder.path().join("no")]).unwrap_err().to_string();
         assert!(error.contains("no`: cannot be listed"), "{error}");
     }

@@ -4,7 +4,8 @@
 //! that is usable. Products are cuBLAS's, everything else the kernels in `cu/`, compiled by NVRTC for the device found.
 //! A [`Cuda`] is a lane: one stream with its own cuBLAS handle; threads take one each with [`Cuda::lane`].
 //!
-//! Not here: several devices in one solve, exchange between devices.
+//! [`Nccl`] and [`Communicator`] add integers over the devices of several processes.
+//! Not here: several devices in one solve.
 
 mod blas;
 mod column_major;
@@ -16,6 +17,7 @@ mod grams;
 mod kernels;
 mod libraries;
 mod modules;
+mod nccl;
 mod place;
 mod probe;
 mod staging;
@@ -27,6 +29,7 @@ pub use decoder::{CudaChoice, CudaLane, CudaSequences, CudaTable};
 pub use device::{Cuda, CudaBuffer, Precision};
 pub use grams::{CudaProducts, CudaSums, Factors, GramShape, ShardGrams};
 pub use libraries::{LibraryError, open_libraries};
+pub use nccl::{Communicator, Memory, Nccl, NcclError, Patience, Place, UniqueId};
 pub use place::CudaPlace;
 pub use probe::{Found, Gpu, Probe, probe};
 pub use staging::RowStaging;
