@@ -358,7 +358,7 @@ async fn live(
             }
             Said::Refused(why) => *refused.lock().unwrap() = Some(why.reason),
             Said::Farewell(_) => farewell.store(true, Ordering::SeqCst),
-            Said::Revoke(_) | Said::DropSums(_) | Said::Close(_) | Said::Drain(_) => {}
+            Said::Revoke(_) | Said::DropSums(_) | Said::Close(_) | Said::Drain(_) | Said::Group(_) => {}
         }
     }
 }

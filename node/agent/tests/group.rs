@@ -8,7 +8,6 @@ mod support;
 
 use halfstep_agent::Exchange;
 use halfstep_agent::cuda::Nccl;
-use halfstep_model::Model;
 use halfstep_proto::Transport;
 use halfstep_work::*;
 use std::collections::BTreeMap;
@@ -76,9 +75,12 @@ async fn run(driver: &mut Driver, expected: &BTreeMap<(LayerId, ChunkId), Roundi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_gives_the_same_roundings_and_nobody_fetches_statistics() {
-    let models: [(&str, fn() -> Model); 3] =
-        [("small", small_model), ("shared", shared_model), ("branched", branched_model)];
-    for (name, make) in models {
+    for name in ["small", "shared", "branched"] {
+        let make = || match name {
+            "small" => small_model(),
+            "shared" => shared_model(),
+            _ => branched_model(),
+        };
         let settings = match name {
             "shared" => Settings { sample: vec![2, 5, 5], ..Settings::default() },
             _ => Settings::default(),
