@@ -521,6 +521,43 @@ async fn outcomes_of_another_incarnation_or_unknown_leases_are_stale() {
     coordinator.stop().await;
 }
 
+/// Its node may be about to name the lease: called stale now and taken up then, it would be in nobody's hands for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outcome_that_comes_before_what_its_node_has_in_hand_is_asked_for_again() {
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let job = bench.submit_example(13).await;
+    let late = Kind { opens_after: Duration::from_secs(1), solves_max: 0, ..named("late") };
+    let node = FakeNode::attach(&bench, late);
+    let told = welcome(&bench, &node).await;
+    let commit = wire::CommitRequest {
+        job: job_to_wire(job),
+        node: told.node,
+        epoch: told.epoch,
+        lease: 1 << 60,
+        attempt: 1,
+        outcome: Some(wire::commit_request::Outcome::Done(wire::Done {
+            kind: Some(wire::done::Kind::Accumulated(wire::Empty {})),
+        })),
+        cost: Some(wire::Cost::default()),
+    };
+    let mut fleet = wire::fleet_client::FleetClient::new(bench.channel());
+    let mut unheard = 0;
+    let verdict = loop {
+        match fleet.commit(commit.clone()).await {
+            Ok(reply) => break Verdict::try_from(reply.into_inner()).unwrap(),
+            Err(status) => {
+                assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
+                unheard += u32::from(status.message().contains("in hand"));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(verdict, Verdict::Stale, "it has said that it knows nothing of the lease");
+    assert!(unheard > 0, "it was asked to wait");
+    coordinator.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_for_one_job_forgets_the_others() {
     let bench = Bench::new();

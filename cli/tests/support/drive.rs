@@ -2,7 +2,7 @@
 #![allow(unreachable_pub, clippy::unwrap_used, reason = "a test may stop")]
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 
 use bytes::Bytes;
 use halfstep_agent::LocalNode;
@@ -82,14 +82,18 @@ pub fn drive(prepared: &Prepared, dataset: Dataset, node: &LocalNode) -> Committ
     while dispatch.outcome() == Ended::Running {
         let grants = follow(&mut dispatch, &here, node);
         assert!(!grants.is_empty(), "nothing to do, yet not finished: {:?}", dispatch.explain(0));
-        let done = std::thread::scope(|scope| {
-            let running: Vec<_> =
-                grants.iter().map(|grant| scope.spawn(|| node.execute(grant, &Unwatched))).collect();
-            running.into_iter().map(|one| one.join().unwrap()).collect::<Vec<_>>()
+        // Verdicts come while others still work: products wait for theirs, and may keep memory that another wants.
+        let (done, finished) = mpsc::channel();
+        std::thread::scope(|scope| {
+            for grant in &grants {
+                let done = done.clone();
+                scope.spawn(move || done.send((grant, node.execute(grant, &Unwatched))));
+            }
+            drop(done);
+            for (grant, result) in finished {
+                settle(&mut dispatch, &here, node, grant, result);
+            }
         });
-        for (grant, result) in grants.iter().zip(done) {
-            settle(&mut dispatch, &here, node, grant, result);
-        }
     }
     follow(&mut dispatch, &here, node);
     assert_eq!(dispatch.outcome(), Ended::Finished);

@@ -215,6 +215,8 @@ pub(crate) struct Kind {
     pub(crate) solves_max: usize,
     /// Pause before each answer.
     pub(crate) pause: Duration,
+    /// How long it takes to open a job; it says nothing meanwhile.
+    pub(crate) opens_after: Duration,
     /// What its engine says to every job.
     pub(crate) cannot_open: Option<String>,
 }
@@ -227,6 +229,7 @@ impl Default for Kind {
             slots: 2,
             solves_max: usize::MAX,
             pause: Duration::ZERO,
+            opens_after: Duration::ZERO,
             cannot_open: None,
         }
     }
@@ -345,6 +348,7 @@ async fn live(
                 works.open(job, BlobHash::try_from(open.plan.as_slice()).unwrap()).await;
                 let failure = works.kind.cannot_open.clone();
                 let failure = failure.map(|why| Failure::new(FailureClass::BadInput, why).into());
+                tokio::time::sleep(works.kind.opens_after).await;
                 let opened = wire::Opened { job: open.job, inventory: Some(Default::default()), failure };
                 if said.send(message(Body::Opened(opened))).await.is_err() {
                     return;

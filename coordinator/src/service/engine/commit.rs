@@ -37,6 +37,10 @@ impl Engine {
                 None if self.is_coming(outcome.job) => {
                     Err(Status::unavailable(format!("job {} is being taken up, try again", outcome.job)))
                 }
+                None if self.is_unheard(&outcome) => {
+                    let why = "what the node has in hand is not known yet, try again";
+                    Err(Status::unavailable(why.to_owned()))
+                }
                 None => Ok(self.apply(outcome)),
             };
             answers.push((reply, answer));
@@ -93,6 +97,15 @@ impl Engine {
         open && active.is_none_or(|active| matches!(active.step, Step::Preparing))
     }
 
+    /// Under a lease that the node may be about to name: it is attached, and what it says it has of the job has not been read. Stale
+    /// now, the same lease would be taken up then, and nobody would work on it.
+    fn is_unheard(&self, outcome: &Outcome) -> bool {
+        let opening = self.seats.get(&outcome.node).is_some_and(|seat| seat.is_opening(outcome.job));
+        let running = self.active.as_ref().and_then(Active::running);
+        let unknown = running.is_some_and(|running| running.dispatch.state().lease(outcome.lease).is_none());
+        opening && unknown && self.is_of_now(outcome)
+    }
+
     /// Of the running job and of this incarnation.
     fn is_of_now(&self, outcome: &Outcome) -> bool {
         let running = self.active.as_ref().filter(|active| active.running().is_some());
@@ -118,7 +131,7 @@ impl Engine {
     }
 
     fn judge(&mut self, outcome: Outcome) -> Verdict {
-        let now = self.now_ms();
+        let (now, done) = (self.now_ms(), outcome.outcome.is_ok());
         if !self.is_of_now(&outcome) {
             return Verdict::Stale;
         }
@@ -151,7 +164,8 @@ impl Engine {
         if verdict == Verdict::Accepted {
             active.tally.refine += outcome.cost.refine_seconds;
             active.tally.bytes_fetched += outcome.cost.bytes_fetched;
-            if let Some(seat) = self.seats.get_mut(&outcome.node) {
+            // A failure that counts is no task done.
+            if let Some(seat) = self.seats.get_mut(&outcome.node).filter(|_| done) {
                 seat.tasks_done += 1;
             }
         }

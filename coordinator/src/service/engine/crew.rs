@@ -59,6 +59,15 @@ impl Seat {
         self.line.is_some()
     }
 
+    /// It is attached and has not said yet what it has of the job.
+    pub(super) fn is_opening(&self, job: JobId) -> bool {
+        self.is_connected()
+            && match self.opening {
+                Opening::Asked(asked) | Opening::Again(asked, _) => asked == job,
+                Opening::Not | Opening::Open(_) | Opening::LeftOut(_) => false,
+            }
+    }
+
     /// By what it can add up statistics in a group, and its line, if it works on the job and will go on.
     pub(super) fn in_group(&self, job: JobId) -> Option<(&str, u64)> {
         let way = self.description.exchange.as_str();

@@ -87,6 +87,7 @@ impl Config {
 /// Declares the functions: a field each, filled from the symbol of that name.
 macro_rules! functions {
     ($($field:ident: $symbol:literal, fn($($argument:ty),*) -> $result:ty;)*) => {
+        // SAFETY: types alone; whoever calls one answers for its arguments.
         struct Functions { $($field: unsafe extern "C" fn($($argument),*) -> $result,)* }
 
         impl Functions {
