@@ -124,10 +124,12 @@ impl Job {
         for slice in self.plan.slice_ids(id) {
             let rows = self.rows(id, slice)?;
             if !lock(&held).means().has(&rows) {
-                match self.together.means(attempt, id, slice)? {
-                    Some(means) => lock(&held).place(&means)?,
-                    None => lock(&held).place(&self.fetch_means(attempt, id, slice, rows)?)?,
-                }
+                // No lock while others are asked: they may be asking for what is here.
+                let came = match self.together.means(attempt, id, slice)? {
+                    Some(means) => means,
+                    None => Arc::new(self.fetch_means(attempt, id, slice, rows)?),
+                };
+                lock(&held).place(&came)?;
             }
         }
         let samples = match self.plan.solver.objective {
