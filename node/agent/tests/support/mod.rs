@@ -29,6 +29,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// Values without pattern, in -0.5..0.5, the same for the same salt.
@@ -412,9 +413,27 @@ impl Source for TestSource {
             Wanted::MeansSlice { .. } => "means",
             Wanted::Samples { .. } => "samples",
         };
+        self.everybody_answers(wanted);
         let bytes = node.serve(wanted).map_err(|f| SourceError::new(f.class, f.message))?;
         *self.fetched.lock().unwrap().entry(kind).or_default() += 1;
         Ok(bytes)
+    }
+}
+
+impl TestSource {
+    /// The node that asks may be asked for the same at the same time: it keeps no lock that answering needs.
+    fn everybody_answers(&self, wanted: &Wanted) {
+        let nodes: Vec<_> = self.nodes.read().unwrap().values().cloned().collect();
+        for node in nodes {
+            let (told, answered) = std::sync::mpsc::channel();
+            let wanted = wanted.clone();
+            std::thread::spawn(move || {
+                // Whether it has it is of no account here.
+                let _ = node.serve(&wanted);
+                told.send(())
+            });
+            answered.recv_timeout(Duration::from_secs(20)).expect("a node that asks others answers them");
+        }
     }
 }
 
