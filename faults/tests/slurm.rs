@@ -182,8 +182,13 @@ fn an_elastic_fleet_follows_its_coordinator() -> Result<()> {
     // Nodes first: they wait.
     let nodes = site.slurm.sbatch(&["--array=0-3", "--output=node-%a.log", "nodes.sbatch"], &TIMES)?;
     (0..4).for_each(|task| site.slurm.show(&format!("node-{task}.log")));
-    site.slurm.wait_lines("node-0.log", "is not there yet", 1, LIMIT)?;
+    for task in 0..4 {
+        site.slurm.wait_lines(&format!("node-{task}.log"), "is not there yet", 1, LIMIT)?;
+    }
     let first = site.slurm.sbatch(&["--output", LOG, "--nodelist=n1", "coordinator.sbatch"], &TIMES)?;
+    for task in 0..4 {
+        site.slurm.wait_lines(&format!("node-{task}.log"), "Attached to n1:", 1, LIMIT)?;
+    }
     site.slurm.wait_lines(LOG, SOLVED, 1, LIMIT)?;
     // One node is cancelled, one is told that its time is up and comes back.
     site.slurm.user(&["scancel", &format!("{nodes}_0")], &[])?;
