@@ -11,8 +11,7 @@ use crate::attempt::Attempt;
 use crate::carry_wire::{self, Live};
 use crate::job::{Job, lock};
 use crate::{failure, transit};
-use halfstep_exec::{CarryKey, Session, Stream, Unfolder, peak, round_to_bf16, sampled_positions};
-use halfstep_model::decoder::CarryPrecision;
+use halfstep_exec::{Carried, CarryKey, Session, Stream, Unfolder, sampled_positions};
 use halfstep_model::{Layer, Segment, Tensor};
 use halfstep_work::{
     Done, Failure, FailureClass, Held, Holding, LayerId, PeakRecord, RangeId, SegmentId, ShardId, Wanted,
@@ -276,28 +275,25 @@ impl Job {
         let takes_over = |name: &&String| stream == Stream::Quantized && segment.shared.contains(name);
         let given = segment.inputs.iter().chain(segment.shared.iter().filter(takes_over));
         let inputs: Result<Vec<_>, Failure> =
-            given.map(|name| Ok((name.as_str(), self.tensor(lane, stream, name)?))).collect();
+            given.map(|name| Ok((name.as_str(), self.carried(lane, stream, name)?))).collect();
         let inputs = inputs?;
-        let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (*name, t.as_ref())).collect();
+        let views: Vec<(&str, &Carried)> = inputs.iter().map(|(name, carried)| (*name, carried)).collect();
         let made = segment.outputs.iter().filter(|name| !takes_over(name));
         let names: Vec<&str> = made.map(String::as_str).collect();
-        let outputs = session.run(&views, &names).map_err(failure::exec)?;
-        for (name, mut tensor) in names.iter().zip(outputs) {
-            if self.program.carries() == CarryPrecision::Bf16 {
-                round_to_bf16(&mut tensor);
-            }
-            self.carry.put(key(lane, stream, name), Arc::new(tensor)).map_err(failure::exec)?;
+        let outputs = session.run_carried(&views, &names, self.program.carries()).map_err(failure::exec)?;
+        for (name, carried) in names.iter().zip(outputs) {
+            self.carry.put_carried(key(lane, stream, name), carried).map_err(failure::exec)?;
         }
         Ok(())
     }
 
     /// The tensor of a stream; where the quantized one does not differ there is only the original.
-    pub(crate) fn tensor(&self, lane: LaneShard, stream: Stream, name: &str) -> Result<Arc<Tensor>, Failure> {
+    pub(crate) fn carried(&self, lane: LaneShard, stream: Stream, name: &str) -> Result<Carried, Failure> {
         let stream = match self.program.is_parted(lane.0, name) {
             true => stream,
             false => Stream::FullPrecision,
         };
-        self.carry.get(&key(lane, stream, name)).map_err(failure::exec)
+        self.carry.carried(&key(lane, stream, name)).map_err(failure::exec)
     }
 
     fn session(&self, id: SegmentId, segment: &Segment, stream: Stream) -> Result<Arc<dyn Session>, Failure> {
@@ -352,18 +348,18 @@ impl Job {
         use_index: usize,
         tensor: &str,
     ) -> Result<PeakRecord, Failure> {
-        let fp = self.tensor(lane, Stream::FullPrecision, tensor)?;
-        let q = self.tensor(lane, Stream::Quantized, tensor)?;
+        let fp = self.carried(lane, Stream::FullPrecision, tensor)?;
+        let q = self.carried(lane, Stream::Quantized, tensor)?;
         let described: &Layer = &self.program.layers[layer];
-        let unfolder = Unfolder::new(tensor, &described.unfold, &fp, described.cols, described.groups);
+        let Layer { unfold, cols, groups, .. } = described;
+        let unfolder = Unfolder::for_dims(tensor, unfold, fp.dims(), *cols, *groups);
         let positions = unfolder.map_err(failure::exec)?.positions();
         let used = sampled_positions(positions, self.plan.solver.positions_fraction, lane.1.0).len();
-        let largest = |t: &Tensor| t.as_f32().map_or(f32::NAN, peak);
         Ok(PeakRecord {
             layer: LayerId(layer as u32),
             use_index: use_index as u32,
-            full_precision: largest(&fp),
-            quantized: largest(&q),
+            full_precision: fp.peak(),
+            quantized: q.peak(),
             positions: used as u64,
         })
     }

@@ -171,13 +171,13 @@ impl Job {
         let agreed = peaks.iter().find(|p| (p.layer, p.use_index) == one);
         let agreed = agreed.ok_or_else(|| failure::internal(format!("{layer}: no peaks were agreed")))?;
         let Some(statistics) = self.begun_statistics(one, agreed)? else { return Ok((one, None)) };
-        let fp = self.tensor(lane, Stream::FullPrecision, &tap.tensor)?;
+        let fp = self.carried(lane, Stream::FullPrecision, &tap.tensor)?;
         let differs = self.program.differs(&self.plan, layer);
-        let q = differs.then(|| self.tensor(lane, Stream::Quantized, &tap.tensor)).transpose()?;
+        let q = differs.then(|| self.carried(lane, Stream::Quantized, &tap.tensor)).transpose()?;
         let described = self.program.layer(layer);
         let summing = device.summing(described.cols, self.program.carries());
         let summing = summing.map_err(|error| failure::device(&described.name, &error))?;
-        let products = statistics.products(summing, described, &tap.tensor, lane.1.0, &fp, q.as_deref());
+        let products = statistics.products(summing, described, &tap.tensor, lane.1.0, &fp, q.as_ref());
         let products = products.map_err(|error| match error {
             ExecError::Device(error) => failure::device(&described.name, &error),
             other => failure::exec(other),

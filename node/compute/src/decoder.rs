@@ -127,6 +127,12 @@ pub trait Lane {
     /// `OutOfMemory`, `Failed`.
     fn given<'a>(&mut self, host: &'a [f32]) -> Result<Self::Given<'a>, DeviceError>;
 
+    /// Numbers of which the host has the upper halves, the others being 0, as an operator's input.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Failed`.
+    fn given_halves<'a>(&mut self, host: &'a [u16]) -> Result<Self::Given<'a>, DeviceError>;
+
     /// Memory for `len` numbers; what it holds is not said.
     ///
     /// # Errors
@@ -141,6 +147,12 @@ pub trait Lane {
     /// # Errors
     /// `Failed` if what made them failed.
     fn copied(&mut self, array: &Self::Array, len: usize) -> Result<Vec<f32>, DeviceError>;
+
+    /// The first `len` numbers rounded to bfloat16 (ties to even; a NaN stays one).
+    ///
+    /// # Errors
+    /// As [`Lane::copied`].
+    fn copied_halves(&mut self, array: &Self::Array, len: usize) -> Result<Vec<u16>, DeviceError>;
 
     /// The `len` numbers of an array that is not needed any more.
     ///

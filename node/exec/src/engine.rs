@@ -3,9 +3,12 @@
 //! Not here: the engines (`rten_engine`, `ort_engine`), cutting models (`halfstep_model`).
 
 use crate::ExecError;
+use crate::carry::{Carried, round_to_bf16};
 use bytes::Bytes;
+use halfstep_model::decoder::CarryPrecision;
 use halfstep_model::{Model, Tensor};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Loads models.
 pub trait Engine: Send + Sync {
@@ -38,6 +41,28 @@ pub trait Session: Send + Sync {
     /// `Run`, naming the node if the engine says; `Missing` for names the model does not have; `Tensor`,
     /// `IntegerRange` for inputs the engine cannot take.
     fn run(&self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>, ExecError>;
+
+    /// [`Self::run`] from carries to carries: f32 outputs are rounded to what `precision` says.
+    ///
+    /// # Errors
+    /// The same.
+    fn run_carried(
+        &self,
+        inputs: &[(&str, &Carried)],
+        outputs: &[&str],
+        precision: CarryPrecision,
+    ) -> Result<Vec<Carried>, ExecError> {
+        let whole: Vec<Arc<Tensor>> = inputs.iter().map(|(_, carried)| (*carried).clone().tensor()).collect();
+        let views: Vec<(&str, &Tensor)> =
+            inputs.iter().zip(&whole).map(|((name, _), tensor)| (*name, tensor.as_ref())).collect();
+        let round = |mut tensor: Tensor| {
+            if precision == CarryPrecision::Bf16 {
+                round_to_bf16(&mut tensor);
+            }
+            Carried::new(Arc::new(tensor), precision)
+        };
+        Ok(self.run(&views, outputs)?.into_iter().map(round).collect())
+    }
 }
 
 /// Operators of a model's nodes, to complete engines' messages.

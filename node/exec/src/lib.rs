@@ -21,7 +21,7 @@ mod slice_wire;
 mod statistics;
 mod unfold;
 
-pub use carry::{CarryKey, CarryStore, CarryUse, Stream, round_to_bf16};
+pub use carry::{Carried, CarryKey, CarryStore, CarryUse, Halves, Stream, peak, round_to_bf16};
 pub use counting::{CountingEngine, NodeCounts};
 pub use decoder::{DecoderSession, without_kernel};
 pub use engine::{Engine, Session};
@@ -37,6 +37,6 @@ pub use slice_wire::{
 };
 pub use statistics::{
     Agreement, Exponents, GroupMeans, LayerStatistics, SampleRows, Sampling, ShardProducts, ShardSamples,
-    add_samples, means, peak, sampled_positions,
+    add_samples, means, sampled_positions,
 };
 pub use unfold::Unfolder;

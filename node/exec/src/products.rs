@@ -32,6 +32,13 @@ pub enum Summing<'a> {
     },
 }
 
+impl Summing<'_> {
+    /// Whether rows of bfloat16 are read as they lie.
+    pub(crate) fn takes_halves(&self) -> bool {
+        matches!(self, Self::Cuda { digits: RowDigits::Bf16, .. })
+    }
+}
+
 /// Matrices of one use of a layer, and their fixed points.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Form {
@@ -112,6 +119,17 @@ impl<'a> Adding<'a> {
                 Ok(())
             }
             Self::Cuda { grams, .. } => Ok(grams.add(x, q)?),
+        }
+    }
+
+    /// [`Self::add`] of bfloat16, as they lie: a device whose rows are such reads them so.
+    pub(crate) fn add_halves(&mut self, x: &[u16], q: Option<&[u16]>) -> Result<(), ExecError> {
+        match self {
+            Self::Host { .. } => {
+                let q = q.map(cpu::widen);
+                self.add(&cpu::widen(x), q.as_deref())
+            }
+            Self::Cuda { grams, .. } => Ok(grams.add_halves(x, q)?),
         }
     }
 

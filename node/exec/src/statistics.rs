@@ -7,6 +7,7 @@
 //! Not here: who agrees on peaks (`work`), where sums are computed and kept (`products`), the integers (`fixed_gram`), sums on
 //! their way to means (`slice`), damping (`solver`).
 
+use crate::carry::Carried;
 use crate::error::ExecError;
 use crate::fixed_gram::{Part, exponent};
 use crate::layer_means::LayerMeans;
@@ -110,13 +111,6 @@ pub fn sampled_positions(total: usize, fraction: f32, shard: u32) -> Vec<usize> 
     (0u64..).map(|i| (phase + i as f64 * step) as usize).take_while(|position| *position < total).collect()
 }
 
-/// Largest absolute value; NaN if any entry is NaN.
-pub fn peak(values: &[f32]) -> f32 {
-    // Integer comparison of magnitudes vectorises and keeps NaN largest.
-    let bits = values.iter().fold(0u32, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
-    f32::from_bits(bits)
-}
-
 impl LayerStatistics {
     /// Empty statistics of `layer`; `same_streams` when the quantized stream equals the original.
     ///
@@ -158,7 +152,8 @@ impl LayerStatistics {
         fp: &Tensor,
         q: Option<&Tensor>,
     ) -> Result<(), ExecError> {
-        self.merge(self.products(Summing::Cpu, layer, input, shard, fp, q)?)
+        self.check_streams(layer, q.is_some())?;
+        self.merge(self.products_of_tensors(Summing::Cpu, layer, input, shard, fp, q)?)
     }
 
     /// One shard's sums, not added to anything. `q` is `None` when both streams are the same.
@@ -171,24 +166,56 @@ impl LayerStatistics {
         layer: &Layer,
         input: &str,
         shard: u32,
+        fp: &Carried,
+        q: Option<&Carried>,
+    ) -> Result<ShardProducts, ExecError> {
+        self.check_streams(layer, q.is_some())?;
+        if summing.takes_halves()
+            && self.takes_all_rows()
+            && let Some(rows) = HalfRows::of(layer, input, fp, q)?
+        {
+            let mut adding = Adding::new(self.form, summing, rows.count)?;
+            adding.add_halves(rows.fp, rows.q)?;
+            adding.end_group()?;
+            let samples = vec![SampleRows::default(); layer.groups];
+            return Ok(ShardProducts { shard, products: adding.finish()?, samples });
+        }
+        let (fp, q) = (fp.clone().tensor(), q.map(|q| q.clone().tensor()));
+        self.products_of_tensors(summing, layer, input, shard, &fp, q.as_deref())
+    }
+
+    fn check_streams(&self, layer: &Layer, apart: bool) -> Result<(), ExecError> {
+        match apart == self.form.exponents.cross.is_some() {
+            true => Ok(()),
+            false => {
+                let reason = format!("layer `{}`: its streams part in some shards only", layer.name);
+                Err(ExecError::Internal(reason))
+            }
+        }
+    }
+
+    /// Whether every row enters the sums and nothing else is asked of it.
+    fn takes_all_rows(&self) -> bool {
+        self.sampling.fraction >= 1.0 && self.sampling.keep_per_shard == 0
+    }
+
+    fn products_of_tensors(
+        &self,
+        summing: Summing<'_>,
+        layer: &Layer,
+        input: &str,
+        shard: u32,
         fp: &Tensor,
         q: Option<&Tensor>,
     ) -> Result<ShardProducts, ExecError> {
         let inputs = Inputs::new(layer, input, fp, q)?;
-        let both = self.form.exponents.cross.is_some();
-        if inputs.q.is_some() != both {
-            return Err(ExecError::Internal(format!(
-                "layer `{}`: its streams part in some shards only",
-                layer.name
-            )));
-        }
         let positions = match self.sampling.fraction < 1.0 {
             true => Some(sampled_positions(inputs.unfolder.positions(), self.sampling.fraction, shard)),
             false => None,
         };
         let rows = Rows { total: inputs.unfolder.positions(), chosen: positions.as_deref() };
         let mut adding = Adding::new(self.form, summing, rows.len())?;
-        let mut scratch = Scratch::new(self.form.cols, both);
+        let mut scratch = Scratch::new(self.form.cols, inputs.q.is_some());
         for group in 0..self.form.groups {
             add_group(&mut adding, &inputs, &rows, group, &mut scratch)?;
         }
@@ -299,16 +326,50 @@ struct Inputs<'a> {
 
 impl<'a> Inputs<'a> {
     fn new(layer: &Layer, name: &str, fp: &'a Tensor, q: Option<&'a Tensor>) -> Result<Self, ExecError> {
-        if let Some(q) = q.filter(|q| q.shape != fp.shape) {
-            return Err(ExecError::Tensor {
-                name: name.to_owned(),
-                expected: format!("shape {:?} on both streams", fp.shape),
-                actual: format!("{:?} on the quantized", q.shape),
-            });
-        }
+        same_shape(name, &fp.shape, q.map(|q| q.shape.as_slice()))?;
         let unfolder = Unfolder::new(name, &layer.unfold, fp, layer.cols, layer.groups)?;
         let q = q.map(|q| floats(name, q)).transpose()?;
         Ok(Self { unfolder, fp: floats(name, fp)?, q })
+    }
+}
+
+fn same_shape(name: &str, fp: &[usize], q: Option<&[usize]>) -> Result<(), ExecError> {
+    match q.filter(|q| *q != fp) {
+        None => Ok(()),
+        Some(q) => Err(ExecError::Tensor {
+            name: name.to_owned(),
+            expected: format!("shape {fp:?} on both streams"),
+            actual: format!("{q:?} on the quantized"),
+        }),
+    }
+}
+
+/// A shard's rows as they lie in tensors of bfloat16, on both streams.
+struct HalfRows<'a> {
+    count: usize,
+    fp: &'a [u16],
+    q: Option<&'a [u16]>,
+}
+
+impl<'a> HalfRows<'a> {
+    /// Nothing if they do not lie so.
+    fn of(
+        layer: &Layer,
+        name: &str,
+        fp: &'a Carried,
+        q: Option<&'a Carried>,
+    ) -> Result<Option<Self>, ExecError> {
+        same_shape(name, fp.dims(), q.map(Carried::dims))?;
+        let halves = |carried: &'a Carried| match carried {
+            Carried::Halves(halves) => Some(halves.values.as_slice()),
+            Carried::Whole(_) => None,
+        };
+        let (Some(rows), Some(q)) = (halves(fp), q.map_or(Some(None), |q| halves(q).map(Some))) else {
+            return Ok(None);
+        };
+        let unfolder = Unfolder::for_dims(name, &layer.unfold, fp.dims(), layer.cols, layer.groups)?;
+        let count = unfolder.positions();
+        Ok(unfolder.is_plain().then_some(Self { count, fp: rows, q }))
     }
 }
 

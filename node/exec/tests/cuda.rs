@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use halfstep_compute::Device;
 use halfstep_compute::cuda::{Cuda, CudaBuffer, RowDigits, RowStaging};
 use halfstep_compute::random::Stream;
-use halfstep_exec::{Agreement, ExecError, LayerStatistics, Sampling, Summing, UseSlice};
+use halfstep_exec::{Agreement, Carried, ExecError, LayerStatistics, Sampling, Summing, UseSlice};
+use halfstep_model::decoder::CarryPrecision;
 use halfstep_model::{Activation, AutoPad, Geometry, Layer, LayerUse, Tensor, Unfold, WeightLayout};
 
 /// Tests that fill the device's memory, and those that need some.
@@ -88,7 +89,27 @@ impl Case {
             ("convolution", Self::new(conv(5, 1), |n| vec![n, 5, 9, 7], 1.0, false)),
             ("grouped", Self::new(conv(6, 3), |n| vec![n, 6, 9, 7], 0.7, false)),
             ("without rows", Self::new(linear(), |n| vec![n, 0, 70], 1.0, false)),
+            ("linear, nothing kept", Self::new(linear(), |n| vec![n, 900, 70], 1.0, false).keeping_nothing()),
+            (
+                "one stream, nothing kept",
+                Self::new(linear(), |n| vec![31 * n, 70], 1.0, true).keeping_nothing(),
+            ),
+            (
+                "convolution, nothing kept",
+                Self::new(conv(5, 1), |n| vec![n, 5, 9, 7], 1.0, false).keeping_nothing(),
+            ),
         ]
+    }
+
+    fn keeping_nothing(self) -> Self {
+        Self { sampling: Sampling { keep_per_shard: 0, ..self.sampling }, ..self }
+    }
+
+    /// A shard as carries of that precision hold it.
+    fn carried(&self, shard: usize, precision: CarryPrecision) -> (Carried, Option<Carried>) {
+        let carried = |tensor: &Tensor| Carried::new(Arc::new(tensor.clone()), precision);
+        let (x, q) = &self.shards[shard];
+        (carried(x), (!self.same).then(|| carried(q)))
     }
 
     fn empty(&self) -> LayerStatistics {
@@ -97,9 +118,18 @@ impl Case {
     }
 
     fn add(&self, statistics: &LayerStatistics, shard: usize, summing: Summing<'_>) -> Result<(), ExecError> {
-        let (x, q) = &self.shards[shard];
-        let q = (!self.same).then_some(q);
-        statistics.merge(statistics.products(summing, &self.layer, "x", shard as u32, x, q)?)
+        self.add_carried(statistics, shard, summing, CarryPrecision::F32)
+    }
+
+    fn add_carried(
+        &self,
+        statistics: &LayerStatistics,
+        shard: usize,
+        summing: Summing<'_>,
+        precision: CarryPrecision,
+    ) -> Result<(), ExecError> {
+        let (x, q) = self.carried(shard, precision);
+        statistics.merge(statistics.products(summing, &self.layer, "x", shard as u32, &x, q.as_ref())?)
     }
 
     fn rows(&self) -> usize {
@@ -137,13 +167,20 @@ fn a_device_sums_what_the_cpu_sums_in_any_order_and_beside_it() {
     let Some(mut lane) = Lane::new() else { return };
     for (what, case) in Case::all() {
         let expected = case.on_cpu();
-        for digits in [RowDigits::F32, RowDigits::Tf32, RowDigits::Bf16] {
+        let ways = [
+            (RowDigits::F32, CarryPrecision::F32),
+            (RowDigits::Tf32, CarryPrecision::F32),
+            (RowDigits::Tf32, CarryPrecision::Bf16),
+            (RowDigits::Bf16, CarryPrecision::F32),
+            (RowDigits::Bf16, CarryPrecision::Bf16),
+        ];
+        for (digits, precision) in ways {
             let statistics = case.empty();
             for shard in [2, 0, 2, 1] {
-                case.add(&statistics, shard, lane.summing(digits)).unwrap();
+                case.add_carried(&statistics, shard, lane.summing(digits), precision).unwrap();
             }
             let rows = case.rows();
-            assert!(statistics.slice(0..rows).unwrap() == expected, "{what}, {digits:?}");
+            assert!(statistics.slice(0..rows).unwrap() == expected, "{what}, {digits:?} from {precision:?}");
             let kept = statistics.kept();
             let alone = case.empty();
             (0..3).for_each(|shard| case.add(&alone, shard, Summing::Cpu).unwrap());
@@ -194,9 +231,9 @@ fn a_device_without_room_refuses_products_and_leaves_sums_to_the_host() {
     let case = Case::new(layer(Unfold::Rows, 1500, 1), |n| vec![n, 3, 1500], 1.0, false);
     let expected = case.on_cpu();
     let statistics = case.empty();
-    let (x, q) = &case.shards[0];
+    let (x, q) = case.carried(0, CarryPrecision::F32);
     let products =
-        statistics.products(lane.summing(RowDigits::Bf16), &case.layer, "x", 0, x, Some(q)).unwrap();
+        statistics.products(lane.summing(RowDigits::Bf16), &case.layer, "x", 0, &x, q.as_ref()).unwrap();
     let full = fill(&lane.home, 1 << 21);
     let refused = case.add(&statistics, 1, lane.summing(RowDigits::Bf16)).unwrap_err();
     assert!(

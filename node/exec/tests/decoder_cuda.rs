@@ -13,8 +13,8 @@ use decoders::{Golden, RELATIVE_ERROR_MAX, cases, folder, open, relative_error};
 use halfstep_compute::Host;
 use halfstep_compute::cuda::{Cuda, CudaPlace, Precision, open_libraries};
 use halfstep_compute::decoder::Place;
-use halfstep_exec::{DecoderSession, ExecError, Session, without_kernel};
-use halfstep_model::decoder::{DescribeOptions, LOGITS, Op, TOKENS};
+use halfstep_exec::{Carried, DecoderSession, ExecError, Session, without_kernel};
+use halfstep_model::decoder::{CarryPrecision, DescribeOptions, LOGITS, Op, TOKENS};
 use halfstep_model::{Data, Tensor, cut};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -158,6 +158,46 @@ fn segments_one_after_the_other_compute_the_same_bits_as_the_whole() {
             }
             carry.retain(|name, _| segment.live_after.contains(name));
         }
+    }
+}
+
+/// A session that leaves it to the host to round, pack and unpack what is carried.
+struct Plain<'a>(&'a dyn Session);
+
+impl Session for Plain<'_> {
+    fn run(&self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>, ExecError> {
+        self.0.run(inputs, outputs)
+    }
+}
+
+fn carries_as_the_host_would<P: Place>(place: &Arc<P>, golden: &Golden, precision: CarryPrecision) {
+    let (layers, _) = golden.decoder.layers();
+    let cut = cut(&golden.decoder, &layers, &vec![true; layers.len()]).unwrap();
+    let mut carry = BTreeMap::from([(TOKENS.to_owned(), Carried::Whole(Arc::new(golden.tokens.clone())))]);
+    for segment in &cut.segments {
+        let inputs: Vec<(&str, &Carried)> =
+            segment.inputs.iter().map(|name| (name.as_str(), &carry[name])).collect();
+        // The last twice: it is read again after it was asked for.
+        let names: Vec<&str> =
+            segment.outputs.iter().chain(segment.outputs.last()).map(String::as_str).collect();
+        let session = session(place, golden, &segment.nodes);
+        let ours = session.run_carried(&inputs, &names, precision).unwrap();
+        let theirs = Plain(&session).run_carried(&inputs, &names, precision).unwrap();
+        for ((name, ours), theirs) in names.iter().zip(ours).zip(theirs) {
+            assert_eq!(ours.dtype(), theirs.dtype(), "{}: {name}", golden.name);
+            assert!(ours.clone().tensor().data == theirs.tensor().data, "{}: {name}", golden.name);
+            carry.insert((*name).to_owned(), ours);
+        }
+        carry.retain(|name, _| segment.live_after.contains(name));
+    }
+}
+
+#[test]
+fn what_is_carried_is_rounded_and_widened_on_the_device_as_on_the_host() {
+    for precision in [CarryPrecision::F32, CarryPrecision::Bf16] {
+        goldens().for_each(|golden| carries_as_the_host_would(&Arc::<Host>::default(), &golden, precision));
+        let Some(cuda) = device(Precision::Tf32) else { return };
+        goldens().for_each(|golden| carries_as_the_host_would(&cuda, &golden, precision));
     }
 }
 

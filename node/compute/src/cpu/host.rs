@@ -2,6 +2,7 @@
 //!
 //! A lane is the memory of one run, kept for the next. Not here: the functions.
 
+use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 
 use super::product::{Stored, multiply};
@@ -86,7 +87,7 @@ fn after(rows: Rows<'_>, skipped: usize) -> Rows<'_> {
 
 impl Lane for HostLane {
     type Array = [f32];
-    type Given<'a> = &'a [f32];
+    type Given<'a> = Cow<'a, [f32]>;
     type Owned = Vec<f32>;
     type Weights = Vec<f32>;
     type Table = RotaryTable;
@@ -104,8 +105,12 @@ impl Lane for HostLane {
         Ok(())
     }
 
-    fn given<'a>(&mut self, host: &'a [f32]) -> Result<&'a [f32], DeviceError> {
-        Ok(host)
+    fn given<'a>(&mut self, host: &'a [f32]) -> Result<Cow<'a, [f32]>, DeviceError> {
+        Ok(Cow::Borrowed(host))
+    }
+
+    fn given_halves<'a>(&mut self, host: &'a [u16]) -> Result<Cow<'a, [f32]>, DeviceError> {
+        Ok(Cow::Owned(cpu::widen(host)))
     }
 
     fn array(&mut self, len: usize) -> Result<Vec<f32>, DeviceError> {
@@ -121,6 +126,10 @@ impl Lane for HostLane {
 
     fn copied(&mut self, array: &[f32], _len: usize) -> Result<Vec<f32>, DeviceError> {
         Ok(array.to_vec())
+    }
+
+    fn copied_halves(&mut self, array: &[f32], _len: usize) -> Result<Vec<u16>, DeviceError> {
+        Ok(cpu::narrow(array))
     }
 
     fn taken(&mut self, array: Vec<f32>, _len: usize) -> Result<Vec<f32>, DeviceError> {

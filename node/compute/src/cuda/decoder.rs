@@ -4,13 +4,15 @@
 //! what brings numbers to the host: `copied`, `taken`, and `choose`, whose counts decide the sizes of what follows.
 //!
 //! Not here: argument order and grids (`kernels::decoder`), who lends lanes (`place`).
+#![expect(unsafe_code, reason = "sends numbers to arrays made here")]
 
 use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 
+use super::blas::RowDigits;
 use super::device::{Cuda, CudaBuffer, count, offset, row_of_table};
 use super::kernels::decoder::{self as launches, Angles, At, EmbedFrom, Function, HeadCounts};
 use super::kernels::{self, Size};
-use super::transfer::Staging;
+use super::staging::RowStaging;
 use crate::activation::Activation;
 use crate::decoder::{EXPERTS_MAX, Embedding, HEAD_WIDTH_MAX, Heads, Lane, Linear, Strided, Turn};
 use crate::device::{Device, DeviceError, MatMut, MatRef, Product};
@@ -21,9 +23,8 @@ const GRID_MAX: usize = 65535;
 
 /// A lane that runs decoders.
 pub struct CudaLane {
-    // Before the staging memory: its end waits for what is on its way there.
     cuda: Cuda,
-    staging: Option<Staging>,
+    staging: RowStaging,
     /// Zeros: the row of every token in a table of one row.
     zeros: CudaSlice<u32>,
 }
@@ -59,7 +60,7 @@ impl CudaLane {
     /// `OutOfMemory`, `Failed`.
     pub(super) fn new(cuda: Cuda) -> Result<Self, DeviceError> {
         let zeros = cuda.stream.alloc_zeros(1).map_err(|error| cuda.driver(error))?;
-        Ok(Self { staging: Staging::new(&cuda), zeros, cuda })
+        Ok(Self { staging: cuda.staging()?, zeros, cuda })
     }
 
     fn size(&self) -> Size {
@@ -245,7 +246,24 @@ impl Lane for CudaLane {
     }
 
     fn given(&mut self, host: &[f32]) -> Result<CudaBuffer, DeviceError> {
-        self.cuda.upload(host)
+        let mut array = self.cuda.allocate(host.len())?;
+        let to = self.cuda.written("input", &mut array, host.len())?;
+        // SAFETY: the array is this lane's and as long.
+        unsafe { self.staging.send(&self.cuda, host, RowDigits::F32, to) }?;
+        Ok(array)
+    }
+
+    fn given_halves(&mut self, host: &[u16]) -> Result<CudaBuffer, DeviceError> {
+        let mut halves = self.cuda.allocate::<u16>(host.len())?;
+        let to = self.cuda.written("input", &mut halves, host.len())?;
+        // SAFETY: the array is this lane's and as long.
+        unsafe { self.staging.send_halves(&self.cuda, host, to) }?;
+        let mut array = self.cuda.allocate(host.len())?;
+        let out = self.cuda.written("input", &mut array, host.len())?;
+        if !host.is_empty() {
+            self.cuda.launch(launches::from_bf16(self.size(), host.len(), to, out))?;
+        }
+        Ok(array)
     }
 
     fn array(&mut self, len: usize) -> Result<CudaBuffer, DeviceError> {
@@ -257,12 +275,17 @@ impl Lane for CudaLane {
     }
 
     fn copied(&mut self, array: &CudaBuffer, len: usize) -> Result<Vec<f32>, DeviceError> {
-        if let Some(staging) = &mut self.staging {
-            return staging.download(&self.cuda, array, len);
+        self.cuda.bring("output", array, 0..len)
+    }
+
+    fn copied_halves(&mut self, array: &CudaBuffer, len: usize) -> Result<Vec<u16>, DeviceError> {
+        let from = self.cuda.read("output", array, len)?;
+        let mut halves = self.cuda.allocate::<u16>(len)?;
+        let to = self.cuda.written("output", &mut halves, len)?;
+        if len > 0 {
+            self.cuda.launch(launches::to_bf16(self.size(), len, from, to))?;
         }
-        let mut host = vec![0.0; len];
-        self.cuda.download(array, &mut host)?;
-        Ok(host)
+        self.cuda.bring("output", &halves, 0..len)
     }
 
     fn taken(&mut self, array: CudaBuffer, len: usize) -> Result<Vec<f32>, DeviceError> {

@@ -24,6 +24,7 @@ use super::kernels::{self, Launch, PlaneState, RefineState, Size, StepState, Val
 use super::libraries::guarded;
 use super::modules::Modules;
 use super::probe::{Found, Gpu, Probe, probe};
+use super::transfer::Staging;
 use crate::activation::Activation;
 use crate::cpu;
 use crate::cpu::step::StepArgs;
@@ -75,6 +76,8 @@ pub struct Cuda {
     pub(super) blas: Blas,
     lane: u64,
     scratch: Mutex<Scratch>,
+    /// Made when numbers are first brought to the host.
+    pub(super) staging: Mutex<Option<Staging>>,
 }
 
 /// An array on a device.
@@ -159,7 +162,7 @@ impl Cuda {
         let blas = Blas::new(&stream).map_err(|error| subject.blas(error))?;
         let scratch = Scratch::new(&stream).map_err(|error| subject.driver(error))?;
         let lane = LANES.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { stream, blas, lane, scratch: Mutex::new(scratch), opened })
+        Ok(Self { stream, blas, lane, scratch: Mutex::new(scratch), staging: Mutex::default(), opened })
     }
 
     /// Bytes free and in all on the device.
@@ -519,12 +522,11 @@ impl Device for Cuda {
     }
 
     fn download(&self, buffer: &CudaBuffer, host: &mut [f32]) -> Result<(), DeviceError> {
-        self.read("download", buffer, host.len())?;
-        if !host.is_empty() {
-            let part = buffer.slice.slice(..host.len());
-            self.stream.memcpy_dtoh(&part, host).map_err(|error| self.driver(error))?;
-        }
-        self.synchronize()
+        let (len, mut done) = (host.len(), 0);
+        self.bring_parts("download", buffer, 0..len, &mut |part| {
+            host[done..done + part.len()].copy_from_slice(part);
+            done += part.len();
+        })
     }
 
     fn matmul(

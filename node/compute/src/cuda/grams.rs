@@ -12,8 +12,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaView, DeviceRepr};
-
 use super::blas::{RowDigits, RowShape, WORKSPACE_BYTES};
 use super::column_major::int;
 use super::device::{Cuda, CudaBuffer, count, offset};
@@ -124,6 +122,27 @@ impl<'a> ShardGrams<'a> {
     /// # Errors
     /// `Length` if the streams differ, are not whole rows or there are more than there is room for; `Failed`.
     pub fn add(&mut self, x: &[f32], q: Option<&[f32]>) -> Result<(), DeviceError> {
+        self.add_as(x, q, Self::send)
+    }
+
+    /// [`Self::add`] of bfloat16.
+    ///
+    /// # Errors
+    /// The same; `Failed` where rows are not multiplied as bfloat16.
+    pub fn add_halves(&mut self, x: &[u16], q: Option<&[u16]>) -> Result<(), DeviceError> {
+        if self.digits != RowDigits::Bf16 {
+            let reason = format!("statistics: rows of bfloat16, expected {:?}", self.digits);
+            return Err(self.lane.opened.subject(0).failed(reason));
+        }
+        self.add_as(x, q, Self::send_halves)
+    }
+
+    fn add_as<T>(
+        &mut self,
+        x: &[T],
+        q: Option<&[T]>,
+        send: fn(&mut Self, usize, &[T]) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
         let cols = self.shape.cols.max(1);
         let (given, expected) = (1 + usize::from(q.is_some()), self.blocks.len());
         if given != expected {
@@ -138,9 +157,9 @@ impl<'a> ShardGrams<'a> {
         let mut at = 0;
         while at < x.len() {
             let end = x.len().min(at + (BLOCK_ROWS - self.filled) * cols);
-            self.send(0, &x[at..end])?;
+            send(self, 0, &x[at..end])?;
             if let Some(q) = q {
-                self.send(1, &q[at..end])?;
+                send(self, 1, &q[at..end])?;
             }
             self.filled += (end - at) / cols;
             at = end;
@@ -183,13 +202,24 @@ impl<'a> ShardGrams<'a> {
 
     /// To the end of a stream's block.
     fn send(&mut self, stream: usize, values: &[f32]) -> Result<(), DeviceError> {
-        let Self { lane, staging, blocks, digits, .. } = self;
-        let (words, block) = (digits.bytes() / size_of::<u16>(), &mut blocks[stream]);
+        let to = self.end_of_block(stream, values.len())?;
+        // SAFETY: `end_of_block` has seen the room; it is this lane's, as everything that uses it.
+        unsafe { self.staging.send(self.lane, values, self.digits, to) }
+    }
+
+    fn send_halves(&mut self, stream: usize, halves: &[u16]) -> Result<(), DeviceError> {
+        let to = self.end_of_block(stream, halves.len())?;
+        // SAFETY: as above; rows are multiplied as bfloat16, which `add_halves` has seen.
+        unsafe { self.staging.send_halves(self.lane, halves, to) }
+    }
+
+    /// Where the next rows go, once it is seen that there is room for `len` numbers.
+    fn end_of_block(&mut self, stream: usize, len: usize) -> Result<u64, DeviceError> {
+        let words = self.digits.bytes() / size_of::<u16>();
         let start = area(area(self.filled, self.shape.cols), words);
-        let end = start.saturating_add(area(values.len(), words));
-        let to = lane.written("statistics block", block, end)? + (start * size_of::<u16>()) as u64;
-        // SAFETY: the block's length was checked a line above; it is this lane's, as everything that uses it.
-        unsafe { staging.send(lane, values, *digits, to) }
+        let end = start.saturating_add(area(len, words));
+        let first = self.lane.written("statistics block", &mut self.blocks[stream], end)?;
+        Ok(first + (start * size_of::<u16>()) as u64)
     }
 
     /// Adds the products of the block's rows to the group's matrices.
@@ -276,7 +306,7 @@ impl<'a> ShardGrams<'a> {
         let (values, out) =
             (lane.read("statistics worst", &partial, all)?, lane.written("worst", &mut largest, 1)?);
         lane.launch(kernels::max_u64(count("statistics worst", all)?, values, out))?;
-        Ok(f64::from_bits(read(lane, &largest.slice.slice(..1))?[0]))
+        Ok(f64::from_bits(lane.bring("worst", &largest, 0..1)?[0]))
     }
 
     fn kept(&self, k: u32, factors: &Factors) -> impl Iterator<Item = Result<(Kept, u64), DeviceError>> {
@@ -302,16 +332,6 @@ fn kept(
     })
 }
 
-/// Waits for a part of an array.
-fn read<T: DeviceRepr + Clone + Default>(lane: &Cuda, part: &CudaView<'_, T>) -> Result<Vec<T>, DeviceError> {
-    let mut host = vec![T::default(); part.len()];
-    if !host.is_empty() {
-        lane.stream.memcpy_dtoh(part, &mut host[..]).map_err(|error| lane.driver(error))?;
-    }
-    lane.synchronize()?;
-    Ok(host)
-}
-
 impl CudaProducts {
     /// What they are products of.
     pub fn shape(&self) -> GramShape {
@@ -323,10 +343,7 @@ impl CudaProducts {
     /// # Errors
     /// `Failed`, also for a lane of another device.
     pub fn download(&self, lane: &Cuda) -> Result<Vec<Vec<f32>>, DeviceError> {
-        let one = |matrix: &CudaBuffer| {
-            lane.read("statistics products", matrix, 0)?;
-            read(lane, &matrix.slice.slice(..matrix.len))
-        };
+        let one = |matrix: &CudaBuffer| lane.bring("statistics products", matrix, 0..matrix.len);
         self.matrices.iter().map(one).collect()
     }
 }
@@ -406,7 +423,8 @@ impl CudaSums {
                 0 => 0,
                 _ => row / cols * before(cols, cols, *lower) + before(row % cols, cols, *lower),
             };
-            all.extend(read(&self.lane, &sums.slice.slice(at(rows.start)..at(rows.end)))?);
+            let range = at(rows.start)..at(rows.end);
+            self.lane.bring_parts("statistics sums", sums, range, &mut |part| all.extend_from_slice(part))?;
         }
         Ok(all)
     }

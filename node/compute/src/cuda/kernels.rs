@@ -75,11 +75,13 @@ pub(super) enum Kernel {
     FixedWorst,
     FixedAdd,
     MaxU64,
+    ToBf16,
+    FromBf16,
 }
 
 impl Kernel {
     /// In the order of their numbers.
-    pub(super) const ALL: [Self; 27] = [
+    pub(super) const ALL: [Self; 29] = [
         Self::StepDifference,
         Self::StepGiven,
         Self::RefineBlock,
@@ -107,6 +109,8 @@ impl Kernel {
         Self::FixedWorst,
         Self::FixedAdd,
         Self::MaxU64,
+        Self::ToBf16,
+        Self::FromBf16,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -138,6 +142,8 @@ impl Kernel {
             Self::FixedWorst => "fixed_worst",
             Self::FixedAdd => "fixed_add",
             Self::MaxU64 => "max_u64",
+            Self::ToBf16 => "to_bf16",
+            Self::FromBf16 => "from_bf16",
         }
     }
 
@@ -152,7 +158,7 @@ impl Kernel {
             Self::Rotate => FILES[5],
             Self::Attention64 | Self::Attention128 | Self::Attention256 => FILES[6],
             Self::Route | Self::Chosen | Self::Combine => FILES[7],
-            Self::Embed | Self::Add | Self::Softcap => FILES[8],
+            Self::Embed | Self::Add | Self::Softcap | Self::ToBf16 | Self::FromBf16 => FILES[8],
             Self::FactorBlock | Self::PlaneBlock | Self::GatherColumns => FILES[9],
             Self::FixedWorst | Self::FixedAdd | Self::MaxU64 => FILES[10],
         }
@@ -636,8 +642,8 @@ mod tests {
                 Value::U64(_) => &["u64"],
                 Value::F32(_) => &["float"],
                 Value::F64(_) => &["double"],
-                Value::Read(_) => &["const float*", "const u32*", "const u64*"],
-                Value::Write(_) => &["float*", "u32*", "u64*", "i64*"],
+                Value::Read(_) => &["const float*", "const u16*", "const u32*", "const u64*"],
+                Value::Write(_) => &["float*", "u16*", "u32*", "u64*", "i64*"],
             };
             assert!(
                 expected.contains(&kind.as_str()),

@@ -1,12 +1,13 @@
-//! Rows on their way to a device: a ring of page-locked memory, filled by the host while earlier parts are being copied.
+//! Numbers on their way to a device: a ring of page-locked memory, filled by the host while earlier parts are being copied.
 //!
-//! Parts go out on the lane's stream, in order with what uses them. Not here: what is done with the rows (`grams`).
+//! Parts go out on the lane's stream, in order with what uses them. Not here: what is done with them (`grams`,
+//! `decoder`).
 #![expect(unsafe_code, reason = "copies from page-locked memory that the driver reads after the call")]
 
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUevent_flags;
-use cudarc::driver::{CudaContext, CudaEvent, DriverError, PinnedHostSlice, result};
+use cudarc::driver::{CudaContext, CudaEvent, DeviceRepr, DriverError, PinnedHostSlice, result};
 
 use super::blas::RowDigits;
 use super::device::Cuda;
@@ -67,34 +68,69 @@ impl RowStaging {
         digits: RowDigits,
         to: u64,
     ) -> Result<(), DeviceError> {
+        match digits {
+            RowDigits::F32 | RowDigits::Tf32 => {
+                let copied = |values: &[f32], part: &mut [f32]| {
+                    part.copy_from_slice(values);
+                    true
+                };
+                // SAFETY: the caller's promise.
+                unsafe { self.send_as(lane, values, to, copied) }
+            }
+            // SAFETY: as above.
+            RowDigits::Bf16 => unsafe { self.send_as(lane, values, to, upper_halves) },
+        }
+    }
+
+    /// [`Self::send`] of bfloat16.
+    ///
+    /// # Errors
+    /// `Failed`.
+    ///
+    /// # Safety
+    /// The same.
+    pub(super) unsafe fn send_halves(
+        &mut self,
+        lane: &Cuda,
+        halves: &[u16],
+        to: u64,
+    ) -> Result<(), DeviceError> {
+        let copied = |halves: &[u16], part: &mut [u16]| {
+            part.copy_from_slice(halves);
+            true
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.send_as(lane, halves, to, copied) }
+    }
+
+    /// `fill` writes what is sent for some of the values; false if one of them cannot be.
+    ///
+    /// # Safety
+    /// Of [`Self::send`].
+    unsafe fn send_as<T, S: DeviceRepr>(
+        &mut self,
+        lane: &Cuda,
+        values: &[T],
+        to: u64,
+        mut fill: impl FnMut(&[T], &mut [S]) -> bool,
+    ) -> Result<(), DeviceError> {
         let driver = |error| lane.driver(error);
         self.context.bind_to_thread().map_err(driver)?;
-        let per_part = PART * size_of::<f32>() / digits.bytes();
+        let per_part = PART * size_of::<f32>() / size_of::<S>();
         for (number, values) in values.chunks(per_part).enumerate() {
             let part = &mut self.parts[self.next];
             self.next = (self.next + 1) % PARTS;
             part.copied.synchronize().map_err(driver)?;
             let memory = part.memory.as_mut_slice().map_err(driver)?;
-            let to = to + (number * per_part * digits.bytes()) as u64;
-            let stream = lane.stream.cu_stream();
-            match digits {
-                RowDigits::F32 | RowDigits::Tf32 => {
-                    memory[..values.len()].copy_from_slice(values);
-                    // SAFETY: the caller's promise; the memory is not written again before `copied`.
-                    unsafe { result::memcpy_htod_async(to, &memory[..values.len()], stream) }
-                }
-                RowDigits::Bf16 => {
-                    // SAFETY: any bits are numbers of either kind; f32 are aligned for u16.
-                    let halves = unsafe { memory.align_to_mut::<u16>() }.1;
-                    if !upper_halves(values, &mut halves[..values.len()]) {
-                        let reason = "rows: a value is no bfloat16, expected none of a job that keeps those";
-                        return Err(lane.opened.subject(0).failed(reason.into()));
-                    }
-                    // SAFETY: as above.
-                    unsafe { result::memcpy_htod_async(to, &halves[..values.len()], stream) }
-                }
+            // SAFETY: any bits are f32 or u16, the only types sent; f32 are aligned for both.
+            let memory = &mut unsafe { memory.align_to_mut::<S>() }.1[..values.len()];
+            if !fill(values, memory) {
+                let reason = "rows: a value is no bfloat16, expected none of a job that keeps those";
+                return Err(lane.opened.subject(0).failed(reason.into()));
             }
-            .map_err(driver)?;
+            let to = to + (number * per_part * size_of::<S>()) as u64;
+            // SAFETY: the caller's promise; the memory is not written again before `copied`.
+            unsafe { result::memcpy_htod_async(to, memory, lane.stream.cu_stream()) }.map_err(driver)?;
             part.copied.record(&lane.stream).map_err(driver)?;
         }
         Ok(())

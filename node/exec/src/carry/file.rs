@@ -5,12 +5,13 @@
 //! f32. A file appears under its name complete or not at all.
 //! Not here: which tensors go to disk (`store`).
 
-use super::packed::{Kept, whole};
+use super::packed::Carried;
 use crate::error::ExecError;
 use halfstep_model::{Data, Dtype, Tensor};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"HSCARRY\n";
 const VERSION: u32 = 1;
@@ -18,7 +19,7 @@ const VERSION: u32 = 1;
 const CHUNK: usize = 8192;
 
 /// Writes a tensor, as it is kept, to `path`, by way of a file beside it. On failure neither is left.
-pub(super) fn write(path: &Path, kept: &Kept) -> Result<(), ExecError> {
+pub(super) fn write(path: &Path, kept: &Carried) -> Result<(), ExecError> {
     let staged = path.with_extension("part");
     let written = stage(&staged, kept).and_then(|()| std::fs::rename(&staged, path));
     written.map_err(|source| {
@@ -28,7 +29,7 @@ pub(super) fn write(path: &Path, kept: &Kept) -> Result<(), ExecError> {
     })
 }
 
-fn stage(path: &Path, kept: &Kept) -> io::Result<()> {
+fn stage(path: &Path, kept: &Carried) -> io::Result<()> {
     let mut out = Hashing { inner: BufWriter::new(File::create(path)?), hasher: blake3::Hasher::new() };
     out.put(MAGIC)?;
     out.put(&VERSION.to_le_bytes())?;
@@ -38,8 +39,8 @@ fn stage(path: &Path, kept: &Kept) -> io::Result<()> {
         out.put(&(*dim as u64).to_le_bytes())?;
     }
     match kept {
-        Kept::Whole(tensor) => out.all(&tensor.data),
-        Kept::Halves { values, .. } => out.elements(values, |x| x.to_le_bytes()),
+        Carried::Whole(tensor) => out.all(&tensor.data),
+        Carried::Halves(halves) => out.elements(&halves.values, |x| x.to_le_bytes()),
     }?;
     let hash = out.hasher.finalize();
     out.inner.write_all(hash.as_bytes())?;
@@ -50,7 +51,7 @@ fn stage(path: &Path, kept: &Kept) -> io::Result<()> {
 ///
 /// # Errors
 /// `Storage`; `Damaged` if anything differs from what was written.
-pub(super) fn read(path: &Path, expected: &Shape) -> Result<Tensor, ExecError> {
+pub(super) fn read(path: &Path, expected: &Shape) -> Result<Carried, ExecError> {
     let fault = |fault| match fault {
         Fault::Io(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
             ExecError::Storage { path: path.to_path_buf(), action: "read carry file", source }
@@ -74,12 +75,8 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    pub(super) fn of(kept: &Kept) -> Self {
-        let elements = match kept {
-            Kept::Whole(tensor) => tensor.len(),
-            Kept::Halves { values, .. } => values.len(),
-        };
-        Self { dtype: kept.dtype(), dims: kept.dims().to_vec(), elements }
+    pub(super) fn of(kept: &Carried) -> Self {
+        Self { dtype: kept.dtype(), dims: kept.dims().to_vec(), elements: kept.elements() }
     }
 }
 
@@ -94,10 +91,10 @@ impl From<io::Error> for Fault {
     }
 }
 
-fn decode(path: &Path, expected: &Shape) -> Result<Tensor, Fault> {
+fn decode(path: &Path, expected: &Shape) -> Result<Carried, Fault> {
     let mut input = Hashing { inner: BufReader::new(File::open(path)?), hasher: blake3::Hasher::new() };
     input.header(expected)?;
-    let data = input.data(expected)?;
+    let read = input.tensor(expected)?;
     let actual = *input.hasher.finalize().as_bytes();
     let mut written = [0u8; 32];
     input.inner.read_exact(&mut written)?;
@@ -107,7 +104,7 @@ fn decode(path: &Path, expected: &Shape) -> Result<Tensor, Fault> {
     if input.inner.read(&mut [0u8; 1])? != 0 {
         return Err(Fault::Damage("it goes on after its checksum".into()));
     }
-    Tensor::new(expected.dims.clone(), data).map_err(|error| Fault::Damage(error.to_string()))
+    Ok(read)
 }
 
 /// A reader or writer that hashes what passes.
@@ -184,11 +181,14 @@ impl<R: Read> Hashing<R> {
     }
 
     /// The number of elements is the store's own, never the file's: a damaged file cannot make us allocate.
-    fn data(&mut self, expected: &Shape) -> Result<Data, Fault> {
+    fn tensor(&mut self, expected: &Shape) -> Result<Carried, Fault> {
         let count = expected.elements;
-        Ok(match expected.dtype {
+        let data = match expected.dtype {
+            Dtype::Bf16 => {
+                let values = self.values(count, u16::from_le_bytes)?;
+                return Ok(Carried::halves(expected.dims.clone(), values));
+            }
             Dtype::F32 => Data::F32(self.values(count, f32::from_le_bytes)?),
-            Dtype::Bf16 => Data::F32(self.values(count, |half| whole(u16::from_le_bytes(half)))?),
             Dtype::F64 => Data::F64(self.values(count, f64::from_le_bytes)?),
             Dtype::I64 => Data::I64(self.values(count, i64::from_le_bytes)?),
             Dtype::I32 => Data::I32(self.values(count, i32::from_le_bytes)?),
@@ -196,7 +196,9 @@ impl<R: Read> Hashing<R> {
             Dtype::I8 => Data::I8(self.values(count, i8::from_le_bytes)?),
             Dtype::Bool => Data::Bool(self.values(count, |b: [u8; 1]| b[0] != 0)?),
             other => return Err(Fault::Damage(format!("element type {other} is never written"))),
-        })
+        };
+        let tensor = Tensor::new(expected.dims.clone(), data);
+        Ok(Carried::Whole(Arc::new(tensor.map_err(|error| Fault::Damage(error.to_string()))?)))
     }
 
     fn values<T, const N: usize>(

@@ -17,65 +17,103 @@ pub fn round_to_bf16(tensor: &mut Tensor) {
     }
 }
 
-/// A tensor as the store keeps it.
+/// A tensor as carries hold it.
 #[derive(Debug, Clone)]
-pub(super) enum Kept {
+pub enum Carried {
     /// As it came.
     Whole(Arc<Tensor>),
-    /// The upper halves of f32 whose lower halves are 0.
-    Halves { dims: Vec<usize>, values: Arc<Vec<u16>> },
+    /// f32 whose lower halves are 0.
+    Halves(Halves),
 }
 
-impl Kept {
+/// f32 that are all bfloat16.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Halves {
+    /// Dimensions; their product is the number of values.
+    pub dims: Vec<usize>,
+    /// The upper half of each.
+    pub values: Arc<Vec<u16>>,
+}
+
+impl Carried {
     /// At half the bytes if `precision` allows and nothing is lost.
-    pub(super) fn new(tensor: Arc<Tensor>, precision: CarryPrecision) -> Self {
+    pub fn new(tensor: Arc<Tensor>, precision: CarryPrecision) -> Self {
         match (precision, &tensor.data) {
             (CarryPrecision::Bf16, Data::F32(values)) if values.iter().all(|x| x.to_bits() & 0xffff == 0) => {
-                let values = Arc::new(values.iter().map(|x| (x.to_bits() >> 16) as u16).collect());
-                Self::Halves { dims: tensor.shape.clone(), values }
+                let values = values.iter().map(|x| (x.to_bits() >> 16) as u16).collect();
+                Self::halves(tensor.shape.clone(), values)
             }
             _ => Self::Whole(tensor),
         }
     }
 
+    /// Upper halves of f32 whose lower halves are 0.
+    pub fn halves(dims: Vec<usize>, values: Vec<u16>) -> Self {
+        Self::Halves(Halves { dims, values: Arc::new(values) })
+    }
+
     /// Memory of its elements.
-    pub(super) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         match self {
             Self::Whole(tensor) => tensor.bytes(),
-            Self::Halves { values, .. } => size_of_val(values.as_slice()),
+            Self::Halves(halves) => size_of_val(halves.values.as_slice()),
+        }
+    }
+
+    /// Elements.
+    pub(super) fn elements(&self) -> usize {
+        match self {
+            Self::Whole(tensor) => tensor.len(),
+            Self::Halves(halves) => halves.values.len(),
         }
     }
 
     /// Type of the elements as they are kept.
-    pub(super) fn dtype(&self) -> Dtype {
+    pub fn dtype(&self) -> Dtype {
         match self {
             Self::Whole(tensor) => tensor.dtype(),
-            Self::Halves { .. } => Dtype::Bf16,
+            Self::Halves(_) => Dtype::Bf16,
         }
     }
 
     /// Dimensions.
-    pub(super) fn dims(&self) -> &[usize] {
+    pub fn dims(&self) -> &[usize] {
         match self {
             Self::Whole(tensor) => &tensor.shape,
-            Self::Halves { dims, .. } => dims,
+            Self::Halves(halves) => &halves.dims,
         }
     }
 
-    /// The tensor that was put.
-    pub(super) fn tensor(self) -> Arc<Tensor> {
+    /// The tensor: what it was made from.
+    #[must_use]
+    pub fn tensor(self) -> Arc<Tensor> {
         match self {
             Self::Whole(tensor) => tensor,
-            Self::Halves { dims, values } => {
+            Self::Halves(Halves { dims, values }) => {
                 let data = Data::F32(values.iter().map(|half| whole(*half)).collect());
                 Arc::new(Tensor { shape: dims, data })
             }
         }
     }
+
+    /// Largest absolute value; NaN if any is, or if it is not f32.
+    pub fn peak(&self) -> f32 {
+        match self {
+            Self::Whole(tensor) => tensor.as_f32().map_or(f32::NAN, peak),
+            Self::Halves(halves) => whole(halves.values.iter().fold(0, |most, half| most.max(half & 0x7fff))),
+        }
+    }
+}
+
+/// Largest absolute value; NaN if any entry is NaN.
+pub fn peak(values: &[f32]) -> f32 {
+    // Integer comparison of magnitudes vectorises and keeps NaN largest.
+    let bits = values.iter().fold(0u32, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
+    f32::from_bits(bits)
 }
 
 /// The f32 with this upper half.
-pub(super) fn whole(half: u16) -> f32 {
+fn whole(half: u16) -> f32 {
     f32::from_bits(u32::from(half) << 16)
 }
 
@@ -116,7 +154,7 @@ mod tests {
     fn every_half_comes_back_as_it_was() {
         let values: Vec<f32> = (0..=u16::MAX).map(whole).collect();
         let tensor = Arc::new(Tensor::f32(vec![256, 256], values).unwrap());
-        let kept = Kept::new(Arc::clone(&tensor), CarryPrecision::Bf16);
+        let kept = Carried::new(Arc::clone(&tensor), CarryPrecision::Bf16);
         assert_eq!((kept.dtype(), kept.bytes()), (Dtype::Bf16, 2 * 65536));
         let back = kept.tensor();
         let bits = |tensor: &Tensor| tensor.as_f32().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
@@ -124,12 +162,28 @@ mod tests {
     }
 
     #[test]
+    fn peaks_of_halves_are_those_of_their_values() {
+        for values in
+            [vec![0.5, -3.0, 2.0], vec![-0.0], vec![1.0, f32::NEG_INFINITY], vec![1.0, f32::NAN, 2.0]]
+        {
+            let tensor = Arc::new(Tensor::f32(vec![values.len()], values.clone()).unwrap());
+            let halves = Carried::new(Arc::clone(&tensor), CarryPrecision::Bf16);
+            assert_eq!(halves.dtype(), Dtype::Bf16);
+            let (found, expected) = (halves.peak(), peak(&values));
+            assert!(found == expected || (found.is_nan() && expected.is_nan()), "{values:?}: {found}");
+            assert_eq!(Carried::Whole(tensor).peak().to_bits(), expected.to_bits());
+        }
+        let integers = Arc::new(Tensor::new(vec![1], Data::I64(vec![1])).unwrap());
+        assert!(Carried::Whole(integers).peak().is_nan());
+    }
+
+    #[test]
     fn one_value_that_is_no_bfloat16_keeps_the_tensor_whole() {
         let tensor = Arc::new(Tensor::f32(vec![3], vec![1.0, 0.1, 2.0]).unwrap());
-        assert_eq!(Kept::new(Arc::clone(&tensor), CarryPrecision::Bf16).dtype(), Dtype::F32);
+        assert_eq!(Carried::new(Arc::clone(&tensor), CarryPrecision::Bf16).dtype(), Dtype::F32);
         let exact = Arc::new(Tensor::f32(vec![3], vec![1.0, 0.5, 2.0]).unwrap());
-        assert_eq!(Kept::new(Arc::clone(&exact), CarryPrecision::F32).dtype(), Dtype::F32);
+        assert_eq!(Carried::new(Arc::clone(&exact), CarryPrecision::F32).dtype(), Dtype::F32);
         let integers = Arc::new(Tensor::new(vec![2], Data::I64(vec![1, 2])).unwrap());
-        assert_eq!(Kept::new(integers, CarryPrecision::Bf16).dtype(), Dtype::I64);
+        assert_eq!(Carried::new(integers, CarryPrecision::Bf16).dtype(), Dtype::I64);
     }
 }

@@ -6,7 +6,7 @@
 //! Not here: the files' format (`file`), which tensors are live (`model::cut`).
 
 use super::file::{self, Shape};
-use super::packed::Kept;
+use super::packed::Carried;
 use crate::error::ExecError;
 use halfstep_model::Tensor;
 use halfstep_model::decoder::CarryPrecision;
@@ -70,7 +70,7 @@ struct Inner {
 
 #[derive(Debug, Clone)]
 enum Held {
-    Memory { age: u64, kept: Kept },
+    Memory { age: u64, kept: Carried },
     File { path: PathBuf, shape: Shape },
 }
 
@@ -93,7 +93,14 @@ impl CarryStore {
     /// `Storage` if something must go to disk and cannot (disk full): then the new tensor is not kept, everything
     /// else is, and no partial file is left.
     pub fn put(&self, key: CarryKey, tensor: Arc<Tensor>) -> Result<(), ExecError> {
-        let kept = Kept::new(tensor, self.precision);
+        self.put_carried(key, Carried::new(tensor, self.precision))
+    }
+
+    /// [`Self::put`] of what another store, or a session, has made ready.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn put_carried(&self, key: CarryKey, kept: Carried) -> Result<(), ExecError> {
         let bytes = kept.bytes();
         let mut inner = self.lock();
         inner.remove(&key);
@@ -112,11 +119,19 @@ impl CarryStore {
     /// # Errors
     /// `Missing`; `Storage`, `Damaged` from the file.
     pub fn get(&self, key: &CarryKey) -> Result<Arc<Tensor>, ExecError> {
+        Ok(self.carried(key)?.tensor())
+    }
+
+    /// A kept tensor as it is kept; as [`Self::get`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn carried(&self, key: &CarryKey) -> Result<Carried, ExecError> {
         // Copied out, so that neither unpacking nor reading keeps others waiting.
         let held = self.lock().held.get(key).cloned();
         match held {
-            Some(Held::Memory { kept, .. }) => Ok(kept.tensor()),
-            Some(Held::File { path, shape }) => Ok(Arc::new(file::read(&path, &shape)?)),
+            Some(Held::Memory { kept, .. }) => Ok(kept),
+            Some(Held::File { path, shape }) => file::read(&path, &shape),
             None => Err(ExecError::Missing { name: key.tensor.clone() }),
         }
     }
@@ -162,7 +177,7 @@ impl CarryStore {
     }
 
     /// Writes the file first: if that fails, what was resident stays so.
-    fn spill(&self, inner: &mut Inner, key: CarryKey, kept: &Kept) -> Result<(), ExecError> {
+    fn spill(&self, inner: &mut Inner, key: CarryKey, kept: &Carried) -> Result<(), ExecError> {
         let path = self.next_path(inner)?;
         file::write(&path, kept)?;
         inner.remove(&key);
@@ -194,7 +209,7 @@ impl CarryStore {
 }
 
 impl Inner {
-    fn keep(&mut self, key: CarryKey, kept: Kept, bytes: usize) {
+    fn keep(&mut self, key: CarryKey, kept: Carried, bytes: usize) {
         self.next += 1;
         let age = self.next;
         self.ages.insert(age, key.clone());
@@ -389,7 +404,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.carry");
         std::os::unix::fs::symlink(full, path.with_extension("part")).unwrap();
-        let error = file::write(&path, &Kept::Whole(tensor(100_000, 0.0))).unwrap_err();
+        let error = file::write(&path, &Carried::Whole(tensor(100_000, 0.0))).unwrap_err();
         let ExecError::Storage { source, .. } = &error else { panic!("{error}") };
         assert_eq!(source.kind(), std::io::ErrorKind::StorageFull);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);

@@ -3,6 +3,7 @@
 //! Not here: what they should be (`kinds`).
 
 use super::kinds::{Kind, Whose};
+use super::operators::Input;
 use crate::ExecError;
 use halfstep_model::Tensor;
 use halfstep_model::decoder::{LENGTHS, TOKENS};
@@ -30,27 +31,33 @@ impl Batch {
         &mut self,
         name: &str,
         kind: Kind,
-        tensor: &Tensor,
+        input: Input<'_>,
         vocabulary: usize,
     ) -> Result<(), ExecError> {
-        match kind {
-            Kind::Tokens => {
+        match (kind, input) {
+            (Kind::Tokens, Input::Tensor(tensor)) => {
                 let lengths = lengths_of(tensor, vocabulary)?;
                 self.agree(name, total(name, &lengths)?)
             }
-            Kind::Lengths => {
+            (Kind::Lengths, Input::Tensor(tensor)) => {
                 let lengths = as_lengths(name, tensor)?;
                 self.agree(name, total(name, lengths)?)
             }
-            Kind::Rows { width, whose } => {
-                let expected = || format!("f32 [rows, {width}]");
-                let (Some(data), [rows, columns]) = (tensor.as_f32(), tensor.shape.as_slice()) else {
-                    return Err(wrong(name, expected(), describe(tensor)));
+            (Kind::Tokens | Kind::Lengths, Input::Halves(_)) => {
+                Err(wrong(name, "integers", input.describe()))
+            }
+            (Kind::Rows { width, whose }, _) => {
+                let fits = |rows: &usize, columns: &usize| {
+                    *columns == width
+                        && rows.checked_mul(width).is_some_and(|len| input.floats() == Some(len))
                 };
-                if *columns != width || rows.checked_mul(width) != Some(data.len()) {
-                    return Err(wrong(name, expected(), describe(tensor)));
+                match input.dims() {
+                    [rows, columns] if fits(rows, columns) => match whose {
+                        Whose::All => self.agree(name, *rows),
+                        _ => Ok(()),
+                    },
+                    _ => Err(wrong(name, format!("f32 [rows, {width}]"), input.describe())),
                 }
-                if whose == Whose::All { self.agree(name, *rows) } else { Ok(()) }
             }
         }
     }

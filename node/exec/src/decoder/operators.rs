@@ -2,15 +2,16 @@
 //!
 //! Not here: kernels (`compute`), when an operator runs (`session`).
 
-use super::check::{lengths_of, wrong};
+use super::check::{describe, lengths_of, wrong};
 use super::kinds::Kind;
 use super::positions::alike;
 use super::session::{DecoderSession, Slot};
 use super::step::{Learned, Matrix, Ready, Step, Weights};
 use crate::ExecError;
+use crate::carry::{Carried, Halves};
 use halfstep_compute::Activation;
 use halfstep_compute::decoder::{Embedding, Heads, Lane, Linear, Place, Strided, TableOf, Turn};
-use halfstep_model::decoder::{Attend, Route, Select, TOKENS};
+use halfstep_model::decoder::{Attend, CarryPrecision, Route, Select, TOKENS};
 use halfstep_model::{Data, Tensor};
 use std::borrow::{Borrow, BorrowMut};
 use std::ops::Range;
@@ -29,10 +30,56 @@ pub(super) struct Run<'a, P: Place> {
     choices: Vec<(usize, bool, <P::Lane as Lane>::Choice)>,
 }
 
+/// A tensor from outside.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Input<'a> {
+    Tensor(&'a Tensor),
+    Halves(&'a Halves),
+}
+
+impl<'a> Input<'a> {
+    pub(super) fn of(carried: &'a Carried) -> Self {
+        match carried {
+            Carried::Whole(tensor) => Self::Tensor(tensor),
+            Carried::Halves(halves) => Self::Halves(halves),
+        }
+    }
+
+    pub(super) fn dims(self) -> &'a [usize] {
+        match self {
+            Self::Tensor(tensor) => &tensor.shape,
+            Self::Halves(halves) => &halves.dims,
+        }
+    }
+
+    /// How many values, if they are f32.
+    pub(super) fn floats(self) -> Option<usize> {
+        match self {
+            Self::Tensor(tensor) => tensor.as_f32().map(<[f32]>::len),
+            Self::Halves(halves) => Some(halves.values.len()),
+        }
+    }
+
+    fn tensor(self) -> Option<&'a Tensor> {
+        match self {
+            Self::Tensor(tensor) => Some(tensor),
+            Self::Halves(_) => None,
+        }
+    }
+
+    /// What it is, for messages.
+    pub(super) fn describe(self) -> String {
+        match self {
+            Self::Tensor(tensor) => describe(tensor),
+            Self::Halves(halves) => format!("bfloat16 {:?}", halves.dims),
+        }
+    }
+}
+
 /// The tensors of one run.
 struct Tensors<'a, L: Lane> {
     slots: &'a [Slot],
-    given: Vec<Option<&'a Tensor>>,
+    given: Vec<Option<Input<'a>>>,
     /// Of those given, what a step has read so far.
     read: Vec<Option<L::Given<'a>>>,
     made: Vec<Option<Made<L>>>,
@@ -55,9 +102,12 @@ impl<'a, L: Lane> Tensors<'a, L> {
     fn admit(&mut self, lane: &mut L, slot: usize) -> Result<(), ExecError> {
         if self.made[slot].is_none()
             && self.read[slot].is_none()
-            && let Some(values) = self.given[slot].and_then(|tensor| tensor.as_f32())
+            && let Some(given) = self.given[slot]
         {
-            self.read[slot] = Some(lane.given(values)?);
+            self.read[slot] = match given {
+                Input::Tensor(tensor) => tensor.as_f32().map(|values| lane.given(values)).transpose()?,
+                Input::Halves(halves) => Some(lane.given_halves(&halves.values)?),
+            };
         }
         Ok(())
     }
@@ -66,7 +116,7 @@ impl<'a, L: Lane> Tensors<'a, L> {
         if let Some(Made::Rows { array, rows, width }) = &self.made[slot] {
             return Ok((array.borrow(), *rows, *width));
         }
-        match (self.given[slot].map(|tensor| tensor.shape.as_slice()), &self.read[slot]) {
+        match (self.given[slot].map(Input::dims), &self.read[slot]) {
             (Some([rows, width]), Some(array)) => Ok((array.borrow(), *rows, *width)),
             (None, _) if self.made[slot].is_none() => Err(self.missing(slot)),
             _ => Err(ExecError::Internal(format!("decoder: `{}` is not f32", self.slots[slot].name))),
@@ -90,11 +140,12 @@ impl<'a, L: Lane> Tensors<'a, L> {
     }
 
     fn lengths(&self, slot: usize) -> Result<Vec<usize>, ExecError> {
-        let lengths = match (&self.made[slot], self.given[slot].and_then(Tensor::as_i64)) {
-            (Some(Made::Lengths(lengths)), _) => lengths.as_slice(),
-            (_, Some(lengths)) => lengths,
-            _ => return Err(self.missing(slot)),
-        };
+        let lengths =
+            match (&self.made[slot], self.given[slot].and_then(Input::tensor).and_then(Tensor::as_i64)) {
+                (Some(Made::Lengths(lengths)), _) => lengths.as_slice(),
+                (_, Some(lengths)) => lengths,
+                _ => return Err(self.missing(slot)),
+            };
         // Checked when they came in.
         Ok(lengths.iter().map(|length| usize::try_from(*length).unwrap_or(0)).collect())
     }
@@ -120,7 +171,7 @@ impl<'a, P: Place> Run<'a, P> {
         session: &'a DecoderSession<P>,
         device: usize,
         lane: &'a mut P::Lane,
-        given: Vec<Option<&'a Tensor>>,
+        given: Vec<Option<Input<'a>>>,
     ) -> Self {
         let slots = given.len();
         let tensors = Tensors {
@@ -162,9 +213,17 @@ impl<'a, P: Place> Run<'a, P> {
         }
     }
 
-    /// A tensor that was asked for; `last`: it is not needed again.
-    pub(super) fn output(&mut self, slot: usize, last: bool) -> Result<Tensor, ExecError> {
-        if last && let Some(made) = self.tensors.made[slot].take() {
+    /// A tensor that was asked for, rounded to what `precision` says; `last`: it is not needed again.
+    pub(super) fn output(
+        &mut self,
+        slot: usize,
+        last: bool,
+        precision: CarryPrecision,
+    ) -> Result<Carried, ExecError> {
+        if last
+            && precision == CarryPrecision::F32
+            && let Some(made) = self.tensors.made[slot].take()
+        {
             return match made {
                 Made::Rows { array, rows, width } => {
                     Ok(matrix(rows, width, self.lane.taken(array, rows * width)?))
@@ -173,11 +232,18 @@ impl<'a, P: Place> Run<'a, P> {
             };
         }
         match (&self.tensors.made[slot], self.tensors.given[slot]) {
-            (Some(Made::Rows { array, rows, width }), _) => {
-                Ok(matrix(*rows, *width, self.lane.copied(array.borrow(), rows * width)?))
-            }
+            (Some(Made::Rows { array, rows, width }), _) => match precision {
+                CarryPrecision::F32 => {
+                    Ok(matrix(*rows, *width, self.lane.copied(array.borrow(), rows * width)?))
+                }
+                CarryPrecision::Bf16 => {
+                    let halves = self.lane.copied_halves(array.borrow(), rows * width)?;
+                    Ok(Carried::halves(vec![*rows, *width], halves))
+                }
+            },
             (Some(Made::Lengths(lengths)), _) => Ok(vector(lengths.clone())),
-            (None, Some(tensor)) => Ok(tensor.clone()),
+            (None, Some(Input::Halves(halves))) => Ok(Carried::Halves(halves.clone())),
+            (None, Some(Input::Tensor(tensor))) => Ok(Carried::Whole(Arc::new(tensor.clone()))),
             (None, None) => Err(self.tensors.missing(slot)),
         }
     }
@@ -253,7 +319,8 @@ impl<'a, P: Place> Run<'a, P> {
         positions: Option<&Learned>,
         width: usize,
     ) -> Result<(), ExecError> {
-        let tokens = self.tensors.given[step.reads[0]].ok_or_else(|| self.tensors.missing(step.reads[0]))?;
+        let tokens = self.tensors.given[step.reads[0]].and_then(Input::tensor);
+        let tokens = tokens.ok_or_else(|| self.tensors.missing(step.reads[0]))?;
         let lengths = lengths_of(tokens, self.session.vocabulary)?;
         let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
         if let Some(learned) = positions.filter(|learned| longest > learned.count) {
@@ -423,10 +490,10 @@ fn ids_and_places(tokens: &Tensor, lengths: &[i64], offset: usize) -> (Vec<u32>,
     rows.map(|(position, id)| (*id as u32, (offset + position) as u32)).unzip()
 }
 
-fn matrix(rows: usize, width: usize, values: Vec<f32>) -> Tensor {
-    Tensor { shape: vec![rows, width], data: Data::F32(values) }
+fn matrix(rows: usize, width: usize, values: Vec<f32>) -> Carried {
+    Carried::Whole(Arc::new(Tensor { shape: vec![rows, width], data: Data::F32(values) }))
 }
 
-fn vector(values: Vec<i64>) -> Tensor {
-    Tensor { shape: vec![values.len()], data: Data::I64(values) }
+fn vector(values: Vec<i64>) -> Carried {
+    Carried::Whole(Arc::new(Tensor { shape: vec![values.len()], data: Data::I64(values) }))
 }

@@ -4,15 +4,16 @@
 
 use super::check::Batch;
 use super::kinds::{Kind, kinds, refuse};
-use super::operators::Run;
+use super::operators::{Input, Run};
 use super::positions::Tables;
 use super::step::{Kept, Loader, Step, Weights};
+use crate::carry::Carried;
 use crate::engine::Session;
 use crate::error::ExecError;
 use halfstep_compute::Host;
 use halfstep_compute::decoder::{Lane, Place, TableOf, WeightsOf};
 use halfstep_model::Tensor;
-use halfstep_model::decoder::{Decoder, Rotary};
+use halfstep_model::decoder::{CarryPrecision, Decoder, Rotary};
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -168,25 +169,56 @@ struct Plan {
 
 impl<P: Place> Session for DecoderSession<P> {
     fn run(&self, inputs: &[(&str, &Tensor)], outputs: &[&str]) -> Result<Vec<Tensor>, ExecError> {
+        let inputs: Vec<(&str, Input<'_>)> =
+            inputs.iter().map(|(name, tensor)| (*name, Input::Tensor(tensor))).collect();
+        let found = self.carry(&inputs, outputs, CarryPrecision::F32)?;
+        Ok(found.into_iter().map(|carried| Arc::unwrap_or_clone(carried.tensor())).collect())
+    }
+
+    /// On a device, numbers of halves are rounded and widened there.
+    fn run_carried(
+        &self,
+        inputs: &[(&str, &Carried)],
+        outputs: &[&str],
+        precision: CarryPrecision,
+    ) -> Result<Vec<Carried>, ExecError> {
+        let inputs: Vec<(&str, Input<'_>)> =
+            inputs.iter().map(|(name, carried)| (*name, Input::of(carried))).collect();
+        self.carry(&inputs, outputs, precision)
+    }
+}
+
+impl<P: Place> DecoderSession<P> {
+    fn carry(
+        &self,
+        inputs: &[(&str, Input<'_>)],
+        outputs: &[&str],
+        precision: CarryPrecision,
+    ) -> Result<Vec<Carried>, ExecError> {
         let mut batch = Batch::default();
         let mut given = vec![None; self.slots.len()];
-        for (name, tensor) in inputs {
+        for (name, input) in inputs {
             let slot = self.slot(name)?;
-            batch.admit(name, self.slots[slot].kind, tensor, self.vocabulary)?;
-            given[slot] = Some(*tensor);
+            batch.admit(name, self.slots[slot].kind, *input, self.vocabulary)?;
+            given[slot] = Some(*input);
         }
         let outputs = outputs.iter().map(|name| self.slot(name)).collect::<Result<Vec<_>, _>>()?;
         let plan = self.plan(|slot| given[slot].is_some(), &outputs)?;
         self.place.with(|device, lane| {
             lane.begin(batch.tokens);
-            let result = execute(&mut Run::new(self, device, lane, given), plan, &outputs)?;
+            let result = execute(&mut Run::new(self, device, lane, given), plan, &outputs, precision)?;
             lane.finish()?;
             Ok(result)
         })
     }
 }
 
-fn execute<P: Place>(run: &mut Run<'_, P>, plan: Plan, outputs: &[usize]) -> Result<Vec<Tensor>, ExecError> {
+fn execute<P: Place>(
+    run: &mut Run<'_, P>,
+    plan: Plan,
+    outputs: &[usize],
+    precision: CarryPrecision,
+) -> Result<Vec<Carried>, ExecError> {
     let Plan { steps, mut wanted } = plan;
     for index in steps {
         let step = run.execute(index)?;
@@ -201,7 +233,7 @@ fn execute<P: Place>(run: &mut Run<'_, P>, plan: Plan, outputs: &[usize]) -> Res
         .iter()
         .map(|slot| {
             wanted[*slot] -= 1;
-            run.output(*slot, wanted[*slot] == 0)
+            run.output(*slot, wanted[*slot] == 0, precision)
         })
         .collect()
 }

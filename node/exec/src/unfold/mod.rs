@@ -46,12 +46,31 @@ impl Unfolder {
         groups: usize,
     ) -> Result<Self, ExecError> {
         floats(name, tensor)?;
-        Self::of_shape(unfold, &tensor.shape, cols, groups).map_err(|error| match error {
+        Self::for_dims(name, unfold, &tensor.shape, cols, groups)
+    }
+
+    /// [`Self::new`] for float tensors of these dimensions.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn for_dims(
+        name: &str,
+        unfold: &Unfold,
+        dims: &[usize],
+        cols: usize,
+        groups: usize,
+    ) -> Result<Self, ExecError> {
+        Self::of_shape(unfold, dims, cols, groups).map_err(|error| match error {
             ExecError::Tensor { expected, actual, .. } => {
                 ExecError::Tensor { name: name.to_owned(), expected, actual }
             }
             other => other,
         })
+    }
+
+    /// Whether the rows are those of the tensor as it lies.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.kind, Kind::Rows)
     }
 
     fn of_shape(unfold: &Unfold, shape: &[usize], cols: usize, groups: usize) -> Result<Self, ExecError> {

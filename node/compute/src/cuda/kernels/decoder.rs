@@ -256,6 +256,15 @@ pub(in super::super) fn add(size: Size, len: usize, a: u64, b: u64, out: u64) ->
     }
 }
 
+pub(in super::super) fn to_bf16(size: Size, len: usize, x: u64, out: u64) -> Launch<3> {
+    Launch { kernel: Kernel::ToBf16, ..from_bf16(size, len, x, out) }
+}
+
+pub(in super::super) fn from_bf16(size: Size, len: usize, x: u64, out: u64) -> Launch<3> {
+    let arguments = [("len", Value::U64(len as u64)), ("x", Value::Read(x)), ("out", Value::Write(out))];
+    Launch { kernel: Kernel::FromBf16, grid: size.flat(len), block: (THREADS, 1), arguments }
+}
+
 pub(in super::super) fn softcap(size: Size, len: usize, cap: f32, x: u64) -> Launch<3> {
     Launch {
         kernel: Kernel::Softcap,
@@ -361,6 +370,8 @@ mod tests {
         check(activate(SIZE, (3, 5), (1, 0.0, 0.0), 1, 2));
         check(add(SIZE, 5, 1, 2, 3));
         check(softcap(SIZE, 5, 2.0, 1));
+        check(to_bf16(SIZE, 5, 1, 2));
+        check(from_bf16(SIZE, 5, 1, 2));
         check(route(SIZE, (3, 8), (2, true), 1, 2));
         check(chosen((3, 8), false, 1, 2, 3));
         check(combine(SIZE, (3, 5), (8, 1), [1, 2, 3], 4));
