@@ -98,6 +98,7 @@ fn timed<D: Device>(
                 (refining, refine_begun) = (true, last);
             }
             Step::Choose => refine = refine_begun.elapsed().as_secs_f64(),
+            _ => {}
         });
     let solution = solution.map_err(|error| error.to_string())?;
     let total = begun.elapsed().as_secs_f64();

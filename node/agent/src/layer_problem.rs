@@ -6,6 +6,7 @@
 
 use crate::attempt::Attempt;
 use crate::devices::{Lane, OnDevices};
+use crate::phase_clock::{Phase, PhaseClock};
 use crate::{failure, transit};
 use halfstep_exec::{GroupMeans, LayerMeans};
 use halfstep_model::{Activation as Follows, Data, Layer};
@@ -17,7 +18,6 @@ use halfstep_work::{
 };
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// Statistics of a layer over all shards, for all that share them.
 pub(crate) struct Gathered {
@@ -95,14 +95,16 @@ impl LayerProblem {
         let mut q = Vec::with_capacity(rows.len() * layer.cols);
         let mut report = ChunkReport::default();
         let progress = || attempt.progress();
-        let mut clock = RefineClock { progress: &progress, begun: None, seconds: 0.0 };
+        let mut clock = PhaseClock::new(&progress);
         let mut parts = Vec::new();
         let mut start = rows.start;
         while start < rows.end {
             attempt.step()?;
             let group = start / per_group;
             let end = rows.end.min((group + 1) * per_group);
+            clock.enter(Phase::Grids);
             let encodings = self.encodings(layer, start..end, group)?;
+            clock.enter(Phase::Prepare);
             let problem = self.problem(id, layer, settings, &encodings, start..end, group);
             let settings = solver_settings(settings);
             let mut tell = |step| clock.tell(step);
@@ -115,7 +117,8 @@ impl LayerProblem {
             start = end;
         }
         let encodings = Encodings::concat_rows(&parts).map_err(|e| failure::quant(&layer.name, &e))?;
-        Ok((Rounding { layer: id, chunk, encodings, q, report }, clock.seconds))
+        clock.record(&layer.name, rows.len(), layer.cols);
+        Ok((Rounding { layer: id, chunk, encodings, q, report }, clock.step(Step::Refine)))
     }
 
     /// Grids of some rows of one group.
@@ -183,26 +186,6 @@ impl LayerProblem {
             statistics,
             layer_key: u64::from(id.0),
             first_row: rows.start,
-        }
-    }
-}
-
-/// Seconds between the start and the end of refinement, and everybody's progress.
-struct RefineClock<'a> {
-    progress: &'a dyn Fn(),
-    begun: Option<Instant>,
-    seconds: f64,
-}
-
-impl RefineClock<'_> {
-    fn tell(&mut self, step: Step) {
-        (self.progress)();
-        match step {
-            Step::Iterate => {}
-            Step::Refine => self.begun = Some(Instant::now()),
-            Step::Choose => {
-                self.seconds += self.begun.take().map_or(0.0, |begun| begun.elapsed().as_secs_f64());
-            }
         }
     }
 }

@@ -20,6 +20,7 @@ mod layer_problem;
 mod lazy;
 mod local;
 mod means;
+mod phase_clock;
 mod probe;
 mod program;
 mod rates;

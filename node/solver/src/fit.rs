@@ -42,14 +42,18 @@ pub fn solve_fitted<D: Device>(
     let encodings = problem.encodings.clone();
     let fits = matches!(problem.statistics, Statistics::Gram(_)) && settings.scale_fits > 0;
     if !fits || encodings.granularity == Granularity::PerTensor {
+        watch(Step::Done);
         return Ok((encodings, solution));
     }
     let arrays = workspace.arrays(device, problem.rows, problem.cols)?;
+    watch(Step::Measure);
     let mut best = Fit { encodings, q: solution.q };
     let mut reached = best.values(device, problem, settings, &mut quadratic, None, arrays)?.1;
     for _ in 0..settings.scale_fits {
+        watch(Step::Fit);
         let encodings = best.proposal(device, &quadratic, &reached.product, stored, arrays)?;
         let mut next = Fit { encodings, q: best.q.clone() };
+        watch(Step::Regrid);
         let (q, fitted) = next.values(device, problem, settings, &mut quadratic, Some(watch), arrays)?;
         next.q = q;
         let better = |row: &usize| {
@@ -72,6 +76,7 @@ pub fn solve_fitted<D: Device>(
     report.objective = quadratic.total(&reached.values, problem.output_scale);
     let nearest = best.encodings.quantize_nearest(problem.w);
     report.rounded_away = best.q.iter().zip(&nearest).filter(|(q, nearest)| q != nearest).count();
+    watch(Step::Done);
     Ok((best.encodings, Solution { q: best.q, report }))
 }
 

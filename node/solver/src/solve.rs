@@ -69,7 +69,9 @@ pub fn solve_prepared<D: Device>(
     workspace: &mut Workspace<D::Buffer>,
     watch: &mut dyn FnMut(Step),
 ) -> Result<Solution, SolveError> {
-    Ok(solve_keeping(device, prepared, problem, settings, workspace, watch)?.0)
+    let solution = solve_keeping(device, prepared, problem, settings, workspace, watch)?.0;
+    watch(Step::Done);
+    Ok(solution)
 }
 
 /// [`solve_prepared`], and the quadratic that it was solved with: its three products need not be made again.
@@ -112,6 +114,7 @@ fn run<'a, D: Device>(
     arrays: &mut Arrays<D::Buffer>,
     watch: Watch<'_>,
 ) -> Result<(Solution, Quadratic<'a, D::Buffer>), SolveError> {
+    watch(Step::Multiply);
     let dead = &prepared.dead;
     let cells = Cells::new(problem.w, problem.encodings, dead);
     let quadratic = Quadratic::new(device, problem, prepared, moments, &cells, settings, arrays)?;
@@ -125,9 +128,9 @@ fn run<'a, D: Device>(
     let roundings = chunk.roundings(arrays, &mut report, watch)?;
     let up = match samples {
         Some(samples) if problem.activation != Activation::Identity => {
-            judge_samples(&chunk, samples, roundings, problem, &mut report)?
+            judge_samples(&chunk, samples, roundings, problem, &mut report, watch)?
         }
-        _ => judge_quadratic(&chunk, roundings, problem, arrays, &mut report)?,
+        _ => judge_quadratic(&chunk, roundings, problem, arrays, &mut report, watch)?,
     };
     report.rounded_away = up.iter().zip(&cells.nearest_up).filter(|(up, nearest)| up != nearest).count();
     Ok((Solution { q: cells.integers(&up), report }, quadratic))
@@ -151,10 +154,12 @@ impl<D: Device> Chunk<'_, D> {
     ) -> Result<Roundings, DeviceError> {
         let mut fallbacks = vec![self.cells.nearest_up.clone()];
         if self.settings.start == Start::Gptq {
+            watch(Step::Start);
             fallbacks.push(gptq::choose(self.device, self.quadratic, self.cells, arrays)?);
         }
         let mut solved = Vec::new();
         if self.settings.iterations > 0 {
+            watch(Step::Learn);
             solved.push(self.adaround(fallbacks.get(1).map(Vec::as_slice), arrays, watch)?);
         }
         if self.settings.refine_sweeps > 0 {
@@ -167,7 +172,6 @@ impl<D: Device> Chunk<'_, D> {
                     refine::refine(self.device, self.quadratic, self.cells, sweeps, &mut up, arrays, watch)?;
                 solved.push(up);
             }
-            watch(Step::Choose);
         }
         Ok(Roundings { solved, fallbacks })
     }
@@ -215,7 +219,9 @@ fn judge_quadratic<D: Device>(
     problem: &RowProblem<'_>,
     arrays: &mut Arrays<D::Buffer>,
     report: &mut ChunkReport,
+    watch: Watch<'_>,
 ) -> Result<Vec<f32>, SolveError> {
+    watch(Step::Choose);
     let Chunk { device, cells, quadratic, .. } = *chunk;
     quadratic.load(device, cells, arrays)?;
     let mut measure = |up: Vec<f32>| -> Result<Candidate<RowValue>, SolveError> {
@@ -225,6 +231,7 @@ fn judge_quadratic<D: Device>(
     };
     let solved = roundings.solved.into_iter().map(&mut measure).collect::<Result<Vec<_>, _>>()?;
     let fallbacks = roundings.fallbacks.into_iter().map(&mut measure).collect::<Result<Vec<_>, _>>()?;
+    watch(Step::Guard);
     let judge = ByQuadratic { quadratic, cells };
     let (best, guarded) = select(&judge, problem.rows, problem.cols, &solved, &fallbacks);
     report.objective_nearest = quadratic.total(&fallbacks[0].values, problem.output_scale);
@@ -241,7 +248,9 @@ fn judge_samples<D: Device>(
     roundings: Roundings,
     problem: &RowProblem<'_>,
     report: &mut ChunkReport,
+    watch: Watch<'_>,
 ) -> Result<Vec<f32>, SolveError> {
+    watch(Step::Choose);
     let measure = |up: Vec<f32>| -> Result<Candidate<f64>, SolveError> {
         let values = samples.evaluate(chunk.device, chunk.cells, &up)?;
         finite("objective", values.iter().copied(), problem)?;

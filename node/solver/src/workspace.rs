@@ -52,12 +52,28 @@ struct Size {
 /// The steps of a solve, for whoever times it or waits for it: the solver reads no clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// An iteration of AdaRound or a sweep of coordinate descent is done.
+    /// An iteration of AdaRound or a sweep of coordinate descent is done. All others begin what they name.
     Iterate,
-    /// Coordinate descent begins.
+    /// The chunk's neighbours on the grid, and its products with the statistics.
+    Multiply,
+    /// The start in GPTQ's order, and its factor if that is not there yet.
+    Start,
+    /// AdaRound.
+    Learn,
+    /// Coordinate descent.
     Refine,
-    /// Coordinate descent is over; candidates are compared.
+    /// Candidates are measured.
     Choose,
+    /// Rows whose f32 values are too close are compared in f64.
+    Guard,
+    /// What was chosen is measured again, for scales to be fitted to it.
+    Measure,
+    /// Scales are fitted to the integers.
+    Fit,
+    /// Integers are refined and measured on the fitted scales.
+    Regrid,
+    /// The chunk is solved.
+    Done,
 }
 
 /// Told of each step as it comes.
