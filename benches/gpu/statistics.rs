@@ -153,7 +153,9 @@ impl Sums for Cuda {
     }
 
     fn read(&self, total: &CudaSums, rows: std::ops::Range<usize>) -> Result<Vec<i64>, DeviceError> {
-        total.rows(rows)
+        let mut all = Vec::new();
+        total.rows(rows, &mut |part| all.extend_from_slice(part))?;
+        Ok(all)
     }
 }
 

@@ -35,6 +35,8 @@ const SHARD_TOKENS: usize = 2048;
 const TEXT_SAMPLES: usize = 128;
 /// Bytes of the 64-bit sums of one slice, all three matrices: one message of a few seconds on a slow link.
 const SLICE_BYTES: usize = 4 << 20;
+/// More slices of one layer cost more in grants and commits than they are worth to any number of nodes.
+const SLICES_MAX: usize = 512;
 /// Matrices of statistics a layer can have.
 const MATRICES: usize = 3;
 
@@ -341,11 +343,12 @@ pub(crate) fn chunks(rows: usize, groups: usize) -> Vec<Range<usize>> {
         .collect()
 }
 
-/// Fixed rows of the statistics, all groups one after the other: whole rows of about `SLICE_BYTES`.
+/// Fixed rows of the statistics, all groups one after the other: whole rows of about `SLICE_BYTES`, and more where there
+/// would be more than `SLICES_MAX` of them.
 pub(crate) fn slices(cols: usize, groups: usize) -> Vec<Range<usize>> {
     let row_bytes = (cols * size_of::<i64>() * MATRICES).max(1);
-    let step = (SLICE_BYTES / row_bytes).max(1);
     let rows = cols * groups;
+    let step = (SLICE_BYTES / row_bytes).max(rows.div_ceil(SLICES_MAX)).max(1);
     (0..rows).step_by(step).map(|start| start..(start + step).min(rows)).collect()
 }
 
@@ -458,12 +461,14 @@ mod tests {
             let mut next = 0;
             for slice in &all {
                 assert_eq!(slice.start, next, "{cols}x{groups}");
-                assert!(slice.len() == 1 || slice.len() * cols * 24 <= SLICE_BYTES, "{cols}x{groups}");
+                let least = (cols * groups).div_ceil(SLICES_MAX);
+                assert!(slice.len() <= least || slice.len() * cols * 24 <= SLICE_BYTES, "{cols}x{groups}");
                 next = slice.end;
             }
             assert_eq!(next, cols * groups);
         }
         assert_eq!((slices(27, 1).len(), slices(1152, 1).len(), slices(4608, 1).len()), (1, 8, 125));
+        assert!([14336, 28672, 200_000].iter().all(|cols| slices(*cols, 1).len() <= SLICES_MAX));
     }
 
     #[test]

@@ -114,6 +114,9 @@ impl WeightLayout {
     /// `Shape`, `Length`.
     pub fn to_matrix<T: Copy>(&self, shape: &[usize], values: &[T]) -> Result<Vec<T>, LayoutError> {
         let matrix = self.check(shape, values.len())?;
+        if *self == Self::AsIs {
+            return Ok(values.to_vec());
+        }
         Ok(self.permutation(shape, matrix).map(|tensor| values[tensor]).collect())
     }
 
@@ -124,6 +127,9 @@ impl WeightLayout {
     pub fn from_matrix<T: Copy>(&self, shape: &[usize], values: &[T]) -> Result<Vec<T>, LayoutError> {
         let matrix = self.check(shape, values.len())?;
         let mut out = values.to_vec();
+        if *self == Self::AsIs {
+            return Ok(out);
+        }
         for (&value, tensor) in values.iter().zip(self.permutation(shape, matrix)) {
             out[tensor] = value;
         }

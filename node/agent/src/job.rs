@@ -33,6 +33,8 @@ pub(crate) struct Job {
     source: RwLock<Arc<dyn Source>>,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) devices: Arc<Devices>,
+    /// Of the node.
+    pub(crate) threads: usize,
     pub(crate) program: Program,
     pub(crate) carry: CarryStore,
     pub(crate) lanes: Lanes,
@@ -64,7 +66,7 @@ impl Job {
         plan: Arc<Plan>,
         source: Arc<dyn Source>,
         engine: Arc<dyn Engine>,
-        devices: Arc<Devices>,
+        (devices, threads): (Arc<Devices>, usize),
         carry: impl FnOnce(CarryPrecision) -> CarryStore,
         room: Arc<Room>,
     ) -> Result<Self, Failure> {
@@ -78,6 +80,7 @@ impl Job {
             source: RwLock::new(source),
             engine,
             devices,
+            threads,
             carry: carry(program.carries()),
             program,
             lanes: Lanes::default(),

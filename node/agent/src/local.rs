@@ -116,9 +116,9 @@ impl Node for LocalNode {
             return Ok(());
         }
         plan.validate().map_err(failure::internal)?;
-        let NodeOptions { memory_budget, spill_dir, .. } = &self.options;
+        let NodeOptions { memory_budget, spill_dir, threads, .. } = &self.options;
         let carry = |precision| CarryStore::with_precision(*memory_budget, spill_dir, precision);
-        let (engine, devices) = (Arc::clone(&self.engine), Arc::clone(&self.devices));
+        let (engine, devices) = (Arc::clone(&self.engine), (Arc::clone(&self.devices), *threads));
         let job = Job::new(plan, source, engine, devices, carry, Room::new(*memory_budget))?;
         *self.job.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(job));
         Ok(())

@@ -14,7 +14,8 @@ use crate::{failure, transit};
 use halfstep_exec::{Carried, CarryKey, Session, Stream, Unfolder, sampled_positions};
 use halfstep_model::{Layer, Segment, Tensor};
 use halfstep_work::{
-    Done, Failure, FailureClass, Held, Holding, LayerId, PeakRecord, RangeId, SegmentId, ShardId, Wanted,
+    ChunkId, Done, Failure, FailureClass, Held, Holding, LayerId, PeakRecord, RangeId, SegmentId, ShardId,
+    Wanted,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -253,9 +254,14 @@ impl Job {
         if segment.nodes.is_empty() || segment.outputs.is_empty() {
             return Ok(());
         }
+        let apart = self.plan.range_of(id) == lane.0 && self.program.parts(&self.plan, id, segment);
+        if apart && lane.1.0 % 2 == 1 {
+            // The first shards load both sessions side by side.
+            self.session(id, segment, Stream::Quantized)?;
+        }
         // The original first: the other stream takes over what is shared.
         self.run(id, segment, lane, Stream::FullPrecision)?;
-        if self.plan.range_of(id) == lane.0 && self.program.parts(&self.plan, id, segment) {
+        if apart {
             self.run(id, segment, lane, Stream::Quantized)?;
         }
         Ok(())
@@ -328,17 +334,56 @@ impl Job {
         Ok(replace)
     }
 
+    /// The on-grid weights of a layer, `[rows, cols]`; `None` if it was given up. The node's threads wait for them: as many
+    /// take part.
     fn dequantized(&self, id: LayerId) -> Result<Option<Vec<f32>>, Failure> {
-        let source = self.source();
-        let mut matrix = Vec::new();
-        for chunk in self.plan.chunk_ids(id) {
-            let Some(rounding) = source.rounding(id, chunk).map_err(failure::source)? else {
-                return Ok(None);
-            };
-            let rows = rounding.encodings.dequantize(&rounding.q);
-            matrix.extend(rows.map_err(|e| failure::quant(&self.program.layer(id).name, &e))?);
+        let layer = self.program.layer(id);
+        let mut matrix = vec![0.0; layer.rows * layer.cols];
+        let mut parts = Vec::new();
+        let mut rest = matrix.as_mut_slice();
+        for (chunk, rows) in self.plan.chunk_ids(id).zip(&self.entry(id)?.chunks) {
+            let (part, behind) = rest.split_at_mut_checked(rows.len() * layer.cols).ok_or_else(|| {
+                failure::internal(format!("layer `{}`: chunks of more rows than {}", layer.name, layer.rows))
+            })?;
+            parts.push((chunk, part));
+            rest = behind;
         }
-        Ok(Some(matrix))
+        let threads = self.threads.min(parts.len());
+        let queue = Mutex::new(parts.into_iter());
+        let work = || -> Result<bool, Failure> {
+            loop {
+                let Some((chunk, part)) = lock(&queue).next() else { return Ok(true) };
+                if !self.dequantize_chunk(id, chunk, part)? {
+                    return Ok(false);
+                }
+            }
+        };
+        let ended: Vec<Result<bool, Failure>> = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(&work)).collect();
+            let mine = work();
+            let stopped = |_| Err(failure::internal("a thread that dequantizes stopped early".to_owned()));
+            let others = others.into_iter().map(|other| other.join().unwrap_or_else(stopped));
+            std::iter::once(mine).chain(others).collect()
+        });
+        let whole = ended.into_iter().try_fold(true, |all, one| one.map(|one| all && one))?;
+        Ok(whole.then_some(matrix))
+    }
+
+    /// False if the layer was given up.
+    fn dequantize_chunk(&self, id: LayerId, chunk: ChunkId, out: &mut [f32]) -> Result<bool, Failure> {
+        let Some(rounding) = self.source().rounding(id, chunk).map_err(failure::source)? else {
+            return Ok(false);
+        };
+        let name = &self.program.layer(id).name;
+        let rows = rounding.encodings.dequantize(&rounding.q).map_err(|e| failure::quant(name, &e))?;
+        if rows.len() != out.len() {
+            let (found, expected) = (rows.len(), out.len());
+            return Err(failure::internal(format!(
+                "layer `{name}`, {chunk}: {found} weights, expected {expected}"
+            )));
+        }
+        out.copy_from_slice(&rows);
+        Ok(true)
     }
 
     fn peak(

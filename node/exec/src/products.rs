@@ -216,12 +216,17 @@ impl Kept {
             let row = |row: usize| sums[row / form.cols].row(row % form.cols);
             rows.clone().for_each(|number| all.extend_from_slice(row(number)));
         }
-        all.resize(len, 0);
-        for sums in &self.cuda {
-            for (sum, value) in all.iter_mut().zip(sums.rows(rows.clone())?) {
-                *sum = sum.wrapping_add(value);
+        for (number, sums) in self.cuda.iter().enumerate() {
+            if number == 0 && self.host.is_empty() {
+                sums.rows(rows.clone(), &mut |part| all.extend_from_slice(part))?;
+                continue;
             }
+            let mut rest = all.iter_mut();
+            sums.rows(rows.clone(), &mut |part| {
+                part.iter().zip(&mut rest).for_each(|(value, sum)| *sum = sum.wrapping_add(*value));
+            })?;
         }
+        all.resize(len, 0);
         Ok(all)
     }
 }

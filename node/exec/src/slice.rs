@@ -90,27 +90,39 @@ impl SumSlice {
     pub fn means(&self) -> Result<MeanSlice, ExecError> {
         let differs = self.uses.iter().any(|one| one.exponents.cross.is_some());
         let len = entries(&self.rows, self.cols, differs);
-        let mut sums = vec![0.0f64; len];
-        for one in &self.uses {
-            if one.exponents.cross.is_some() != differs || one.sums.len() != len {
-                return Err(ExecError::Internal("uses of one layer have sums of different forms".into()));
-            }
-            let exponents =
-                [Some(one.exponents.h), one.exponents.cross.map(|c| c.0), one.exponents.cross.map(|c| c.1)];
-            let mut start = 0;
-            for (part, exponent) in parts(differs).iter().zip(exponents.into_iter().flatten()) {
-                let end = start + part.entries_of(self.rows.clone(), self.cols);
-                let factor = power_of_two(-exponent);
-                for (sum, value) in sums[start..end].iter_mut().zip(&one.sums[start..end]) {
-                    *sum += *value as f64 * factor;
-                }
-                start = end;
-            }
+        let of_form = |one: &UseSlice| one.exponents.cross.is_some() == differs && one.sums.len() == len;
+        if !self.uses.iter().all(of_form) {
+            return Err(ExecError::Internal("uses of one layer have sums of different forms".into()));
         }
         // Foreign counts: whatever they are, their sum is a number.
         let positions = self.uses.iter().fold(0, |sum: u64, one| sum.saturating_add(one.positions));
         let total = positions.max(1) as f64;
-        let means = sums.iter().map(|sum| (sum / total) as f32).collect();
+        let mut means = Vec::with_capacity(len);
+        match self.uses.as_slice() {
+            // Nothing to add: no matrix of f64.
+            [one] => self.scaled(one, &mut |value| means.push((value / total) as f32)),
+            uses => {
+                let mut sums = vec![0.0f64; len];
+                for one in uses {
+                    let mut rest = sums.iter_mut();
+                    self.scaled(one, &mut |value| rest.next().into_iter().for_each(|sum| *sum += value));
+                }
+                means.extend(sums.iter().map(|sum| (sum / total) as f32));
+            }
+        }
         Ok(MeanSlice { cols: self.cols, rows: self.rows.clone(), positions, differs, means })
+    }
+
+    /// Gives `take` the sums of a use of this slice's form, as the numbers they are.
+    fn scaled(&self, one: &UseSlice, take: &mut impl FnMut(f64)) {
+        let Exponents { h, cross } = one.exponents;
+        let exponents = [Some(h), cross.map(|c| c.0), cross.map(|c| c.1)];
+        let mut start = 0;
+        for (part, exponent) in parts(cross.is_some()).iter().zip(exponents.into_iter().flatten()) {
+            let end = start + part.entries_of(self.rows.clone(), self.cols);
+            let factor = power_of_two(-exponent);
+            one.sums[start..end].iter().for_each(|value| take(*value as f64 * factor));
+            start = end;
+        }
     }
 }

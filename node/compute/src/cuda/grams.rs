@@ -409,24 +409,24 @@ impl CudaSums {
         lane.synchronize()
     }
 
-    /// The kept entries of some rows, counted over the matrices of all groups: those of H, then of C and of G.
+    /// Gives `take`, some at a time, the kept entries of some rows, counted over the matrices of all groups: those of H,
+    /// then of C and of G.
     ///
     /// # Errors
     /// `Length` if there are no such rows, `Failed`.
-    pub fn rows(&self, rows: Range<usize>) -> Result<Vec<i64>, DeviceError> {
+    pub fn rows(&self, rows: Range<usize>, take: &mut dyn FnMut(&[i64])) -> Result<(), DeviceError> {
         let GramShape { cols, groups, .. } = self.shape;
         length("statistics rows", area(cols, groups), rows.end)?;
         length("statistics rows", rows.end, rows.start)?;
-        let mut all = Vec::new();
         for (sums, lower) in self.matrices.iter().zip(self.shape.lower()) {
             let at = |row: usize| match cols {
                 0 => 0,
                 _ => row / cols * before(cols, cols, *lower) + before(row % cols, cols, *lower),
             };
             let range = at(rows.start)..at(rows.end);
-            self.lane.bring_parts("statistics sums", sums, range, &mut |part| all.extend_from_slice(part))?;
+            self.lane.bring_parts("statistics sums", sums, range, take)?;
         }
-        Ok(all)
+        Ok(())
     }
 }
 
