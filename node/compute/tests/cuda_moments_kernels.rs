@@ -1,6 +1,6 @@
 //! The kernels of second moments and of sums over rows, run on the host, against their CPU twins.
 //!
-//! Not here: what is put together of them (`cuda_moments`).
+//! Not here: what is put together of them (`device/moments.rs`).
 
 mod shim;
 

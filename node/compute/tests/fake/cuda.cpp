@@ -127,6 +127,13 @@ API int cuMemGetInfo_v2(size_t* free, size_t* total) {
     return *free = MEMORY - used, *total = MEMORY, OK;
 }
 
+// The pool of memory that is freed: here it goes back at once, whatever it may keep.
+API int cuDeviceGetDefaultMemPool(void** pool, int) { return *pool = &used, OK; }
+API int cuMemPoolSetAttribute(void* pool, int attribute, void* value) {
+    const bool known = pool == &used && attribute == 4 && *(uint64_t*)value <= MEMORY;
+    return known ? OK : fail(INVALID_VALUE, "an attribute of a pool that the fake does not know");
+}
+
 API int cuGetErrorName(int code, const char** name) {
     *name = code == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_OF_THE_FAKE";
     return OK;

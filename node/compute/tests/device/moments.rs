@@ -2,12 +2,7 @@
 //!
 //! Not here: the kernels one by one (`cuda_moments_kernels`).
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-#![expect(clippy::print_stdout, reason = "says why a test was skipped")]
-
-mod device;
-
-use device::cuda;
+use super::device::cuda;
 use halfstep_compute::cuda::Cuda;
 use halfstep_compute::random::Stream;
 use halfstep_compute::{Cpu, CpuBuffer, Device, Moments, cpu};
