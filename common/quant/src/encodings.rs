@@ -4,6 +4,7 @@
 //! Not here: choosing scales ([`crate::estimate`]), learned rounding (`halfstep-solver`).
 
 use crate::grid::{check_bits, check_granularity};
+use crate::mse_search::ROUND;
 use crate::{Granularity, QuantError, Scheme};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -152,7 +153,7 @@ impl Encodings {
         let mut q = Vec::with_capacity(w.len());
         self.for_each_run(w, |run, scale, zero_point| {
             let (lo, hi) = ((qmin - zero_point) as f32, (qmax - zero_point) as f32);
-            q.extend(run.iter().map(|&x| (x / scale).round_ties_even().clamp(lo, hi) as i32 + zero_point));
+            q.extend(run.iter().map(|&x| nearest_level(x / scale, lo, hi) + zero_point));
         });
         q
     }
@@ -204,6 +205,13 @@ impl Encodings {
     }
 }
 
+/// `t` rounded half to even, within integers `lo..=hi` (of at most 2^22 in magnitude); 0 for NaN.
+///
+/// Clamped first, which gives the same: then rounding needs no call, and the loop no branch.
+fn nearest_level(t: f32, lo: f32, hi: f32) -> i32 {
+    ((t.clamp(lo, hi) + ROUND) - ROUND) as i32
+}
+
 /// `rows * cols`, or `TooLarge`.
 pub(crate) fn element_count(rows: usize, cols: usize) -> Result<usize, QuantError> {
     rows.checked_mul(cols).ok_or(QuantError::TooLarge { rows, cols })
@@ -228,5 +236,25 @@ fn check_part(first: &Encodings, part: &Encodings, index: usize) -> Result<(), Q
     match pairs.into_iter().find(|(_, a, b)| a != b) {
         Some((what, expected, actual)) => Err(QuantError::Parts { index, what, expected, actual }),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_those_of_rounding_first_and_clamping_then() {
+        for (lo, hi) in [(-8.0, 7.0), (0.0, 15.0), (-65536.0, 65535.0), (-3.0, 0.0), (-1.0, -1.0)] {
+            let check = |t: f32| {
+                let want = t.round_ties_even().clamp(lo, hi) as i32;
+                assert_eq!(nearest_level(t, lo, hi), want, "{t} within {lo}..={hi}");
+            };
+            (-400..400).map(|i| i as f32 * 0.125).for_each(check);
+            for whole in [-65536.5f32, -8.5, -0.5, -0.0, 0.0, 0.5, 1.5, 7.5, 65534.5, 65535.5, 1e30, -1e30] {
+                [whole, whole.next_down(), whole.next_up()].into_iter().for_each(check);
+            }
+            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().for_each(check);
+        }
     }
 }

@@ -22,7 +22,7 @@ const FITS_MAX: usize = 6;
 const BLOCK: usize = 1024;
 const LANES: usize = 16;
 /// Adding and subtracting 1.5 * 2^23 rounds half to even for |t| <= 2^22; levels are within 2^16.
-const ROUND: f32 = 12_582_912.0;
+pub(crate) const ROUND: f32 = 12_582_912.0;
 
 /// Searches the grid of one cell whose weights span `lo..=hi` (which includes 0 and more). Never worse than min-max.
 pub(crate) fn search(integers: Integers, cell: Cell<'_>, lo: f32, hi: f32) -> Entry {

@@ -2,7 +2,7 @@
 //!
 //! A row chunk's state (weights, rounding variables, moments, residuals) stays in [`Device::Buffer`]s for the whole
 //! solve; the host sees it on `download`. Every method checks shapes and returns a [`DeviceError`]; none allocates
-//! except `zeros` and `upload`.
+//! except `zeros`, `upload` and what is done with second moments (bounded, whatever their size).
 //!
 //! Not here: the kernels (`cpu`), anything about AdaRound's schedule (`solver`).
 
@@ -208,6 +208,23 @@ pub struct PlaneBuffers<'a, B> {
     pub offset: &'a B,
 }
 
+/// Second moments `[cols, cols]` whose diagonal, where the stored one is damped, is kept beside them.
+#[derive(Debug)]
+pub struct Moments<'a, B> {
+    /// All entries; those of the diagonal are not read if there is another.
+    pub matrix: &'a B,
+    /// The diagonal meant, `[cols]`.
+    pub diagonal: Option<&'a B>,
+}
+
+impl<B> Clone for Moments<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for Moments<'_, B> {}
+
 /// A device: memory of f32 and the few kernels the solver needs.
 pub trait Device: Send + Sync {
     /// A device array of f32.
@@ -365,6 +382,58 @@ pub trait Device: Send + Sync {
         errors: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
+    /// `out = w (plus - minus)`, `w` and `out`: `[rows, cols]`; see [`cpu::multiply_moments`].
+    fn multiply_moments(
+        &self,
+        rows: usize,
+        cols: usize,
+        w: &Self::Buffer,
+        plus: Moments<'_, Self::Buffer>,
+        minus: Option<&Self::Buffer>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// `(a - b) . ((a + b) h + 2 w (h - c))` of each row, all of it in f64; see [`cpu::exact_differences`].
+    fn exact_differences(
+        &self,
+        rows: usize,
+        cols: usize,
+        errors: (&Self::Buffer, &Self::Buffer),
+        h: Moments<'_, Self::Buffer>,
+        gap: Option<(&Self::Buffer, &Self::Buffer)>,
+    ) -> Result<Vec<f64>, DeviceError>;
+
+    /// `k_g h k_g'` of each row, in f64 from f32 products, where `k_g` are the row's `levels` in group `g` of `width` columns:
+    /// `[rows, groups, groups]`, of which the lower triangles mean something. See [`cpu::normal_equations`].
+    fn normal_equations(
+        &self,
+        rows: usize,
+        cols: usize,
+        width: usize,
+        levels: &Self::Buffer,
+        h: &Self::Buffer,
+        scratch: &mut Self::Buffer,
+    ) -> Result<Vec<f64>, DeviceError>;
+
+    /// Sums of `(a - b)^2` down the columns of two matrices `[cols, cols]`, and whether any entry differs.
+    fn column_gaps(
+        &self,
+        cols: usize,
+        a: &Self::Buffer,
+        b: &Self::Buffer,
+    ) -> Result<(Vec<f32>, bool), DeviceError>;
+
+    /// Replaces the diagonal of a matrix `[n, n]`.
+    fn set_diagonal(
+        &self,
+        n: usize,
+        diagonal: &Self::Buffer,
+        matrix: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// Whether the first `len` values are finite.
+    fn all_finite(&self, len: usize, values: &Self::Buffer) -> Result<bool, DeviceError>;
+
     /// In place `z = (f(z + bias) - target) * f'(z + bias)`, `z` and `target`: `[rows, cols]`.
     ///
     /// `activations` and `bias` have one entry per row; `activations` may have one entry for all rows and `bias`
@@ -448,6 +517,17 @@ fn operand<'a>(
     let (rows, cols) = if mat.transposed { (cols, rows) } else { (rows, cols) };
     let buffer: &'a CpuBuffer = mat.buffer;
     Ok(&buffer[span(name, buffer.len(), mat.offset, mat.stride, rows, cols)?])
+}
+
+impl Moments<'_, CpuBuffer> {
+    /// A copy with the diagonal meant. On the host, whoever has the matrix itself needs none: this is for tests of devices.
+    fn whole(self, cols: usize) -> Result<Vec<f32>, DeviceError> {
+        let mut matrix = CpuBuffer(first("moments plus", self.matrix, area(cols, cols))?.to_vec());
+        if let Some(diagonal) = self.diagonal {
+            Cpu.set_diagonal(cols, diagonal, &mut matrix)?;
+        }
+        Ok(matrix.0)
+    }
 }
 
 impl Device for Cpu {
@@ -651,6 +731,84 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn multiply_moments(
+        &self,
+        rows: usize,
+        cols: usize,
+        w: &CpuBuffer,
+        plus: Moments<'_, CpuBuffer>,
+        minus: Option<&CpuBuffer>,
+        out: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
+        let (w, out) =
+            (first("moments w", w, area(rows, cols))?, first_mut("moments out", out, area(rows, cols))?);
+        let plus = plus.whole(cols)?;
+        let minus = minus.map(|minus| first("moments minus", minus, area(cols, cols))).transpose()?;
+        cpu::multiply_moments(rows, cols, w, &plus, minus, out);
+        Ok(())
+    }
+
+    fn exact_differences(
+        &self,
+        rows: usize,
+        cols: usize,
+        (a, b): (&CpuBuffer, &CpuBuffer),
+        h: Moments<'_, CpuBuffer>,
+        gap: Option<(&CpuBuffer, &CpuBuffer)>,
+    ) -> Result<Vec<f64>, DeviceError> {
+        let len = area(rows, cols);
+        let errors = (first("difference first", a, len)?, first("difference second", b, len)?);
+        let h = h.whole(cols)?;
+        let gap = match gap {
+            Some((w, c)) => {
+                Some((first("difference w", w, len)?, first("difference c", c, area(cols, cols))?))
+            }
+            None => None,
+        };
+        Ok(cpu::exact_differences(rows, cols, errors, &h, gap))
+    }
+
+    fn normal_equations(
+        &self,
+        rows: usize,
+        cols: usize,
+        width: usize,
+        levels: &CpuBuffer,
+        h: &CpuBuffer,
+        scratch: &mut CpuBuffer,
+    ) -> Result<Vec<f64>, DeviceError> {
+        let levels = first("normal levels", levels, area(rows, cols))?;
+        let h = first("normal h", h, area(cols, cols))?;
+        let scratch = first_mut("normal scratch", scratch, area(rows, cols))?;
+        Ok(cpu::normal_equations((rows, cols, width), levels, h, scratch))
+    }
+
+    fn column_gaps(
+        &self,
+        cols: usize,
+        a: &CpuBuffer,
+        b: &CpuBuffer,
+    ) -> Result<(Vec<f32>, bool), DeviceError> {
+        let len = area(cols, cols);
+        Ok(cpu::column_gaps(cols, first("gap a", a, len)?, first("gap b", b, len)?))
+    }
+
+    fn set_diagonal(
+        &self,
+        n: usize,
+        diagonal: &CpuBuffer,
+        matrix: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
+        let diagonal = first("diagonal", diagonal, n)?;
+        let matrix = first_mut("diagonal matrix", matrix, area(n, n))?;
+        matrix.iter_mut().step_by(n + 1).zip(diagonal).for_each(|(to, from)| *to = *from);
+        Ok(())
+    }
+
+    fn all_finite(&self, len: usize, values: &CpuBuffer) -> Result<bool, DeviceError> {
+        Ok(first("finite values", values, len)?.iter().all(|value| value.is_finite()))
+    }
+
     fn activation_residual(
         &self,
         activations: &[Activation],
@@ -828,6 +986,13 @@ mod tests {
             let _ = Cpu.activation_residual(&[Activation::Relu], &[], m, k, &mut out, &a);
             let _ = Cpu.gather_columns(&a, m, &[1, 0, 7][..k.min(3)], &mut out);
             let _ = Cpu.factor_block(k, n..strides.0, 0.0, &a, &mut out, &mut up);
+            let moments = Moments { matrix: &a, diagonal: Some(&b) };
+            let _ = Cpu.multiply_moments(m, k, &a, moments, Some(&b), &mut out);
+            let _ = Cpu.exact_differences(m, k, (&a, &b), moments, Some((&a, &b)));
+            let _ = Cpu.normal_equations(m, k, n, &a, &b, &mut out);
+            let _ = Cpu.column_gaps(k, &a, &b);
+            let _ = Cpu.set_diagonal(k, &a, &mut out);
+            let _ = Cpu.all_finite(k, &a);
             let buffers = PlaneBuffers { low: &a, delta: &b, offset: &a };
             let _ = Cpu.plane_block(m, k, n..strides.0, &a, buffers, &mut out, &mut flips);
         }

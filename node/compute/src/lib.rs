@@ -25,7 +25,7 @@ pub use activation::Activation;
 pub use cpu::Host;
 pub use cpu::step::{Gradient, StepArgs};
 pub use device::{
-    Cpu, CpuBuffer, Device, DeviceError, MatMut, MatRef, PlaneBuffers, Product, RefineShape, StepBuffers,
-    StepGradient,
+    Cpu, CpuBuffer, Device, DeviceError, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape,
+    StepBuffers, StepGradient,
 };
 pub use memory::give_back_large_blocks;

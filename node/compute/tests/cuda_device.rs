@@ -7,6 +7,9 @@
 #![expect(clippy::print_stdout, reason = "says why a test was skipped")]
 
 mod device;
+// In the same program, since a device that the host pretends to be takes seconds to open.
+#[path = "device/moments.rs"]
+mod moments;
 
 use device::cuda;
 use halfstep_compute::cuda::{Cuda, CudaBuffer};

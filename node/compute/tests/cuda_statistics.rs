@@ -296,7 +296,10 @@ fn what_does_not_fit_is_refused_and_the_lane_goes_on() {
     let (products, _) = other.sum(&lane, &mut staging, RowDigits::F32, (3, None), &[1.0; 3]).unwrap();
     let mut sums = CudaSums::new(Arc::new(lane.lane().unwrap()), two).unwrap();
     assert!(matches!(sums.add(&products, &[1.0; 3]), Err(DeviceError::Length { .. })));
-    assert!(kept_rows(&sums, 0..8).unwrap().iter().all(|sum| *sum == 0), "what was refused is not in the sums");
+    assert!(
+        kept_rows(&sums, 0..8).unwrap().iter().all(|sum| *sum == 0),
+        "what was refused is not in the sums"
+    );
 }
 
 #[test]

@@ -7,8 +7,11 @@
 //!
 //! Not here: making roundings.
 
+use halfstep_compute::{Device, DeviceError};
+
 use crate::grid::Cells;
 use crate::quadratic::{Pair, Quadratic, RowValue};
+use crate::workspace::Arrays;
 
 /// A rounding of the chunk with its value per row.
 #[derive(Debug, Clone)]
@@ -30,17 +33,20 @@ pub(crate) struct Contest<'a, V> {
 pub(crate) trait Judge<V> {
     /// Whether `a` is strictly better than `b` in a row, as a result of the solver.
     fn prefers(&self, row: usize, a: &Candidate<V>, b: &Candidate<V>) -> bool;
-    /// Of each contest, whether the fallback is strictly better on the calibration objective.
-    fn beaten(&self, contests: &[Contest<'_, V>]) -> Vec<bool>;
+    /// Of each contest (one per row at most), whether the fallback is strictly better on the calibration objective.
+    fn beaten(&mut self, contests: &[Contest<'_, V>]) -> Result<Vec<bool>, DeviceError>;
 }
 
 /// The gram objective's judge.
-pub(crate) struct ByQuadratic<'a, B> {
-    pub(crate) quadratic: &'a Quadratic<'a, B>,
+pub(crate) struct ByQuadratic<'a, D: Device> {
+    pub(crate) device: &'a D,
+    pub(crate) quadratic: &'a Quadratic<'a, D::Buffer>,
     pub(crate) cells: &'a Cells,
+    /// Scratch.
+    pub(crate) arrays: &'a mut Arrays<D::Buffer>,
 }
 
-impl<B: Send + Sync> ByQuadratic<'_, B> {
+impl<D: Device> ByQuadratic<'_, D> {
     /// What f32 values tell; nothing if they are too close.
     fn told(&self, contest: &Contest<'_, RowValue>) -> Option<bool> {
         let Contest { row, fallback, kept } = *contest;
@@ -53,19 +59,20 @@ impl<B: Send + Sync> ByQuadratic<'_, B> {
     }
 }
 
-impl<B: Send + Sync> Judge<RowValue> for ByQuadratic<'_, B> {
+impl<D: Device> Judge<RowValue> for ByQuadratic<'_, D> {
     fn prefers(&self, row: usize, a: &Candidate<RowValue>, b: &Candidate<RowValue>) -> bool {
         a.values[row].damped < b.values[row].damped
     }
 
-    fn beaten(&self, contests: &[Contest<'_, RowValue>]) -> Vec<bool> {
+    fn beaten(&mut self, contests: &[Contest<'_, RowValue>]) -> Result<Vec<bool>, DeviceError> {
         let told: Vec<Option<bool>> = contests.iter().map(|contest| self.told(contest)).collect();
         let open = contests.iter().zip(&told).filter(|(_, told)| told.is_none());
         let pairs: Vec<Pair<'_>> =
             open.map(|(c, _)| Pair { row: c.row, first: &c.fallback.up, second: &c.kept.up }).collect();
         // All at once: the statistics are read once, not once per row.
-        let mut exact = self.quadratic.differences(self.cells, &pairs).into_iter();
-        told.into_iter().map(|told| told.unwrap_or_else(|| exact.next().is_some_and(|d| d < 0.0))).collect()
+        let exact = self.quadratic.differences(self.device, self.cells, &pairs, self.arrays)?;
+        let mut exact = exact.into_iter().map(|difference| difference < 0.0);
+        Ok(told.into_iter().map(|told| told.unwrap_or_else(|| exact.next().unwrap_or(false))).collect())
     }
 }
 
@@ -76,24 +83,28 @@ impl Judge<f64> for ByValue {
     fn prefers(&self, row: usize, a: &Candidate<f64>, b: &Candidate<f64>) -> bool {
         a.values[row] < b.values[row]
     }
-    fn beaten(&self, contests: &[Contest<'_, f64>]) -> Vec<bool> {
-        contests.iter().map(|c| c.fallback.values[c.row] < c.kept.values[c.row]).collect()
+    fn beaten(&mut self, contests: &[Contest<'_, f64>]) -> Result<Vec<bool>, DeviceError> {
+        Ok(contests.iter().map(|c| c.fallback.values[c.row] < c.kept.values[c.row]).collect())
     }
 }
 
 /// The best rounding of every row, its values, and how many rows the guard replaced.
 ///
 /// `fallbacks`: nearest first, then the start if it is another; a row goes to the best of them if one beats the solver's.
+///
+/// # Errors
+/// The judge's.
 pub(crate) fn select<'a, V: Copy>(
-    judge: &impl Judge<V>,
+    judge: &mut impl Judge<V>,
     rows: usize,
     cols: usize,
     solved: &'a [Candidate<V>],
     fallbacks: &'a [Candidate<V>],
-) -> (Candidate<V>, usize) {
+) -> Result<(Candidate<V>, usize), DeviceError> {
+    let prefers = &*judge;
     let better = |row: usize| {
         move |best: Option<&'a Candidate<V>>, next: &'a Candidate<V>| match best {
-            Some(best) if !judge.prefers(row, next, best) => Some(best),
+            Some(best) if !prefers.prefers(row, next, best) => Some(best),
             _ => Some(next),
         }
     };
@@ -107,7 +118,7 @@ pub(crate) fn select<'a, V: Copy>(
         let contests: Vec<Contest<'_, V>> = kept.iter().enumerate().filter_map(contest).collect();
         let beaten: Vec<usize> = contests
             .iter()
-            .zip(judge.beaten(&contests))
+            .zip(judge.beaten(&contests)?)
             .filter(|(_, beaten)| *beaten)
             .map(|(c, _)| c.row)
             .collect();
@@ -124,7 +135,7 @@ pub(crate) fn select<'a, V: Copy>(
         winner.is_some_and(|winner| !kept.is_some_and(|kept| std::ptr::eq(winner, kept)))
     };
     let guarded = winners.iter().zip(&kept).filter(|pair| replaced(*pair)).count();
-    (Candidate { up, values }, guarded)
+    Ok((Candidate { up, values }, guarded))
 }
 
 #[cfg(test)]
@@ -139,14 +150,14 @@ mod tests {
     fn each_row_takes_its_best_and_the_guard_counts_what_it_replaced() {
         let solved = [candidate(1.0, [3.0, 1.0, 5.0]), candidate(2.0, [2.0, 4.0, 5.0])];
         let fallbacks = [candidate(0.0, [2.0, 2.0, 4.0])];
-        let (best, guarded) = select(&ByValue, 3, 1, &solved, &fallbacks);
+        let (best, guarded) = select(&mut ByValue, 3, 1, &solved, &fallbacks).unwrap();
         assert_eq!((best.up, best.values, guarded), (vec![2.0, 1.0, 0.0], vec![2.0, 1.0, 4.0], 1));
     }
 
     #[test]
     fn without_solver_results_the_best_fallback_is_taken_and_nothing_counts_as_guarded() {
         let fallbacks = [candidate(0.0, [2.0, 2.0, 4.0]), candidate(1.0, [3.0, 1.0, 4.0])];
-        let (best, guarded) = select(&ByValue, 3, 1, &[], &fallbacks);
+        let (best, guarded) = select(&mut ByValue, 3, 1, &[], &fallbacks).unwrap();
         assert_eq!((best.up, guarded), (vec![0.0, 1.0, 0.0], 0));
     }
 }

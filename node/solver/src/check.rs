@@ -35,14 +35,31 @@ pub(crate) fn check_statistics(statistics: &Statistics<'_>, cols: usize) -> Resu
 }
 
 fn gram(moments: &GramView<'_>, cols: usize) -> Result<(), SolveError> {
+    check_shapes(moments, cols)?;
+    for (what, matrix) in matrices(moments) {
+        finite(what, matrix, cols, 0)?;
+    }
+    check_diagonal(moments, cols)
+}
+
+fn matrices<'a>(moments: &GramView<'a>) -> impl Iterator<Item = (&'static str, &'a [f32])> {
+    let energy = moments.g_energy.map(|energy| ("gram G", energy));
+    [("gram H", moments.h), ("cross gram C", moments.c)].into_iter().chain(energy)
+}
+
+/// Checks all of second moments that does not take a look at every entry: whoever calls this sees to it that they are finite.
+pub(crate) fn check_shapes(moments: &GramView<'_>, cols: usize) -> Result<(), SolveError> {
     if moments.count.is_nan() || moments.count <= 0.0 {
         return Err(SolveError::NoSamples { what: "gram statistics" });
     }
-    matrix("gram H", moments.h, cols, cols, 0)?;
-    matrix("cross gram C", moments.c, cols, cols, 0)?;
-    if let Some(energy) = moments.g_energy {
-        matrix("gram G", energy, cols, cols, 0)?;
+    for (what, matrix) in matrices(moments) {
+        length(what, cols.saturating_mul(cols), matrix.len())?;
     }
+    Ok(())
+}
+
+/// Refuses a diagonal that is no mean of squares.
+pub(crate) fn check_diagonal(moments: &GramView<'_>, cols: usize) -> Result<(), SolveError> {
     match (0..cols).find(|j| moments.h[j * cols + j] < 0.0) {
         Some(index) => Err(SolveError::NegativeDiagonal {
             what: "gram H",

@@ -8,7 +8,7 @@
 //! the guard holds: a row is never worse than before.
 //! Not here: choosing the first scales (`quant`), the samples objective (it would need the activation's derivative).
 
-use halfstep_compute::{Device, DeviceError, MatMut, MatRef, Product};
+use halfstep_compute::{Device, DeviceError};
 use halfstep_quant::{Encodings, Granularity, ScaleType};
 
 use crate::grid::Cells;
@@ -148,8 +148,12 @@ impl Fit {
                 pull[row * groups + col / self.encodings.group_cols()] -= f64::from(*level) * residual;
             }
         }
+        // `M[g, g'] = k_g H k_g'`, lower triangles.
+        let (cols, width) = (quadratic.cols, self.encodings.group_cols());
+        let Arrays { soft, product, .. } = arrays;
+        device.write(&levels, soft)?;
         let h = &quadratic.prepared.damped;
-        let mut normal = self.normal(device, h, &levels, rows, arrays)?;
+        let mut normal = device.normal_equations(rows, cols, width, soft, h, product)?;
         let mut encodings = self.encodings.clone();
         for (row, (normal, pull)) in
             normal.chunks_exact_mut(groups * groups).zip(pull.chunks_exact_mut(groups)).enumerate()
@@ -175,45 +179,6 @@ impl Fit {
         self.q.iter().enumerate().map(level).collect()
     }
 
-    /// `M[g, g'] = k_g H k_g'` of each row, lower triangles, `[rows, groups, groups]`.
-    fn normal<D: Device>(
-        &self,
-        device: &D,
-        h: &D::Buffer,
-        levels: &[f32],
-        rows: usize,
-        arrays: &mut Arrays<D::Buffer>,
-    ) -> Result<Vec<f64>, DeviceError> {
-        let (cols, width) = (self.encodings.cols, self.encodings.group_cols());
-        let groups = self.encodings.groups_per_row();
-        let mut normal = vec![0.0; rows * groups * groups];
-        let mut product = vec![0.0; rows * cols];
-        device.write(levels, &mut arrays.soft)?;
-        for group in 0..groups {
-            let start = group * width;
-            let end = cols.min(start + width);
-            // The triangle needs columns up to this group's end.
-            device.matmul(
-                Product::new(rows, end, end - start),
-                MatRef::new(&arrays.soft, cols).at(start),
-                MatRef::new(h, cols).at(start * cols),
-                MatMut::new(&mut arrays.product, end),
-            )?;
-            device.download(&arrays.product, &mut product[..rows * end])?;
-            for (row, (product, levels)) in
-                product[..rows * end].chunks_exact(end).zip(levels.chunks_exact(cols)).enumerate()
-            {
-                let line = &mut normal[(row * groups + group) * groups..][..=group];
-                for ((product, level), entry) in
-                    product.chunks(width).zip(levels[..end].chunks(width)).zip(line)
-                {
-                    *entry = product.iter().zip(level).map(|(p, k)| f64::from(*p) * f64::from(*k)).sum();
-                }
-            }
-        }
-        Ok(normal)
-    }
-
     fn take_row(&mut self, row: usize, from: &Self) {
         let (cols, groups) = (self.encodings.cols, self.encodings.groups_per_row());
         let (weights, entries) = (row * cols..(row + 1) * cols, row * groups..(row + 1) * groups);
@@ -226,20 +191,23 @@ impl Fit {
 /// An unknown that nothing depends on (diagonal 0) becomes 0.
 fn solve_positive(a: &mut [f64], b: &mut [f64]) -> bool {
     let n = b.len();
-    for i in 0..n {
-        let diagonal = a[i * n + i];
-        a[i * n + i] = if diagonal > 0.0 { diagonal * (1.0 + RIDGE) } else { 1.0 };
-        for j in 0..=i {
-            let dot: f64 = (0..j).map(|k| a[i * n + k] * a[j * n + k]).sum();
-            let value = a[i * n + j] - dot;
-            if i == j {
-                if !(value > 0.0 && value.is_finite()) {
-                    return false;
-                }
-                a[i * n + i] = value.sqrt();
-            } else {
-                a[i * n + j] = value / a[j * n + j];
-            }
+    // Of each entry, the terms so far: a column's are added to all entries behind it at once, each entry's in their order.
+    let (mut dots, mut column) = (vec![-0.0; n * n], vec![0.0; n]);
+    for k in 0..n {
+        let diagonal = a[k * n + k];
+        let raised = if diagonal > 0.0 { diagonal * (1.0 + RIDGE) } else { 1.0 };
+        let value = raised - dots[k * n + k];
+        if !(value > 0.0 && value.is_finite()) {
+            return false;
+        }
+        a[k * n + k] = value.sqrt();
+        for i in k + 1..n {
+            column[i] = (a[i * n + k] - dots[i * n + k]) / a[k * n + k];
+            a[i * n + k] = column[i];
+        }
+        for i in k + 1..n {
+            let (line, factor) = (&mut dots[i * n..][..=i], column[i]);
+            line[k + 1..].iter_mut().zip(&column[k + 1..=i]).for_each(|(dot, other)| *dot += factor * other);
         }
     }
     for i in 0..n {
@@ -400,6 +368,11 @@ mod tests {
         let mut b = [8.0, 7.0, 5.0];
         assert!(solve_positive(&mut a, &mut b));
         assert!((b[0] - 1.25).abs() < 1e-5 && (b[1] - 1.5).abs() < 1e-5, "{b:?}");
+        // `[1, 3, 2; . 18 4; . . 9]` times `[1, -1, 2]`.
+        let mut a = [1.0, 0.0, 0.0, 3.0, 18.0, 0.0, 2.0, 4.0, 9.0];
+        let mut b = [2.0, -7.0, 16.0];
+        assert!(solve_positive(&mut a, &mut b));
+        assert!(b.iter().zip([1.0, -1.0, 2.0]).all(|(x, want)| (x - want).abs() < 1e-4), "{b:?}");
         let mut indefinite = [1.0, 0.0, 2.0, 1.0];
         assert!(!solve_positive(&mut indefinite, &mut [1.0, 1.0]));
     }

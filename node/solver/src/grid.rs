@@ -3,6 +3,8 @@
 //! Everything after this works on errors `e = w~ - w` of about half a step instead of on weights: f32 then keeps its digits
 //! for what rounding decides. Not here: choosing grids (`quant`), which neighbour to take.
 
+use std::ops::Range;
+
 use halfstep_quant::Encodings;
 
 /// Neighbours of a chunk's weights; all arrays `[rows, cols]`.
@@ -26,39 +28,53 @@ pub(crate) struct Cells {
 impl Cells {
     /// The neighbours of `w` (finite, `[rows, cols]`) under valid encodings; `dead[cols]`: inputs that are always 0.
     pub(crate) fn new(w: &[f32], encodings: &Encodings, dead: &[bool]) -> Self {
-        let nearest = encodings.quantize_nearest(w);
-        let count = w.len();
+        // What becomes the lower integers begins as the nearest.
+        let (cols, count) = (encodings.cols, w.len());
         let mut cells = Self {
-            low: Vec::with_capacity(count),
-            delta: Vec::with_capacity(count),
-            floor_q: Vec::with_capacity(count),
-            nearest_up: Vec::with_capacity(count),
+            low: vec![0.0; count],
+            delta: vec![0.0; count],
+            floor_q: encodings.quantize_nearest(w),
+            nearest_up: vec![0.0; count],
             zero_rows: 0,
         };
-        let lines = w.chunks_exact(encodings.cols).zip(nearest.chunks_exact(encodings.cols));
-        for (row, (weights, nearest)) in lines.enumerate() {
+        for (row, weights) in w.chunks_exact(cols).enumerate() {
             let zero = weights.iter().all(|w| *w == 0.0);
             cells.zero_rows += usize::from(zero);
-            for (col, (&w, &nearest)) in weights.iter().zip(nearest).enumerate() {
-                let scale = encodings.scale_at(row, col);
-                let zero_point = encodings.zero_point_at(row, col);
-                let below = f64::from((w / scale).floor()) + f64::from(zero_point);
-                let inside = below >= f64::from(encodings.qmin()) && below < f64::from(encodings.qmax());
-                if inside && !zero && !dead[col] {
-                    cells.push(w, scale, zero_point, below as i32, scale, nearest);
-                } else {
-                    cells.push(w, scale, zero_point, nearest, 0.0, nearest);
-                }
+            for start in (0..cols).step_by(encodings.group_cols().max(1)) {
+                let group = start..cols.min(start + encodings.group_cols().max(1));
+                let (scale, zero_point) =
+                    (encodings.scale_at(row, start), encodings.zero_point_at(row, start));
+                let limits = [encodings.qmin() - zero_point, encodings.qmax() - zero_point];
+                let at = row * cols + group.start..row * cols + group.end;
+                let fixed = dead[group.clone()].iter().map(|dead| *dead || zero);
+                cells.place(&weights[group], fixed, at, scale, zero_point, limits);
             }
         }
         cells
     }
 
-    fn push(&mut self, w: f32, scale: f32, zero_point: i32, floor_q: i32, delta: f32, nearest: i32) {
-        self.low.push((floor_q - zero_point) as f32 * scale - w);
-        self.delta.push(delta);
-        self.floor_q.push(floor_q);
-        self.nearest_up.push(if nearest > floor_q { 1.0 } else { 0.0 });
+    /// The neighbours of the weights `at`, all of one scale; `limits`: the lowest level and the highest.
+    fn place(
+        &mut self,
+        w: &[f32],
+        fixed: impl Iterator<Item = bool>,
+        at: Range<usize>,
+        scale: f32,
+        zero_point: i32,
+        [lowest, highest]: [i32; 2],
+    ) {
+        let (low, delta) = (&mut self.low[at.clone()], &mut self.delta[at.clone()]);
+        let (floor_q, nearest_up) = (&mut self.floor_q[at.clone()], &mut self.nearest_up[at]);
+        let out = low.iter_mut().zip(delta).zip(floor_q.iter_mut().zip(nearest_up));
+        for ((w, fixed), ((low, delta), (q, up))) in w.iter().zip(fixed).zip(out) {
+            let level = floor(w / scale);
+            let free = level >= lowest && level < highest && !fixed;
+            let level = if free { level } else { *q - zero_point };
+            *low = level as f32 * scale - w;
+            *delta = if free { scale } else { 0.0 };
+            *up = if *q - zero_point > level { 1.0 } else { 0.0 };
+            *q = level + zero_point;
+        }
     }
 
     /// Where each weight lies between its neighbours, in [0, 1]; 0 where it is fixed.
@@ -68,7 +84,12 @@ impl Cells {
 
     /// The error of weight `index` at `up` (0.0 or 1.0).
     pub(crate) fn error(&self, index: usize, up: f32) -> f32 {
-        up.mul_add(self.delta[index], self.low[index])
+        up * self.delta[index] + self.low[index]
+    }
+
+    /// The errors of a whole rounding.
+    pub(crate) fn errors(&self, up: &[f32]) -> Vec<f32> {
+        up.iter().zip(&self.delta).zip(&self.low).map(|((up, delta), low)| up * delta + low).collect()
     }
 
     /// The choices nearest to given integers: 1.0 for the upper neighbour.
@@ -82,6 +103,12 @@ impl Cells {
     pub(crate) fn integers(&self, up: &[f32]) -> Vec<i32> {
         self.floor_q.iter().zip(up).map(|(floor, up)| floor + i32::from(*up > 0.5)).collect()
     }
+}
+
+/// `x.floor()`, or an integer on the same side of every grid if it is none of 32 bits. The library's takes a call.
+fn floor(x: f32) -> i32 {
+    let towards_zero = x as i32;
+    towards_zero.saturating_sub(i32::from(towards_zero as f32 > x))
 }
 
 #[cfg(test)]
@@ -110,6 +137,22 @@ mod tests {
         assert_eq!(cells.floor_q, [1, -2, 2, 2, -5, 7, -8, 7]);
         assert_eq!(cells.delta, [0.25, 0.25, 0.25, 0.25, 0.25, 0.0, 0.0, 0.0]);
         assert_eq!(cells.integers(&cells.nearest_up), encodings.quantize_nearest(&w));
+    }
+
+    #[test]
+    fn floors_are_the_librarys_and_far_numbers_keep_their_side() {
+        let mut x = -3.0f32;
+        while x < 3.0 {
+            assert_eq!(floor(x), x.floor() as i32, "{x}");
+            x += 0.01;
+        }
+        for whole in [-65536.0f32, -8388608.0, -1.0, -0.0, 0.0, 1.0, 65535.0, 16777216.0, 33554432.0] {
+            for x in [whole, whole.next_down(), whole.next_up()] {
+                assert_eq!(floor(x), x.floor() as i32, "{x}");
+            }
+        }
+        assert_eq!([-3e9, -f32::MAX, f32::NEG_INFINITY].map(floor), [i32::MIN; 3]);
+        assert_eq!([3e9, f32::MAX, f32::INFINITY].map(floor), [i32::MAX; 3]);
     }
 
     #[test]

@@ -12,6 +12,8 @@
 
 mod candidates;
 mod check;
+#[cfg(test)]
+mod device_twins;
 mod error;
 mod fit;
 #[cfg(test)]

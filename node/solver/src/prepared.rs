@@ -1,15 +1,19 @@
 //! A layer's statistics on a device, made once and read by the solves of all its chunks.
 //!
+//! A device holds H (damped), C and G as they came: differences are made of them where they are multiplied, so nothing that the
+//! host would have to compute first stands in anybody's way. A host multiplies the statistics themselves.
+//!
 //! Not here: what depends on the rows (`quadratic`, `samples`).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use halfstep_compute::{Device, DeviceError};
+use halfstep_compute::{Device, DeviceError, cpu};
 
-use crate::check::check_statistics;
+use crate::check::{check_diagonal, check_shapes, check_statistics};
 use crate::gptq::Factor;
 use crate::problem::GramView;
 use crate::samples::Moments;
+use crate::workspace::Arrays;
 use crate::{RowProblem, Settings, SolveError, Statistics};
 
 /// See the module. `B` is the device's buffer; lanes of one device share it.
@@ -27,29 +31,37 @@ pub struct Prepared<B> {
     pub(crate) squares: Vec<f32>,
     /// Euclidean norms of the columns of H - C.
     pub(crate) gap_norm: Vec<f32>,
+    /// Whether H is C.
+    pub(crate) gap_is_zero: bool,
     /// `H + d I`.
     pub(crate) damped: B,
-    /// `H - C`.
-    pub(crate) gap: Other<B>,
-    /// `G - C`.
-    pub(crate) excess: Other<B>,
-    /// `G`.
-    pub(crate) energy: Other<B>,
+    /// The rest, on a device; a host makes what it needs of the statistics themselves.
+    device: Option<OnDevice<B>>,
     /// Of the damped H; made when a solve first starts in GPTQ's order.
     factor: Mutex<Option<Arc<Factor<B>>>>,
     /// Of samples, on the host.
     moments: Option<Moments>,
 }
 
-/// A matrix that only a chunk's weights are multiplied by, once.
+/// What a device has besides `H + d I`.
 #[derive(Debug)]
-pub(crate) enum Other<B> {
-    /// It is 0.
-    Zero,
-    /// Made of the host's statistics whenever it is multiplied: a copy would be as large as they are.
-    Host,
-    /// On the device.
-    Device(B),
+pub(crate) struct OnDevice<B> {
+    /// Of H, undamped.
+    diagonal: B,
+    /// C, unless it is H.
+    pub(crate) c: Option<B>,
+    /// G, unless it is H.
+    g: Option<B>,
+}
+
+/// Weights times what the objective is made of, `[rows, cols]` each.
+pub(crate) struct Terms {
+    /// `w (H - C)`.
+    pub(crate) gap: Vec<f32>,
+    /// `w (G - C)`, unless it is the same.
+    pub(crate) excess: Option<Vec<f32>>,
+    /// `w G`.
+    pub(crate) energy: Vec<f32>,
 }
 
 impl<B: Send + Sync> Prepared<B> {
@@ -64,18 +76,29 @@ impl<B: Send + Sync> Prepared<B> {
         settings: &Settings,
     ) -> Result<Self, SolveError> {
         settings.validate()?;
-        check_statistics(statistics, cols)?;
         let prepared = match statistics {
-            Statistics::Gram(view) => Self::of(device, *view, cols, settings.damping)?,
+            Statistics::Gram(view) if !D::IS_HOST => {
+                check_shapes(view, cols)?;
+                Self::on(device, *view, cols, settings.damping)?
+            }
+            Statistics::Gram(view) => {
+                check_statistics(statistics, cols)?;
+                Self::of(device, *view, cols, settings.damping)?
+            }
             Statistics::Samples(view) => {
+                check_statistics(statistics, cols)?;
                 let moments = Moments::of(device, *view, cols)?;
-                let prepared = Self::of(device, moments.view(), cols, settings.damping)?;
+                let prepared = match D::IS_HOST {
+                    true => Self::of(device, moments.view(), cols, settings.damping)?,
+                    false => Self::on(device, moments.view(), cols, settings.damping)?,
+                };
                 Self { moments: Some(moments), ..prepared }
             }
         };
         Ok(Self { place: place(statistics), ..prepared })
     }
 
+    /// On the host. The statistics have been checked.
     fn of<D: Device<Buffer = B>>(
         device: &D,
         view: GramView<'_>,
@@ -83,31 +106,137 @@ impl<B: Send + Sync> Prepared<B> {
         fraction: f32,
     ) -> Result<Self, SolveError> {
         let GramView { h, c, .. } = view;
-        let g = view.g_energy.unwrap_or(h);
-        let other = |plus: &[f32], minus: Option<&[f32]>| Other::new(device, plus, minus);
-        let squares: Vec<f32> = (0..cols).map(|j| h[j * cols + j]).collect();
-        let trace: f64 = squares.iter().copied().map(f64::from).sum();
-        let damping = (f64::from(fraction) * trace / cols as f64) as f32;
-        let (gap, excess, energy) = (other(h, Some(c))?, other(g, Some(c))?, other(g, None)?);
+        let (squares, damping) = damping(h, cols, fraction);
         let mut matrix = h.to_vec();
         matrix.iter_mut().step_by(cols + 1).for_each(|diagonal| *diagonal += damping);
         let mut damped = device.adopt(matrix)?;
         device.share(&mut damped)?;
-        Ok(Self {
+        let (gaps, differ) = cpu::column_gaps(cols, h, c);
+        Ok(Self::new_of(cols, (fraction, damping), squares, gaps, !differ, damped, None))
+    }
+
+    /// On a device, which also looks for what is not finite. The statistics' shapes have been checked.
+    fn on<D: Device<Buffer = B>>(
+        device: &D,
+        view: GramView<'_>,
+        cols: usize,
+        fraction: f32,
+    ) -> Result<Self, SolveError> {
+        let GramView { h, c, g_energy, .. } = view;
+        let (squares, damping) = damping(h, cols, fraction);
+        let finite = |matrix: &B| match device.all_finite(cols * cols, matrix)? {
+            true => Ok(()),
+            // The host finds the entry.
+            false => check_statistics(&Statistics::Gram(view), cols),
+        };
+        let mut damped = device.upload(h)?;
+        finite(&damped)?;
+        let (mut gaps, mut differ) = (vec![0.0; cols], false);
+        let mut c = if std::ptr::eq(c, h) { None } else { Some(device.upload(c)?) };
+        if let Some(c) = &mut c {
+            finite(c)?;
+            (gaps, differ) = device.column_gaps(cols, &damped, c)?;
+            device.share(c)?;
+        }
+        let c = c.filter(|_| differ);
+        let mut g = match g_energy {
+            Some(g) if !std::ptr::eq(g, h) => Some(device.upload(g)?),
+            _ => None,
+        };
+        if let Some(g) = &mut g {
+            finite(g)?;
+            device.share(g)?;
+        }
+        check_diagonal(&view, cols)?;
+        let raised: Vec<f32> = squares.iter().map(|square| square + damping).collect();
+        device.set_diagonal(cols, &device.upload(&raised)?, &mut damped)?;
+        device.share(&mut damped)?;
+        let mut diagonal = device.upload(&squares)?;
+        device.share(&mut diagonal)?;
+        let rest = OnDevice { diagonal, c, g };
+        Ok(Self::new_of(cols, (fraction, damping), squares, gaps, !differ, damped, Some(rest)))
+    }
+
+    fn new_of(
+        cols: usize,
+        (fraction, damping): (f32, f32),
+        squares: Vec<f32>,
+        gaps: Vec<f32>,
+        gap_is_zero: bool,
+        damped: B,
+        device: Option<OnDevice<B>>,
+    ) -> Self {
+        Self {
             cols,
             place: (0, 0),
             fraction,
             damping,
             dead: squares.iter().map(|square| *square == 0.0).collect(),
             squares,
-            gap_norm: column_norms(h, c, cols),
+            gap_norm: gaps.iter().map(|square| square.sqrt()).collect(),
+            gap_is_zero,
             damped,
-            gap,
-            excess,
-            energy,
+            device,
             factor: Mutex::new(None),
             moments: None,
-        })
+        }
+    }
+
+    /// What there is on a device that is not the host.
+    pub(crate) fn on_device(&self) -> Option<&OnDevice<B>> {
+        self.device.as_ref()
+    }
+
+    /// H on a device.
+    pub(crate) fn undamped<'a>(&'a self, rest: &'a OnDevice<B>) -> halfstep_compute::Moments<'a, B> {
+        halfstep_compute::Moments { matrix: &self.damped, diagonal: Some(&rest.diagonal) }
+    }
+
+    /// Weights `w: [rows, cols]` times differences of the statistics; `moments` are those that this was made from.
+    pub(crate) fn weights_times<D: Device<Buffer = B>>(
+        &self,
+        device: &D,
+        w: &[f32],
+        rows: usize,
+        moments: GramView<'_>,
+        arrays: &mut Arrays<B>,
+    ) -> Result<Terms, DeviceError> {
+        let Some(rest) = &self.device else { return Ok(self.weights_times_host(w, rows, moments)) };
+        let cols = self.cols;
+        device.write(w, &mut arrays.soft)?;
+        let h = self.undamped(rest);
+        let g = rest.g.as_ref().map(|g| halfstep_compute::Moments { matrix: g, diagonal: None });
+        let Arrays { soft, product, .. } = arrays;
+        let mut times = |plus, minus: Option<&B>, sign: f32| {
+            let mut host = vec![0.0; rows * cols];
+            device.multiply_moments(rows, cols, soft, plus, minus, product)?;
+            device.download(product, &mut host)?;
+            host.iter_mut().for_each(|value| *value *= sign);
+            Ok::<_, DeviceError>(host)
+        };
+        let gap = match &rest.c {
+            None => vec![0.0; rows * cols],
+            Some(c) => times(h, Some(c), 1.0)?,
+        };
+        let excess = match (&rest.g, g, &rest.c) {
+            (Some(_), Some(plus), Some(c)) => Some(times(plus, Some(c), 1.0)?),
+            // C is H, whose own diagonal only the first of a difference can have.
+            (Some(g), ..) => Some(times(h, Some(g), -1.0)?),
+            _ => None,
+        };
+        Ok(Terms { gap, excess, energy: times(g.unwrap_or(h), None, 1.0)? })
+    }
+
+    fn weights_times_host(&self, w: &[f32], rows: usize, moments: GramView<'_>) -> Terms {
+        let GramView { h, c, g_energy, .. } = moments;
+        let times = |plus: &[f32], minus: Option<&[f32]>| {
+            let mut out = vec![0.0; rows * self.cols];
+            cpu::multiply_moments(rows, self.cols, w, plus, minus, &mut out);
+            out
+        };
+        let gap = if self.gap_is_zero { vec![0.0; rows * self.cols] } else { times(h, Some(c)) };
+        let excess = g_energy.map(|g| times(g, Some(c)));
+        Terms { gap, excess, energy: times(g_energy.unwrap_or(h), None) }
     }
 
     /// The factor that GPTQ's order needs; `h` is what this was made from. Whoever comes while it is made waits for it.
@@ -158,39 +287,9 @@ fn place(statistics: &Statistics<'_>) -> (usize, usize) {
     (values.as_ptr() as usize, values.len())
 }
 
-/// Of the columns of `h - c`.
-fn column_norms(h: &[f32], c: &[f32], cols: usize) -> Vec<f32> {
-    let mut squares = vec![0.0f32; cols];
-    for (h, c) in h.chunks_exact(cols).zip(c.chunks_exact(cols)) {
-        squares.iter_mut().zip(h).zip(c).for_each(|((square, h), c)| *square += (h - c) * (h - c));
-    }
-    squares.iter().map(|square| square.sqrt()).collect()
-}
-
-impl<B> Other<B> {
-    /// `plus - minus`.
-    fn new<D: Device<Buffer = B>>(
-        device: &D,
-        plus: &[f32],
-        minus: Option<&[f32]>,
-    ) -> Result<Self, DeviceError> {
-        if minus.is_some_and(|minus| plus.iter().zip(minus).all(|(plus, minus)| plus - minus == 0.0)) {
-            return Ok(Self::Zero);
-        }
-        if D::IS_HOST {
-            return Ok(Self::Host);
-        }
-        let mut buffer = match minus {
-            Some(minus) => {
-                device.adopt(plus.iter().zip(minus).map(|(plus, minus)| plus - minus).collect())?
-            }
-            None => device.upload(plus)?,
-        };
-        device.share(&mut buffer)?;
-        Ok(Self::Device(buffer))
-    }
-
-    pub(crate) fn is_zero(&self) -> bool {
-        matches!(self, Self::Zero)
-    }
+/// The diagonal of `h`, and what is added to it.
+fn damping(h: &[f32], cols: usize, fraction: f32) -> (Vec<f32>, f32) {
+    let squares: Vec<f32> = (0..cols).map(|j| h[j * cols + j]).collect();
+    let trace: f64 = squares.iter().copied().map(f64::from).sum();
+    (squares, (f64::from(fraction) * trace / cols as f64) as f32)
 }

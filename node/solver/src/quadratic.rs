@@ -14,7 +14,7 @@ use halfstep_compute::{
 };
 
 use crate::grid::Cells;
-use crate::prepared::{Other, Prepared};
+use crate::prepared::{Prepared, Terms};
 use crate::problem::GramView;
 use crate::workspace::{Arrays, Step, Watch};
 use crate::{RowProblem, Settings, schedule};
@@ -57,16 +57,13 @@ pub(crate) struct Pair<'a> {
 }
 
 /// A value of every weight in the pairs' rows, `[pairs, cols]`.
-fn gather<'a>(pairs: &[Pair<'a>], cols: usize, value: impl Fn(usize, &Pair<'a>) -> f64) -> Vec<f64> {
+fn gather<'a>(pairs: &[Pair<'a>], cols: usize, value: impl Fn(usize, &Pair<'a>) -> f32) -> Vec<f32> {
     let mut values = Vec::with_capacity(pairs.len() * cols);
     for pair in pairs {
         values.extend((pair.row * cols..(pair.row + 1) * cols).map(|index| value(index, pair)));
     }
     values
 }
-
-/// Rows of H that are made f64 at a time.
-const SLAB: usize = 64;
 
 /// f32 products of a few thousand terms are off by less than this fraction of the sum of magnitudes.
 const PRODUCT_ERROR: f64 = 4e-6;
@@ -84,18 +81,12 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
     ) -> Result<Self, DeviceError> {
         let (rows, cols) = (problem.rows, problem.cols);
         device.write(problem.w, &mut arrays.soft)?;
-        let mut product = |other: &Other<B>, plus: &[f32], minus: Option<&[f32]>| match other {
-            Other::Zero => Ok(vec![0.0; rows * cols]),
-            Other::Host => Ok(weights_times_host(problem, plus, minus)),
-            Other::Device(matrix) => weights_times(device, rows, cols, matrix, arrays),
-        };
-        let (h, c, g) = (moments.h, moments.c, moments.g_energy.unwrap_or(moments.h));
-        let linear = product(&prepared.gap, h, Some(c))?;
+        let Terms { gap: linear, excess, energy } =
+            prepared.weights_times(device, problem.w, rows, moments, arrays)?;
         let constant = row_dots(&linear, problem.w, cols);
-        let excess = product(&prepared.excess, g, Some(c))?;
-        let constant = constant.iter().zip(row_dots(&excess, problem.w, cols)).map(|(a, b)| a + b).collect();
-        drop(excess);
-        let energy = row_dots(&product(&prepared.energy, g, None)?, problem.w, cols);
+        let excess = row_dots(excess.as_ref().unwrap_or(&linear), problem.w, cols);
+        let constant = constant.iter().zip(excess).map(|(a, b)| a + b).collect();
+        let energy = row_dots(&energy, problem.w, cols);
         Ok(Self {
             rows,
             cols,
@@ -141,8 +132,11 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
 
     /// `values * unit[row] * sign`.
     fn in_units(&self, values: &[f32], sign: f32) -> Vec<f32> {
-        let lines = values.chunks_exact(self.cols).zip(&self.unit);
-        lines.flat_map(|(line, unit)| line.iter().map(move |value| value * unit * sign)).collect()
+        let mut out = Vec::with_capacity(values.len());
+        for (line, unit) in values.chunks_exact(self.cols).zip(&self.unit) {
+            out.extend(line.iter().map(|value| value * unit * sign));
+        }
+        out
     }
 
     /// `product = errors * H` on the device, for errors in `soft`, to be compared or carried along.
@@ -164,7 +158,7 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
         up: &[f32],
         arrays: &mut Arrays<B>,
     ) -> Result<Vec<f32>, DeviceError> {
-        let errors: Vec<f32> = up.iter().enumerate().map(|(index, up)| cells.error(index, *up)).collect();
+        let errors = cells.errors(up);
         device.write(&self.in_units(&errors, 1.0), &mut arrays.soft)?;
         self.multiply(device, arrays)?;
         Ok(errors)
@@ -216,35 +210,37 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
         RowValue { damped, plain: damped - f64::from(self.prepared.damping) * square, uncertainty }
     }
 
-    /// How much the undamped objective of each first rounding exceeds that of the second, in f64 throughout.
+    /// How much the undamped objective of each first rounding exceeds that of the second, in f64 throughout, from H, C and the
+    /// weights as they are. At most as many pairs as rows.
     ///
     /// With `d` the difference of the two rows' errors and `s` their sum, it is `d (s H + 2 w (H - C))'`.
-    pub(crate) fn differences(&self, cells: &Cells, pairs: &[Pair<'_>]) -> Vec<f64> {
-        let cols = self.cols;
+    pub(crate) fn differences<D: Device<Buffer = B>>(
+        &self,
+        device: &D,
+        cells: &Cells,
+        pairs: &[Pair<'_>],
+        arrays: &mut Arrays<B>,
+    ) -> Result<Vec<f64>, DeviceError> {
+        let (cols, count) = (self.cols, pairs.len());
         if pairs.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        let error = |index: usize, up: &[f32]| f64::from(cells.error(index, up[index]));
-        let sum = gather(pairs, cols, |index, pair| error(index, pair.first) + error(index, pair.second));
-        let weights = gather(pairs, cols, |index, _| f64::from(self.w[index]));
-        let mut slope = vec![0.0; pairs.len() * cols];
-        let (mut h, mut gap) = (vec![0.0; SLAB * cols], vec![0.0; SLAB * cols]);
-        for start in (0..cols).step_by(SLAB) {
-            let depth = SLAB.min(cols - start);
-            let part = start * cols..(start + depth) * cols;
-            let (h_part, c_part) = (&self.moments.h[part.clone()], &self.moments.c[part]);
-            h.iter_mut().zip(h_part).for_each(|(to, from)| *to = f64::from(*from));
-            let (rows, sum, weights) = (pairs.len(), &sum[start..], &weights[start..]);
-            cpu::add_product_f64(rows, cols, depth, 1.0, sum, cols, &h, cols, &mut slope, cols);
-            if !self.prepared.gap.is_zero() {
-                gap.iter_mut().zip(&h).zip(c_part).for_each(|((to, h), c)| *to = h - f64::from(*c));
-                cpu::add_product_f64(rows, cols, depth, 2.0, weights, cols, &gap, cols, &mut slope, cols);
-            }
-        }
-        let difference =
-            gather(pairs, cols, |index, pair| error(index, pair.first) - error(index, pair.second));
-        let dot = |(a, b): (&[f64], &[f64])| a.iter().zip(b).map(|(a, b)| a * b).sum();
-        difference.chunks_exact(cols).zip(slope.chunks_exact(cols)).map(dot).collect()
+        let first = gather(pairs, cols, |index, pair| cells.error(index, pair.first[index]));
+        let second = gather(pairs, cols, |index, pair| cells.error(index, pair.second[index]));
+        let weights = match self.prepared.gap_is_zero {
+            true => Vec::new(),
+            false => gather(pairs, cols, |index, _| self.w[index]),
+        };
+        let Some(moments) = self.prepared.on_device() else {
+            let gap = (!self.prepared.gap_is_zero).then_some((&weights[..], self.moments.c));
+            return Ok(cpu::exact_differences(count, cols, (&first, &second), self.moments.h, gap));
+        };
+        let Arrays { soft: on_first, m1: on_second, m2: on_weights, .. } = arrays;
+        device.write(&first, on_first)?;
+        device.write(&second, on_second)?;
+        device.write(&weights, on_weights)?;
+        let gap = moments.c.as_ref().map(|c| (&*on_weights, c));
+        device.exact_differences(count, cols, (on_first, on_second), self.prepared.undamped(moments), gap)
     }
 
     /// The mean squared output error of a row, from its value: plus `k`, times alpha^2; not below 0.
@@ -351,42 +347,6 @@ fn units(
         if unit.is_normal() { unit } else { 1.0 }
     };
     if normalize { (0..rows).map(unit).collect() } else { vec![output_scale.abs(); rows] }
-}
-
-/// `soft * matrix`, `[rows, cols]`.
-fn weights_times<D: Device>(
-    device: &D,
-    rows: usize,
-    cols: usize,
-    matrix: &D::Buffer,
-    arrays: &mut Arrays<D::Buffer>,
-) -> Result<Vec<f32>, DeviceError> {
-    let mut out = vec![0.0; rows * cols];
-    device.matmul(
-        Product::new(rows, cols, cols),
-        MatRef::new(&arrays.soft, cols),
-        MatRef::new(matrix, cols),
-        MatMut::new(&mut arrays.product, cols),
-    )?;
-    device.download(&arrays.product, &mut out)?;
-    Ok(out)
-}
-
-/// `w * (plus - minus)`, `[rows, cols]`, of matrices on the host; the difference is never there as a whole.
-fn weights_times_host(problem: &RowProblem<'_>, plus: &[f32], minus: Option<&[f32]>) -> Vec<f32> {
-    let (rows, cols) = (problem.rows, problem.cols);
-    let mut out = vec![0.0; rows * cols];
-    let Some(minus) = minus else {
-        cpu::matmul(rows, cols, cols, 1.0, problem.w, cols, plus, cols, 0.0, &mut out, cols);
-        return out;
-    };
-    let difference = |lines: std::ops::Range<usize>, slab: &mut [f32]| {
-        let part = lines.start * cols..lines.end * cols;
-        let entries = plus[part.clone()].iter().zip(&minus[part]);
-        slab.iter_mut().zip(entries).for_each(|(value, (plus, minus))| *value = plus - minus);
-    };
-    cpu::matmul_made((rows, cols, cols), problem.w, difference, &mut out);
-    out
 }
 
 fn row_dots(a: &[f32], b: &[f32], cols: usize) -> Vec<f64> {
@@ -510,14 +470,15 @@ mod tests {
 
     #[test]
     fn differences_are_those_of_the_objectives() {
-        with_quadratic(&Settings::default(), 1.0, |_, cells, quadratic, _| {
+        with_quadratic(&Settings::default(), 1.0, |_, cells, quadratic, workspace| {
+            let arrays = workspace.arrays(&Cpu, 4, 9).unwrap();
             let nearest = &cells.nearest_up;
             let flipped: Vec<f32> =
                 nearest.iter().enumerate().map(|(i, up)| if i % 3 == 0 { 1.0 - up } else { *up }).collect();
             let pair = |row, first, second| Pair { row, first, second };
             let pairs = [pair(2, &flipped, nearest), pair(0, nearest, &flipped), pair(3, nearest, nearest)];
             for (Pair { row, first, second }, got) in
-                pairs.into_iter().zip(quadratic.differences(cells, &pairs))
+                pairs.into_iter().zip(quadratic.differences(&Cpu, cells, &pairs, arrays).unwrap())
             {
                 let of = |up: &[f32]| exact(quadratic, row, |j| cells.error(row * 9 + j, up[row * 9 + j]));
                 let (first, second) = (of(first), of(second));

@@ -232,8 +232,8 @@ fn judge_quadratic<D: Device>(
     let solved = roundings.solved.into_iter().map(&mut measure).collect::<Result<Vec<_>, _>>()?;
     let fallbacks = roundings.fallbacks.into_iter().map(&mut measure).collect::<Result<Vec<_>, _>>()?;
     watch(Step::Guard);
-    let judge = ByQuadratic { quadratic, cells };
-    let (best, guarded) = select(&judge, problem.rows, problem.cols, &solved, &fallbacks);
+    let mut judge = ByQuadratic { device, quadratic, cells, arrays };
+    let (best, guarded) = select(&mut judge, problem.rows, problem.cols, &solved, &fallbacks)?;
     report.objective_nearest = quadratic.total(&fallbacks[0].values, problem.output_scale);
     report.objective = quadratic.total(&best.values, problem.output_scale);
     report.signal = quadratic.signal(problem.output_scale);
@@ -258,7 +258,7 @@ fn judge_samples<D: Device>(
     };
     let solved = roundings.solved.into_iter().map(measure).collect::<Result<Vec<_>, _>>()?;
     let fallbacks = roundings.fallbacks.into_iter().map(measure).collect::<Result<Vec<_>, _>>()?;
-    let (best, guarded) = select(&ByValue, problem.rows, problem.cols, &solved, &fallbacks);
+    let (best, guarded) = select(&mut ByValue, problem.rows, problem.cols, &solved, &fallbacks)?;
     report.objective_nearest = fallbacks[0].values.iter().sum();
     report.objective = best.values.iter().sum();
     report.signal = samples.signal();

@@ -12,9 +12,12 @@ mod fixture;
 
 use fixture::{Fixture, spec};
 use halfstep_compute::Cpu;
+use halfstep_compute::Device;
 use halfstep_compute::cuda::{Cuda, Precision};
+use halfstep_quant::{Granularity, GridSpec, RangeEstimator, ScaleType, Scheme};
 use halfstep_solver::{
-    Activation, GramView, RowProblem, SamplesView, Settings, Solution, Start, Statistics, Workspace, solve,
+    Activation, GramView, Prepared, RowProblem, SamplesView, Settings, Solution, Start, Statistics,
+    Workspace, solve, solve_fitted,
 };
 
 /// Of two local optima of one problem one is rarely worse by more than this fraction of the objective.
@@ -99,6 +102,33 @@ fn equal_solves_give_equal_bytes_whatever_the_workspace_and_lane_did_before() {
     let again =
         solve(&lane, &problem(&fixture, gram(&fixture), Activation::Identity), &settings, &mut workspace);
     assert_eq!(first.unwrap().q, again.unwrap().q);
+}
+
+fn fitted<D: Device>(device: &D, problem: &RowProblem<'_>, settings: &Settings) -> Solution {
+    let prepared = Prepared::new(device, &problem.statistics, problem.cols, settings).unwrap();
+    let mut workspace = Workspace::new();
+    let (encodings, solution) =
+        solve_fitted(device, &prepared, problem, settings, ScaleType::F32, &mut workspace, &mut |_| {})
+            .unwrap();
+    encodings.validate().unwrap();
+    solution
+}
+
+/// Normal equations on the device, also of a group that is shorter than the others, and the guard of the fits.
+#[test]
+fn fitted_scales_are_as_good_as_the_cpus() {
+    let Some(device) = device::cuda_of(Precision::Tf32) else { return };
+    let granularity = Granularity::PerGroup { group_size: 16 };
+    let grid = GridSpec { bits: 3, scheme: Scheme::Asymmetric, granularity, range: RangeEstimator::Mse };
+    let fixture = Fixture::new(31, 20, 100, 300, grid);
+    let problem = problem(&fixture, gram(&fixture), Activation::Identity);
+    let settings = Settings { iterations: 0, start: Start::Gptq, scale_fits: 4, ..Settings::default() };
+    let [cpu, cuda] = [fitted(&Cpu, &problem, &settings), fitted(&device, &problem, &settings)];
+    let (want, got) = (cpu.report.objective, cuda.report.objective);
+    println!("fitted: CPU {want:.4e}, CUDA {got:.4e}");
+    assert!((got - want).abs() <= AGREEMENT * want, "{got} on CUDA, {want} on the CPU");
+    let unfitted = solve(&device, &problem, &settings, &mut Workspace::new()).unwrap().report.objective;
+    assert!(got < 0.99 * unfitted, "{got} fitted, {unfitted} before");
 }
 
 /// Factor and nearest plane on the device, over several blocks and both with and without a gap between the streams.

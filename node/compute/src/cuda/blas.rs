@@ -1,4 +1,4 @@
-//! cuBLAS on one stream: row-major products and Gram matrices of f32.
+//! cuBLAS on one stream: row-major products and Gram matrices of f32, and products of f64.
 //!
 //! Its default algorithms sum in a fixed order for a shape, so equal arguments give equal bits on one kind of device.
 //! Not here: which shapes are allowed (`shape`), how row-major becomes column-major (`column_major`).
@@ -113,7 +113,7 @@ impl Blas {
     /// `out = alpha * first * second + beta * out`, column-major; no dimension is 0.
     ///
     /// # Safety
-    /// The addresses are the device's, of arrays that hold what `args` says of them; `out` overlaps neither factor. The
+    /// The addresses are the device's, of arrays of f32 that hold what `args` says of them; `out` overlaps neither factor. The
     /// context is current.
     pub(super) unsafe fn product(
         &self,
@@ -128,7 +128,41 @@ impl Blas {
             Digits::Full => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             Digits::Rough => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
         };
-        let f32_kind = sys::cudaDataType::CUDA_R_32F;
+        let kinds = (sys::cudaDataType::CUDA_R_32F, compute);
+        let factors = ((&raw const alpha).cast(), (&raw const beta).cast());
+        // SAFETY: the caller's promise; alpha and beta are of the kind of the sums.
+        unsafe { self.multiply(args, kinds, factors, first, second, out) }
+    }
+
+    /// The same of f64.
+    ///
+    /// # Safety
+    /// As [`Self::product`], the arrays being of f64.
+    pub(super) unsafe fn product_f64(
+        &self,
+        args: &ColumnMajor,
+        (alpha, beta): (f64, f64),
+        first: u64,
+        second: u64,
+        out: u64,
+    ) -> Result<(), CublasError> {
+        let kinds = (sys::cudaDataType::CUDA_R_64F, sys::cublasComputeType_t::CUBLAS_COMPUTE_64F);
+        let factors = ((&raw const alpha).cast(), (&raw const beta).cast());
+        // SAFETY: as above.
+        unsafe { self.multiply(args, kinds, factors, first, second, out) }
+    }
+
+    /// # Safety
+    /// As [`Self::product`], the arrays being of the kind of numbers named; alpha and beta are of the kind of the sums.
+    unsafe fn multiply(
+        &self,
+        args: &ColumnMajor,
+        (kind, compute): (sys::cudaDataType, sys::cublasComputeType_t),
+        (alpha, beta): (*const c_void, *const c_void),
+        first: u64,
+        second: u64,
+        out: u64,
+    ) -> Result<(), CublasError> {
         // SAFETY: the caller's promise; alpha and beta live until the call returns, which has read them by then.
         unsafe {
             gemm_ex(
@@ -138,16 +172,16 @@ impl Blas {
                 args.m,
                 args.n,
                 args.k,
-                (&raw const alpha).cast(),
+                alpha,
                 first as *const c_void,
-                f32_kind,
+                kind,
                 args.first.leading,
                 second as *const c_void,
-                f32_kind,
+                kind,
                 args.second.leading,
-                (&raw const beta).cast(),
+                beta,
                 out as *mut c_void,
-                f32_kind,
+                kind,
                 args.leading,
                 compute,
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,

@@ -29,8 +29,8 @@ use crate::activation::Activation;
 use crate::cpu;
 use crate::cpu::step::StepArgs;
 use crate::device::{
-    Device, DeviceError, MatMut, MatRef, PlaneBuffers, Product, RefineShape, StepBuffers, StepGradient,
-    carry_flips,
+    Device, DeviceError, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape, StepBuffers,
+    StepGradient, carry_flips,
 };
 use crate::shape::{self, area, length, span};
 
@@ -750,6 +750,63 @@ impl Device for Cuda {
         }
         let rows = count("plane rows", rows)?;
         self.launch(kernels::plane_block(self.opened.size, rows, columns(n, &block)?, state))
+    }
+
+    fn multiply_moments(
+        &self,
+        rows: usize,
+        cols: usize,
+        w: &CudaBuffer,
+        plus: Moments<'_, CudaBuffer>,
+        minus: Option<&CudaBuffer>,
+        out: &mut CudaBuffer,
+    ) -> Result<(), DeviceError> {
+        self.moment_products(rows, cols, w, plus, minus, out)
+    }
+
+    fn exact_differences(
+        &self,
+        rows: usize,
+        cols: usize,
+        errors: (&CudaBuffer, &CudaBuffer),
+        h: Moments<'_, CudaBuffer>,
+        gap: Option<(&CudaBuffer, &CudaBuffer)>,
+    ) -> Result<Vec<f64>, DeviceError> {
+        self.differences(rows, cols, errors, h, gap)
+    }
+
+    fn normal_equations(
+        &self,
+        rows: usize,
+        cols: usize,
+        width: usize,
+        levels: &CudaBuffer,
+        h: &CudaBuffer,
+        scratch: &mut CudaBuffer,
+    ) -> Result<Vec<f64>, DeviceError> {
+        self.normals((rows, cols, width), levels, h, scratch)
+    }
+
+    fn column_gaps(
+        &self,
+        cols: usize,
+        a: &CudaBuffer,
+        b: &CudaBuffer,
+    ) -> Result<(Vec<f32>, bool), DeviceError> {
+        self.gaps(cols, a, b)
+    }
+
+    fn set_diagonal(
+        &self,
+        n: usize,
+        diagonal: &CudaBuffer,
+        matrix: &mut CudaBuffer,
+    ) -> Result<(), DeviceError> {
+        self.replace_diagonal(n, diagonal, matrix)
+    }
+
+    fn all_finite(&self, len: usize, values: &CudaBuffer) -> Result<bool, DeviceError> {
+        self.finite(len, values)
     }
 
     fn activation_residual(

@@ -6,6 +6,7 @@ use crate::cpu;
 use crate::cpu::step::StepArgs;
 
 pub(super) mod decoder;
+pub(super) mod moments;
 
 /// Threads of most blocks.
 const THREADS: u32 = 256;
@@ -30,7 +31,7 @@ macro_rules! file {
 }
 
 /// All files that [`Kernel`]s are in.
-pub(super) const FILES: [File; 11] = [
+pub(super) const FILES: [File; 13] = [
     file!("step.cu"),
     file!("refine.cu"),
     file!("rows.cu"),
@@ -42,6 +43,8 @@ pub(super) const FILES: [File; 11] = [
     file!("elementwise.cu"),
     file!("plane.cu"),
     file!("statistics.cu"),
+    file!("moments.cu"),
+    file!("dots.cu"),
 ];
 
 /// The kernels that a device needs.
@@ -77,11 +80,19 @@ pub(super) enum Kernel {
     MaxU64,
     ToBf16,
     FromBf16,
+    PeakBits,
+    MaxU32,
+    Widen,
+    SubtractRows,
+    SetDiagonal,
+    ColumnGaps,
+    DifferenceDots,
+    GroupDots,
 }
 
 impl Kernel {
     /// In the order of their numbers.
-    pub(super) const ALL: [Self; 29] = [
+    pub(super) const ALL: [Self; 37] = [
         Self::StepDifference,
         Self::StepGiven,
         Self::RefineBlock,
@@ -111,6 +122,14 @@ impl Kernel {
         Self::MaxU64,
         Self::ToBf16,
         Self::FromBf16,
+        Self::PeakBits,
+        Self::MaxU32,
+        Self::Widen,
+        Self::SubtractRows,
+        Self::SetDiagonal,
+        Self::ColumnGaps,
+        Self::DifferenceDots,
+        Self::GroupDots,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -144,6 +163,14 @@ impl Kernel {
             Self::MaxU64 => "max_u64",
             Self::ToBf16 => "to_bf16",
             Self::FromBf16 => "from_bf16",
+            Self::PeakBits => "peak_bits",
+            Self::MaxU32 => "max_u32",
+            Self::Widen => "widen",
+            Self::SubtractRows => "subtract_rows",
+            Self::SetDiagonal => "set_diagonal",
+            Self::ColumnGaps => "column_gaps",
+            Self::DifferenceDots => "difference_dots",
+            Self::GroupDots => "group_dots",
         }
     }
 
@@ -160,7 +187,9 @@ impl Kernel {
             Self::Route | Self::Chosen | Self::Combine => FILES[7],
             Self::Embed | Self::Add | Self::Softcap | Self::ToBf16 | Self::FromBf16 => FILES[8],
             Self::FactorBlock | Self::PlaneBlock | Self::GatherColumns => FILES[9],
-            Self::FixedWorst | Self::FixedAdd | Self::MaxU64 => FILES[10],
+            Self::FixedWorst | Self::FixedAdd | Self::MaxU64 | Self::PeakBits | Self::MaxU32 => FILES[10],
+            Self::Widen | Self::SubtractRows | Self::SetDiagonal | Self::ColumnGaps => FILES[11],
+            Self::DifferenceDots | Self::GroupDots => FILES[12],
         }
     }
 }
@@ -642,8 +671,10 @@ mod tests {
                 Value::U64(_) => &["u64"],
                 Value::F32(_) => &["float"],
                 Value::F64(_) => &["double"],
-                Value::Read(_) => &["const float*", "const u16*", "const u32*", "const u64*"],
-                Value::Write(_) => &["float*", "u16*", "u32*", "u64*", "i64*"],
+                Value::Read(_) => {
+                    &["const float*", "const u16*", "const u32*", "const u64*", "const double*"]
+                }
+                Value::Write(_) => &["float*", "u16*", "u32*", "u64*", "i64*", "double*"],
             };
             assert!(
                 expected.contains(&kind.as_str()),
@@ -674,6 +705,17 @@ mod tests {
         check(fixed_worst(SIZE, kept, 1, 2));
         check(fixed_add(SIZE, kept, 1, 2));
         check(max_u64(3, 1, 2));
+        let tile = moments::Tile { rows: 3, width: 5, top: 1, left: 2, stride: 9 };
+        let source = moments::Source { plus: 1, diagonal: 2, minus: 0, factor: -1.0 };
+        check(moments::widen(SIZE, tile, source, 4));
+        check(moments::subtract_rows(SIZE, tile, source, 4));
+        check(moments::set_diagonal(SIZE, 3, 1, 2));
+        check(moments::column_gaps(3, 1, 2, 3, 4));
+        check(moments::difference_dots(SIZE, tile, (1, 2), 3, 4));
+        let groups = moments::Groups { rows: 3, cols: 9, width: 4, groups: 3, group: 2, end: 9 };
+        check(moments::group_dots(SIZE, groups, 1, 2, 3));
+        check(moments::peak_bits(SIZE, 10, 1, 2));
+        check(moments::max_u32(3, 1, 2));
     }
 
     #[test]

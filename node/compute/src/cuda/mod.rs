@@ -17,6 +17,7 @@ mod grams;
 mod kernels;
 mod libraries;
 mod modules;
+mod moments;
 mod nccl;
 mod place;
 mod probe;

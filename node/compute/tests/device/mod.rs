@@ -5,6 +5,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "a module of tests, of which each file uses a part")]
 #![expect(unsafe_code, reason = "loads a library built here")]
+#![expect(clippy::panic, reason = "a device that should be there and is not fails the test")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,8 +23,12 @@ pub fn cuda() -> Option<Cuda> {
 }
 
 /// The same, reading factors as given.
+///
+/// # Panics
+/// If the host pretends and its device does not open: then nothing would be tested.
 pub fn cuda_of(precision: Precision) -> Option<Cuda> {
-    static READY: OnceLock<Result<(), String>> = OnceLock::new();
+    /// Whether the host pretends.
+    static READY: OnceLock<Result<bool, String>> = OnceLock::new();
     let ready = READY.get_or_init(|| {
         let folders = std::env::var_os("HALFSTEP_CUDA_LIBRARIES").unwrap_or_default();
         let folders: Vec<PathBuf> =
@@ -33,12 +38,15 @@ pub fn cuda_of(precision: Precision) -> Option<Cuda> {
         // SAFETY: the driver's initialisers have no requirements.
         let real = ["libcuda.so.1", "libcuda.so"].iter().any(|name| unsafe { Library::new(*name) }.is_ok());
         if real || std::env::var("HALFSTEP_TEST_DEVICE").is_ok_and(|kind| kind == "cuda") {
-            return Ok(());
+            return Ok(false);
         }
-        pretend()
+        pretend().map(|()| true)
     });
-    match ready.clone().and_then(|()| Cuda::open(0, precision).map_err(|error| error.to_string())) {
+    match ready.clone().and_then(|_| Cuda::open(0, precision).map_err(|error| error.to_string())) {
         Ok(device) => Some(device),
+        Err(reason) if *ready == Ok(true) => {
+            panic!("the host pretends to be a device that does not open: {reason}")
+        }
         Err(reason) => {
             println!("SKIPPED: {reason}");
             None

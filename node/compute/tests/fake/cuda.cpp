@@ -127,6 +127,13 @@ API int cuMemGetInfo_v2(size_t* free, size_t* total) {
     return *free = MEMORY - used, *total = MEMORY, OK;
 }
 
+// The pool of memory that is freed: here it goes back at once, whatever it may keep.
+API int cuDeviceGetDefaultMemPool(void** pool, int) { return *pool = &used, OK; }
+API int cuMemPoolSetAttribute(void* pool, int attribute, void* value) {
+    const bool known = pool == &used && attribute == 4 && *(uint64_t*)value <= MEMORY;
+    return known ? OK : fail(INVALID_VALUE, "an attribute of a pool that the fake does not know");
+}
+
 API int cuGetErrorName(int code, const char** name) {
     *name = code == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_OF_THE_FAKE";
     return OK;
@@ -429,7 +436,7 @@ API int cuLaunchKernel(void* handle, unsigned x, unsigned y, unsigned z, unsigne
 struct Blas {
     void* stream = nullptr;
 };
-enum { BLAS_INVALID = 7, BLAS_FAILED = 13, F32 = 0, BF16 = 14, COMPUTE_F32 = 68, COMPUTE_TF32 = 77 };
+enum { BLAS_INVALID = 7, BLAS_FAILED = 13, F32 = 0, F64 = 1, BF16 = 14, COMPUTE_F32 = 68, COMPUTE_F64 = 70, COMPUTE_TF32 = 77 };
 
 static int blas_queue(void* handle, std::function<void()> work) {
     return queue(((Blas*)handle)->stream, std::move(work)) == OK ? 0 : (int)BLAS_FAILED;
@@ -505,8 +512,37 @@ API int cublasGemmStridedBatchedEx(void* handle, int ta, int tb, int m, int n, i
     });
 }
 
+// f64 throughout.
+static void multiply_f64(const double* a, int lda, bool ta, const double* b, int ldb, bool tb, int m, int n, int k, double alpha,
+                         double beta, double* c, int ldc) {
+    const size_t left = (size_t)((ta ? m : k) - 1) * lda + (ta ? k : m), right = (size_t)((tb ? k : n) - 1) * ldb + (tb ? n : k);
+    const bool fits = lda >= (ta ? k : m) && ldb >= (tb ? n : k) && ldc >= m && holds(memory, (uint64_t)a, left * 8) &&
+                      holds(memory, (uint64_t)b, right * 8) && holds(memory, (uint64_t)c, ((size_t)(n - 1) * ldc + m) * 8);
+    if (!fits) return broken("a product of f64 outside of its arrays");
+    for (int col = 0; col < n; col++) {
+        for (int row = 0; row < m; row++) {
+            double sum = 0;
+            for (int i = 0; i < k; i++) {
+                sum += a[ta ? (size_t)row * lda + i : (size_t)i * lda + row] * b[tb ? (size_t)i * ldb + col : (size_t)col * ldb + i];
+            }
+            double& value = c[(size_t)col * ldc + row];
+            value = alpha * sum + (beta == 0 ? 0 : beta * value);
+        }
+    }
+}
+
 API int cublasGemmEx(void* handle, int ta, int tb, int m, int n, int k, const void* alpha, const void* a, int a_type, int lda,
                      const void* b, int b_type, int ldb, const void* beta, void* c, int c_type, int ldc, int compute, int algo) {
+    if (c_type == F64) {
+        Turn mine(turn);
+        if (a_type != F64 || b_type != F64 || compute != COMPUTE_F64 || m <= 0 || n <= 0 || k <= 0) {
+            return fail(BLAS_INVALID, "a product that the fake does not know");
+        }
+        const double scale = *(const double*)alpha, keep = *(const double*)beta;
+        return blas_queue(handle, [=] {
+            multiply_f64((const double*)a, lda, ta != 0, (const double*)b, ldb, tb != 0, m, n, k, scale, keep, (double*)c, ldc);
+        });
+    }
     return cublasGemmStridedBatchedEx(handle, ta, tb, m, n, k, alpha, a, a_type, lda, 0, b, b_type, ldb, 0, beta, c, c_type, ldc, 0, 1,
                                       compute, algo);
 }

@@ -302,19 +302,41 @@ Code cublasDestroy_v2(void* handle) { return free(handle), 0; }
 Code cublasSetStream_v2(void*, void*) { return 0; }
 Code cublasGetProperty(int which, int* value) { return *value = which == 0 ? 13 : 0, 0; }
 
-Code cublasGemmEx(void*, int first_operation, int second_operation, int m, int n, int k, const float* alpha, const float* first,
-                  int, int first_leading, const float* second, int, int second_leading, const float* beta, float* out, int,
-                  int leading, int, int) {
+}  // extern "C"
+
+namespace {
+
+template <class T>
+void gemm(int first_operation, int second_operation, int m, int n, int k, T alpha, const T* first, int first_leading, const T* second,
+          int second_leading, T beta, T* out, int leading) {
     for (int column = 0; column < n; column++) {
         for (int row = 0; row < m; row++) {
-            float sum = 0;
+            T sum = 0;
             for (int i = 0; i < k; i++) {
                 sum += at(first, first_leading, first_operation != 0, row, i) *
                        at(second, second_leading, second_operation != 0, i, column);
             }
-            float& value = out[row + (size_t)column * leading];
-            value = *alpha * sum + (*beta == 0 ? 0 : *beta * value);
+            T& value = out[row + (size_t)column * leading];
+            value = alpha * sum + (beta == 0 ? 0 : beta * value);
         }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// All three matrices f32 (0), or all three f64 (1).
+Code cublasGemmEx(void*, int first_operation, int second_operation, int m, int n, int k, const void* alpha, const void* first,
+                  int first_kind, int first_leading, const void* second, int second_kind, int second_leading, const void* beta,
+                  void* out, int kind, int leading, int compute, int) {
+    if (first_kind != kind || second_kind != kind || kind > 1 || (kind == 1) != (compute == 70)) return 7;
+    if (kind == 1) {
+        gemm(first_operation, second_operation, m, n, k, *(const double*)alpha, (const double*)first, first_leading,
+             (const double*)second, second_leading, *(const double*)beta, (double*)out, leading);
+    } else {
+        gemm(first_operation, second_operation, m, n, k, *(const float*)alpha, (const float*)first, first_leading,
+             (const float*)second, second_leading, *(const float*)beta, (float*)out, leading);
     }
     return 0;
 }
