@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::failure;
 use crate::lazy::Lazy;
+use crate::room::Room;
 
 /// Solves of fewer multiplications per iteration than this are done on the CPU.
 const SMALL: usize = 1 << 20;
@@ -34,6 +35,9 @@ fn is_small(rows: usize, cols: usize) -> bool {
 
 /// Statistics of fewer columns than this are summed on the CPU, where a row of them takes less than its way to a device.
 const SUMMED_ON_CPU: usize = 256;
+
+/// One part in so many of the devices' memory may be products of shards, beside sums, weights and what is being computed.
+const PRODUCTS_SHARE: usize = 2;
 
 /// Which devices a user wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +78,20 @@ enum Solvers {
 pub(crate) struct Lane {
     cpu: Workspace<CpuBuffer>,
     cuda: Option<CudaLane>,
+}
+
+/// Memory of shards' products until they are counted.
+pub(crate) struct ProductRooms {
+    host: Arc<Room>,
+    /// Of all CUDA devices together.
+    devices: Option<Arc<Room>>,
+}
+
+impl ProductRooms {
+    /// Where a layer's products of `cols` columns lie.
+    pub(crate) fn of(&self, cols: usize) -> &Arc<Room> {
+        self.devices.as_ref().filter(|_| cols >= SUMMED_ON_CPU).unwrap_or(&self.host)
+    }
 }
 
 struct CudaLane {
@@ -145,6 +163,19 @@ impl Devices {
             Some((*ordinal, total - free))
         };
         first.iter().zip(ordinals).filter_map(used).collect()
+    }
+
+    /// Room for products: so much of the host's memory, and a share of that of the devices.
+    pub(crate) fn product_rooms(&self, host: usize) -> ProductRooms {
+        let devices = match &self.solvers {
+            Solvers::Cpu => None,
+            Solvers::Cuda { first, .. } => {
+                // A device that cannot be asked now says why when it is used.
+                let totals = first.iter().filter_map(|device| Some(device.memory().ok()?.1));
+                Some(Room::new(totals.sum::<usize>() / PRODUCTS_SHARE))
+            }
+        };
+        ProductRooms { host: Room::new(host), devices }
     }
 
     fn cuda(ordinals: &[usize], precision: Precision) -> Result<Self, String> {

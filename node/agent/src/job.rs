@@ -2,14 +2,13 @@
 //!
 //! Not here: moving carries (`replay`), sums (`sums`), means and problems (`means`), other nodes' questions (`serve`).
 
-use crate::devices::Devices;
+use crate::devices::{Devices, ProductRooms};
 use crate::exchange::Together;
 use crate::layer_problem::{Gathered, LayerProblem};
 use crate::lazy::Lazy;
 use crate::means::HeldMeans;
 use crate::program::Program;
 use crate::replay::{LaneShard, Lanes};
-use crate::room::Room;
 use crate::sessions::Sessions;
 use crate::sums::Sums;
 use crate::{attempt::Attempt, failure};
@@ -43,7 +42,7 @@ pub(crate) struct Job {
     pub(crate) captured: Mutex<BTreeMap<LaneShard, Captured>>,
     pub(crate) sums: Mutex<Sums>,
     /// Of products that are not in the sums yet.
-    pub(crate) room: Arc<Room>,
+    pub(crate) rooms: ProductRooms,
     /// Told of every verdict.
     pub(crate) settled: Condvar,
     pub(crate) means: Mutex<BTreeMap<LayerId, Arc<Mutex<HeldMeans>>>>,
@@ -68,7 +67,7 @@ impl Job {
         engine: Arc<dyn Engine>,
         (devices, threads): (Arc<Devices>, usize),
         carry: impl FnOnce(CarryPrecision) -> CarryStore,
-        room: Arc<Room>,
+        memory_budget: usize,
     ) -> Result<Self, Failure> {
         let program = Program::new(&plan, source.as_ref())?;
         program.check(engine.as_ref())?;
@@ -79,6 +78,7 @@ impl Job {
             plan,
             source: RwLock::new(source),
             engine,
+            rooms: devices.product_rooms(memory_budget),
             devices,
             threads,
             carry: carry(program.carries()),
@@ -87,7 +87,6 @@ impl Job {
             sessions: Sessions::default(),
             captured: Mutex::default(),
             sums: Mutex::default(),
-            room,
             settled: Condvar::new(),
             means: Mutex::default(),
             together: Together::default(),

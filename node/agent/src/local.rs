@@ -8,7 +8,6 @@ use crate::exchange::Exchange;
 use crate::failure;
 use crate::job::{Job, lock};
 use crate::rates::probe_flops;
-use crate::room::Room;
 use bytes::Bytes;
 use halfstep_exec::{CarryStore, CarryUse, Engine};
 use halfstep_work::{
@@ -119,7 +118,7 @@ impl Node for LocalNode {
         let NodeOptions { memory_budget, spill_dir, threads, .. } = &self.options;
         let carry = |precision| CarryStore::with_precision(*memory_budget, spill_dir, precision);
         let (engine, devices) = (Arc::clone(&self.engine), (Arc::clone(&self.devices), *threads));
-        let job = Job::new(plan, source, engine, devices, carry, Room::new(*memory_budget))?;
+        let job = Job::new(plan, source, engine, devices, carry, *memory_budget)?;
         *self.job.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(job));
         Ok(())
     }

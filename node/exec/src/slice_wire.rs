@@ -37,6 +37,13 @@ impl SliceForm {
     pub fn product_bytes(&self) -> usize {
         entries(&(0..self.cols * self.groups), self.cols, self.differs).saturating_mul(size_of::<f32>())
     }
+
+    /// The same with all of H and G, as a device holds them.
+    pub fn square_product_bytes(&self) -> usize {
+        let matrices = if self.differs { 3 } else { 1 };
+        let square = self.cols.saturating_mul(self.cols).saturating_mul(self.groups);
+        square.saturating_mul(matrices * size_of::<f32>())
+    }
 }
 
 /// Bytes of a slice of sums; `None` stands for a layer whose inputs are not finite.
