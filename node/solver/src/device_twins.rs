@@ -3,8 +3,6 @@
 //!
 //! Not here: whole solves (`tests/cuda.rs`).
 
-#![expect(clippy::print_stdout, reason = "says why a test was skipped")]
-
 #[path = "../../compute/tests/device/mod.rs"]
 mod device;
 

@@ -38,7 +38,8 @@ pub fn solve_fitted<D: Device>(
     workspace: &mut Workspace<D::Buffer>,
     watch: &mut dyn FnMut(Step),
 ) -> Result<(Encodings, Solution), SolveError> {
-    let (solution, mut quadratic) = solve_keeping(device, prepared, problem, settings, workspace, watch)?;
+    let (solution, mut quadratic, mut cells) =
+        solve_keeping(device, prepared, problem, settings, workspace, watch)?;
     let encodings = problem.encodings.clone();
     let fits = matches!(problem.statistics, Statistics::Gram(_)) && settings.scale_fits > 0;
     if !fits || encodings.granularity == Granularity::PerTensor {
@@ -48,13 +49,15 @@ pub fn solve_fitted<D: Device>(
     let arrays = workspace.arrays(device, problem.rows, problem.cols)?;
     watch(Step::Measure);
     let mut best = Fit { encodings, q: solution.q };
-    let mut reached = best.values(device, problem, settings, &mut quadratic, None, arrays)?.1;
+    let mut reached = best.values(device, settings, &cells, &quadratic, None, arrays)?.1;
     for _ in 0..settings.scale_fits {
         watch(Step::Fit);
         let encodings = best.proposal(device, &quadratic, &reached.product, stored, arrays)?;
         let mut next = Fit { encodings, q: best.q.clone() };
         watch(Step::Regrid);
-        let (q, fitted) = next.values(device, problem, settings, &mut quadratic, Some(watch), arrays)?;
+        cells.renew(problem.w, &next.encodings, &prepared.dead);
+        quadratic.regrid(&cells, problem, settings);
+        let (q, fitted) = next.values(device, settings, &cells, &quadratic, Some(watch), arrays)?;
         next.q = q;
         let better = |row: &usize| {
             let (new, old) = (fitted.values[*row], reached.values[*row]);
@@ -105,28 +108,22 @@ struct Fit {
 }
 
 impl Fit {
-    fn cells<B>(&self, problem: &RowProblem<'_>, prepared: &Prepared<B>) -> Cells {
-        Cells::new(problem.w, &self.encodings, &prepared.dead)
-    }
-
     /// Puts the integers on the device and, with `watch`, refines them; returns them and what they reach.
     fn values<D: Device>(
         &self,
         device: &D,
-        problem: &RowProblem<'_>,
         settings: &Settings,
-        quadratic: &mut Quadratic<'_, D::Buffer>,
+        cells: &Cells,
+        quadratic: &Quadratic<'_, D::Buffer>,
         watch: Option<Watch<'_>>,
         arrays: &mut Arrays<D::Buffer>,
     ) -> Result<(Vec<i32>, Reached), DeviceError> {
-        let cells = self.cells(problem, quadratic.prepared);
-        quadratic.regrid(&cells, problem, settings);
-        quadratic.load(device, &cells, arrays)?;
+        quadratic.load(device, cells, arrays)?;
         let mut up = cells.choices(&self.q);
         if let Some(watch) = watch {
-            refine::refine(device, quadratic, &cells, settings.refine_sweeps, &mut up, arrays, watch)?;
+            refine::refine(device, quadratic, cells, settings.refine_sweeps, &mut up, arrays, watch)?;
         }
-        let (values, product) = quadratic.evaluate_with_product(device, &cells, &up, arrays)?;
+        let (values, product) = quadratic.evaluate_with_product(device, cells, &up, arrays)?;
         Ok((cells.integers(&up), Reached { values, product, unit: quadratic.unit.clone() }))
     }
 
@@ -318,10 +315,10 @@ mod tests {
         let prepared = Prepared::new(&Cpu, &problem.statistics, 24, &settings).unwrap();
         let fit = Fit { encodings: fixture.encodings.clone(), q };
         let arrays = workspace.arrays(&Cpu, 3, 24).unwrap();
-        let cells = fit.cells(&problem, &prepared);
-        let mut quadratic =
+        let cells = Cells::new(problem.w, &fit.encodings, &prepared.dead);
+        let quadratic =
             Quadratic::new(&Cpu, &problem, &prepared, moments, &cells, &settings, arrays).unwrap();
-        let (_, reached) = fit.values(&Cpu, &problem, &settings, &mut quadratic, None, arrays).unwrap();
+        let (_, reached) = fit.values(&Cpu, &settings, &cells, &quadratic, None, arrays).unwrap();
         let proposal = fit.proposal(&Cpu, &quadratic, &reached.product, ScaleType::F32, arrays).unwrap();
         for row in 0..3 {
             let best = objective(&fixture, &proposal, &fit.q, row);

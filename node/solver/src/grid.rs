@@ -11,7 +11,7 @@ use halfstep_quant::Encodings;
 ///
 /// A weight outside the grid has one neighbour; so have, by rule, the weights of dead inputs (their nearest) and of rows
 /// that are all 0 (the zero point). Their `delta` is 0.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Cells {
     /// `(floor_q - zero_point) * scale - w`.
     pub(crate) low: Vec<f32>,
@@ -28,18 +28,23 @@ pub(crate) struct Cells {
 impl Cells {
     /// The neighbours of `w` (finite, `[rows, cols]`) under valid encodings; `dead[cols]`: inputs that are always 0.
     pub(crate) fn new(w: &[f32], encodings: &Encodings, dead: &[bool]) -> Self {
-        // What becomes the lower integers begins as the nearest.
+        let mut cells = Self::default();
+        cells.renew(w, encodings, dead);
+        cells
+    }
+
+    /// The same in the place of those of another grid.
+    pub(crate) fn renew(&mut self, w: &[f32], encodings: &Encodings, dead: &[bool]) {
         let (cols, count) = (encodings.cols, w.len());
-        let mut cells = Self {
-            low: vec![0.0; count],
-            delta: vec![0.0; count],
-            floor_q: encodings.quantize_nearest(w),
-            nearest_up: vec![0.0; count],
-            zero_rows: 0,
-        };
+        for values in [&mut self.low, &mut self.delta, &mut self.nearest_up] {
+            values.resize(count, 0.0);
+        }
+        // What becomes the lower integers begins as the nearest.
+        self.floor_q = encodings.quantize_nearest(w);
+        self.zero_rows = 0;
         for (row, weights) in w.chunks_exact(cols).enumerate() {
             let zero = weights.iter().all(|w| *w == 0.0);
-            cells.zero_rows += usize::from(zero);
+            self.zero_rows += usize::from(zero);
             for start in (0..cols).step_by(encodings.group_cols().max(1)) {
                 let group = start..cols.min(start + encodings.group_cols().max(1));
                 let (scale, zero_point) =
@@ -47,10 +52,9 @@ impl Cells {
                 let limits = [encodings.qmin() - zero_point, encodings.qmax() - zero_point];
                 let at = row * cols + group.start..row * cols + group.end;
                 let fixed = dead[group.clone()].iter().map(|dead| *dead || zero);
-                cells.place(&weights[group], fixed, at, scale, zero_point, limits);
+                self.place(&weights[group], fixed, at, scale, zero_point, limits);
             }
         }
-        cells
     }
 
     /// The neighbours of the weights `at`, all of one scale; `limits`: the lowest level and the highest.
@@ -87,9 +91,10 @@ impl Cells {
         up * self.delta[index] + self.low[index]
     }
 
-    /// The errors of a whole rounding.
-    pub(crate) fn errors(&self, up: &[f32]) -> Vec<f32> {
-        up.iter().zip(&self.delta).zip(&self.low).map(|((up, delta), low)| up * delta + low).collect()
+    /// The errors of some weights of a whole rounding.
+    pub(crate) fn errors(&self, at: Range<usize>, up: &[f32]) -> impl Iterator<Item = f32> {
+        let cells = self.delta[at.clone()].iter().zip(&self.low[at.clone()]);
+        up[at].iter().zip(cells).map(|(up, (delta, low))| up * delta + low)
     }
 
     /// The choices nearest to given integers: 1.0 for the upper neighbour.

@@ -125,18 +125,22 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
         cells: &Cells,
         arrays: &mut Arrays<B>,
     ) -> Result<(), DeviceError> {
-        device.write(&self.in_units(&cells.low, 1.0), &mut arrays.low)?;
-        device.write(&self.in_units(&cells.delta, 1.0), &mut arrays.delta)?;
-        device.write(&self.in_units(&self.linear, -1.0), &mut arrays.target)
+        let Arrays { low, delta, target, host, .. } = arrays;
+        for (values, sign, to) in
+            [(&cells.low, 1.0, low), (&cells.delta, 1.0, delta), (&self.linear, -1.0, target)]
+        {
+            self.in_units(values, sign, host);
+            device.write(host, to)?;
+        }
+        Ok(())
     }
 
-    /// `values * unit[row] * sign`.
-    fn in_units(&self, values: &[f32], sign: f32) -> Vec<f32> {
-        let mut out = Vec::with_capacity(values.len());
+    /// `out = values * unit[row] * sign`.
+    fn in_units(&self, values: &[f32], sign: f32, out: &mut Vec<f32>) {
+        out.clear();
         for (line, unit) in values.chunks_exact(self.cols).zip(&self.unit) {
             out.extend(line.iter().map(|value| value * unit * sign));
         }
-        out
     }
 
     /// `product = errors * H` on the device, for errors in `soft`, to be compared or carried along.
@@ -157,11 +161,14 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
         cells: &Cells,
         up: &[f32],
         arrays: &mut Arrays<B>,
-    ) -> Result<Vec<f32>, DeviceError> {
-        let errors = cells.errors(up);
-        device.write(&self.in_units(&errors, 1.0), &mut arrays.soft)?;
-        self.multiply(device, arrays)?;
-        Ok(errors)
+    ) -> Result<(), DeviceError> {
+        arrays.host.clear();
+        for (row, unit) in self.unit.iter().enumerate() {
+            let line = row * self.cols..(row + 1) * self.cols;
+            arrays.host.extend(cells.errors(line, up).map(|error| error * unit));
+        }
+        device.write(&arrays.host, &mut arrays.soft)?;
+        self.multiply(device, arrays)
     }
 
     /// The objective of a rounding in each row, without `k`.
@@ -172,7 +179,11 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
         up: &[f32],
         arrays: &mut Arrays<B>,
     ) -> Result<Vec<RowValue>, DeviceError> {
-        Ok(self.evaluate_with_product(device, cells, up, arrays)?.0)
+        self.place(device, cells, up, arrays)?;
+        let Arrays { product, host, .. } = arrays;
+        host.resize(self.rows * self.cols, 0.0);
+        device.download(product, host)?;
+        Ok(self.values(cells, up, host))
     }
 
     /// [`Self::evaluate`], and the errors' product with H in row units.
@@ -183,22 +194,30 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
         up: &[f32],
         arrays: &mut Arrays<B>,
     ) -> Result<(Vec<RowValue>, Vec<f32>), DeviceError> {
-        let errors = self.place(device, cells, up, arrays)?;
+        self.place(device, cells, up, arrays)?;
         let mut product = vec![0.0; self.rows * self.cols];
         device.download(&arrays.product, &mut product)?;
-        let value = |row| self.row_value(row, self.row(&errors, row), self.row(&product, row));
-        Ok(((0..self.rows).map(value).collect(), product))
+        Ok((self.values(cells, up, &product), product))
+    }
+
+    /// Of each row, from its errors' product with H.
+    fn values(&self, cells: &Cells, up: &[f32], product: &[f32]) -> Vec<RowValue> {
+        let value = |row: usize| {
+            let line = row * self.cols..(row + 1) * self.cols;
+            self.row_value(row, cells.errors(line, up), self.row(product, row))
+        };
+        (0..self.rows).map(value).collect()
     }
 
     pub(crate) fn row<'b>(&self, matrix: &'b [f32], row: usize) -> &'b [f32] {
         &matrix[row * self.cols..][..self.cols]
     }
 
-    fn row_value(&self, row: usize, errors: &[f32], product: &[f32]) -> RowValue {
+    fn row_value(&self, row: usize, errors: impl Iterator<Item = f32>, product: &[f32]) -> RowValue {
         let inverse = if self.unit[row] == 0.0 { 0.0 } else { 1.0 / f64::from(self.unit[row]) };
         let (mut damped, mut square, mut spread, mut gap) = (0.0, 0.0, 0.0, 0.0);
         let Prepared { squares, gap_norm, .. } = self.prepared;
-        for (j, ((&e, &p), &b)) in errors.iter().zip(product).zip(self.row(&self.linear, row)).enumerate() {
+        for (j, ((e, &p), &b)) in errors.zip(product).zip(self.row(&self.linear, row)).enumerate() {
             let e = f64::from(e);
             damped += e * (f64::from(p) * inverse + 2.0 * f64::from(b));
             square += e * e;
@@ -325,7 +344,10 @@ impl<B: Send + Sync> Quadratic<'_, B> {
         cells: &Cells,
         arrays: &mut Arrays<B>,
     ) -> Result<(), DeviceError> {
-        begin(device, start, &self.in_units(&cells.low, 1.0), &self.in_units(&cells.delta, 1.0), arrays)
+        let (mut low, mut delta) = (Vec::new(), Vec::new());
+        self.in_units(&cells.low, 1.0, &mut low);
+        self.in_units(&cells.delta, 1.0, &mut delta);
+        begin(device, start, &low, &delta, arrays)
     }
 }
 

@@ -74,7 +74,7 @@ pub fn solve_prepared<D: Device>(
     Ok(solution)
 }
 
-/// [`solve_prepared`], and the quadratic that it was solved with: its three products need not be made again.
+/// [`solve_prepared`], and the quadratic and cells that it was solved with: they need not be made again.
 pub(crate) fn solve_keeping<'a, D: Device>(
     device: &D,
     prepared: &'a Prepared<D::Buffer>,
@@ -82,7 +82,7 @@ pub(crate) fn solve_keeping<'a, D: Device>(
     settings: &Settings,
     workspace: &mut Workspace<D::Buffer>,
     watch: Watch<'_>,
-) -> Result<(Solution, Quadratic<'a, D::Buffer>), SolveError> {
+) -> Result<(Solution, Quadratic<'a, D::Buffer>, Cells), SolveError> {
     settings.validate()?;
     check(problem)?;
     let moments = prepared.moments(problem, settings)?;
@@ -113,7 +113,7 @@ fn run<'a, D: Device>(
     settings: &Settings,
     arrays: &mut Arrays<D::Buffer>,
     watch: Watch<'_>,
-) -> Result<(Solution, Quadratic<'a, D::Buffer>), SolveError> {
+) -> Result<(Solution, Quadratic<'a, D::Buffer>, Cells), SolveError> {
     watch(Step::Multiply);
     let dead = &prepared.dead;
     let cells = Cells::new(problem.w, problem.encodings, dead);
@@ -133,7 +133,7 @@ fn run<'a, D: Device>(
         _ => judge_quadratic(&chunk, roundings, problem, arrays, &mut report, watch)?,
     };
     report.rounded_away = up.iter().zip(&cells.nearest_up).filter(|(up, nearest)| up != nearest).count();
-    Ok((Solution { q: cells.integers(&up), report }, quadratic))
+    Ok((Solution { q: cells.integers(&up), report }, quadratic, cells))
 }
 
 /// Roundings to choose from.

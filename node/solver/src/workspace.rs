@@ -24,6 +24,8 @@ pub(crate) struct Arrays<B> {
     pub(crate) m2: B,
     /// Flips of one block, `[rows, REFINE_BLOCK]`.
     pub(crate) flips: B,
+    /// What goes to the device and comes from it, on the host: a fresh array of this size costs more than filling it.
+    pub(crate) host: Vec<f32>,
 }
 
 impl<B> Arrays<B> {
@@ -38,6 +40,7 @@ impl<B> Arrays<B> {
             m1: device.zeros(size.area)?,
             m2: device.zeros(size.area)?,
             flips: device.zeros(size.flips)?,
+            host: Vec::new(),
         })
     }
 }

@@ -21,6 +21,9 @@ pub fn multiply_moments(
     minus: Option<&[f32]>,
     out: &mut [f32],
 ) {
+    if rows == 0 || cols == 0 {
+        return;
+    }
     let Some(minus) = minus else {
         return matmul(rows, cols, cols, 1.0, w, cols, plus, cols, 0.0, out, cols);
     };
