@@ -15,6 +15,7 @@ mod export;
 pub mod failpoints;
 mod inspect;
 pub mod jobs;
+mod links;
 mod manifest;
 mod memory;
 pub mod partition;

@@ -135,8 +135,9 @@ fn line(event: &Progress, total: usize) -> Option<String> {
             let place = place(*index, *total);
             format!("{:>10} [{seconds:6.1}s] {place} {:<24} {what}", "SOLVED", clean(name))
         }
-        Progress::Chosen { partition, nodes, why } => {
-            format!("  Spreading by {partition} over {nodes} nodes: {why}")
+        Progress::Chosen { partition, nodes, why, link } => {
+            let nodes = if *nodes == 1 { "1 node".to_owned() } else { format!("{nodes} nodes") };
+            format!("  Spreading by {partition} over {nodes}: {why} ({link})")
         }
         Progress::LayerKept { name, reason } => aside("KEPT", name, reason, total),
         Progress::LayerFailed { name, cause } => aside("FAILED", name, cause, total),

@@ -196,6 +196,7 @@ impl Engine {
     /// Ends a registration; its line ends when what was said on it is delivered.
     pub(super) fn dismiss(&mut self, node: NodeId, failure: Failure) {
         let now = self.now_ms();
+        self.links.forget(node);
         if self.seats.remove(&node).is_some()
             && let Some(dispatch) = self.active.as_mut().and_then(Active::dispatch_mut)
         {
@@ -421,6 +422,7 @@ impl Engine {
                 Opening::LeftOut(_) => seat.why.clone(),
                 _ => String::new(),
             },
+            line: self.line_of(*node),
         };
         wire::NodesReply {
             nodes: self.seats.iter().map(status).collect(),

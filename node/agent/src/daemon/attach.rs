@@ -6,6 +6,7 @@
 
 use super::jobs::JobOrder;
 use super::leases::InHand;
+use super::line::measure;
 use super::options::DaemonEvent;
 use super::report::{give_back_unread, hand_back};
 use super::run::{DRAIN, Session, Shared};
@@ -232,6 +233,10 @@ impl Attachment {
             Some(Said::Drain(drain)) => {
                 tracing::info!(reason = drain.reason, "asked to leave");
                 shared.drain.begin(&drain.reason);
+                Ok(())
+            }
+            Some(Said::Measure(asked)) => {
+                tokio::spawn(measure(Arc::clone(shared), asked, self.out.clone()));
                 Ok(())
             }
             Some(Said::Group(order)) => {

@@ -9,6 +9,7 @@ mod attach;
 mod group;
 mod jobs;
 mod leases;
+mod line;
 mod options;
 mod report;
 mod run;
