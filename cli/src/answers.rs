@@ -60,6 +60,8 @@ pub(crate) enum Progress {
     Retry { task: String, why: String, attempt: u32 },
     /// Nothing can be done for now.
     Waiting { why: String },
+    /// There is nothing to do: the results of this very job are in their place.
+    InPlace { output: PathBuf },
     /// Files are being written and read back.
     Writing { path: PathBuf },
     /// The end.

@@ -34,7 +34,7 @@ pub use artefacts::{ArtefactError, ArtefactWriter, Artefacts};
 pub use assemble::{Assembled, AssembledLayer, Outcome, Roundings, assemble, integers, summarise};
 pub use config::{EncodingsVersion, JobConfig, LanguageConfig, Rule};
 pub use error::{CoordinatorError, ErrorKind};
-pub use export::{Input, export};
+pub use export::{Input, Origin, export};
 pub use halfstep_model::decoder::CarryPrecision;
 pub use inspect::{Listed, ListedLayer, inspect};
 pub use jobs::Finished;

@@ -18,6 +18,7 @@ use crate::answers::Progress;
 use crate::commands::{exit_of, mode, print, show_outcome, with_file};
 use crate::config::RunConfig;
 use crate::exit::{CliError, Exit};
+use crate::in_place;
 use crate::render::progress::Renderer;
 use crate::results;
 use crate::survey;
@@ -37,10 +38,19 @@ pub(crate) fn submit(arguments: SubmitArgs) -> Result<Exit, CliError> {
         RunConfig::resolve(with_file(arguments.job, arguments.config.as_deref())?, arguments.force)?;
     if arguments.wait {
         config.require_output()?;
-        check_target(&config.output.clone().unwrap_or_default(), config.force)?;
     }
     let renderer = Renderer::new(mode(arguments.show));
     let show = |event: Progress| renderer.event(&event);
+    if arguments.wait && config.rounding.choose_partition {
+        // Which job it will be is not known yet.
+        check_target(&config.output.clone().unwrap_or_default(), config.force)?;
+    } else if arguments.wait
+        && let Some((_, outcome)) = in_place::look(&config.to_job(), &show)?
+    {
+        renderer.finish();
+        show_outcome(&outcome, arguments.show)?;
+        return Ok(exit_of(&outcome));
+    }
     let shutdown = Shutdown::listen(Again::Ends)?;
     let runtime = super::connect::runtime()?;
     if config.rounding.choose_partition {

@@ -99,6 +99,7 @@ impl Renderer {
             | Progress::NodeLeftOut { .. }
             | Progress::Retry { .. }
             | Progress::Chosen { .. }
+            | Progress::InPlace { .. }
             | Progress::Summary { .. } => {}
         }
     }
@@ -139,6 +140,10 @@ fn line(event: &Progress, total: usize) -> Option<String> {
             let nodes = if *nodes == 1 { "1 node".to_owned() } else { format!("{nodes} nodes") };
             format!("  Spreading by {partition} over {nodes}: {why} ({link})")
         }
+        Progress::InPlace { output } => format!(
+            "  Done already: {} holds the results of this very job; nothing is computed or written",
+            output.display()
+        ),
         Progress::LayerKept { name, reason } => aside("KEPT", name, reason, total),
         Progress::LayerFailed { name, cause } => aside("FAILED", name, cause, total),
         Progress::NodeJoined { name, slots } => aside("JOINED", name, &format!("{slots} slots"), total),

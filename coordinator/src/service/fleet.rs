@@ -11,7 +11,10 @@ use halfstep_proto::wire::{
     CommitReply, CommitRequest, CoordinatorMessage, LineMeasured, NodeMessage, Opened,
 };
 use halfstep_proto::{Commit, DoneRef, WireError, check_hello, job_from_wire};
-use halfstep_work::{Done, Failure, FailureClass, GroupAnswer, Inventory, JobId, LeaseId, NodeId, Verdict};
+use halfstep_work::{
+    Done, Failure, FailureClass, GroupAnswer, Inventory, JobId, LeaseId, NodeId, RangeId, SegmentId, ShardId,
+    Verdict,
+};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -172,6 +175,12 @@ fn understood(line: Line, body: Body) -> Result<Ask, WireError> {
         Body::Measured(measured) => {
             let number = measured.number;
             Ask::Measured { line, number, rate: rate_from_wire(measured) }
+        }
+        Body::TakenOver(taken) => {
+            let carry =
+                taken.carry.ok_or_else(|| WireError::new("carry that was taken over", "is missing"))?;
+            let carry = (RangeId(carry.range), SegmentId(carry.segment), ShardId(carry.shard));
+            Ask::TakenOver { line, job: job_from_wire(&taken.job)?, carry, taken: taken.taken }
         }
         Body::Group(answer) => {
             let (epoch, answer) = <(u64, GroupAnswer)>::try_from(answer)?;

@@ -3,6 +3,7 @@
 use super::log::Subscription;
 use crate::CoordinatorError;
 use crate::jobs::{ActiveJob, Finished, Resumed};
+use crate::scheduler::Place;
 use crate::store::{InputFile, ResultFile};
 use halfstep_proto::wire;
 use halfstep_work::{
@@ -86,6 +87,7 @@ pub(super) enum Request {
     Drain { line: Line, reason: String },
     Group { line: Line, epoch: u64, answer: GroupAnswer },
     Measured { line: Line, number: u64, rate: Result<u64, String> },
+    TakenOver { line: Line, job: JobId, carry: Place, taken: bool },
     Detached { line: Line },
     Commit { outcome: Box<Outcome>, reply: Reply<Verdict> },
     Submit { new: NewJob, reply: Reply<bool> },

@@ -376,6 +376,8 @@ async fn live(
             }
             Said::Refused(why) => *refused.lock().unwrap() = Some(why.reason),
             Said::Farewell(_) => farewell.store(true, Ordering::SeqCst),
+            // As if it did not know the word: who leaves waits for it in vain.
+            Said::TakeOver(_) => {}
             Said::Revoke(_) | Said::DropSums(_) | Said::Close(_) | Said::Drain(_) | Said::Group(_) => {}
         }
     }

@@ -221,6 +221,7 @@ impl Engine {
             Request::Pulse { line, pulse } => self.pulse(line, pulse),
             Request::Group { line, epoch, answer } => self.group_answer(line, epoch, answer),
             Request::Measured { line, number, rate } => self.line_measured(line, number, rate),
+            Request::TakenOver { line, job, carry, taken } => self.taken_over(line, job, carry, taken),
             Request::Drain { line, reason } => self.drain(line, &reason),
             Request::Detached { line } => self.detached(line),
             Request::Submit { new, reply } => drop(reply.send(self.submit(new).await)),

@@ -4,9 +4,11 @@
 //! so heartbeats go out whatever the work does.
 //! Not here: the work (`local`), certificates and bytes on the wire (`proto`).
 
+mod apart;
 mod artefacts;
 mod attach;
 mod group;
+mod handover;
 mod jobs;
 mod leases;
 mod line;
