@@ -90,7 +90,7 @@ fn measured(network: &mut Network) -> Result<Vec<f64>> {
 /// The partition recommended over the nodes that are there, and what is said of their network.
 fn recommended(network: &mut Network) -> Result<(String, Value)> {
     let launch = Launch { prefix: network.bench.prefix("coord"), ..Launch::default() };
-    let job = Job::short().arguments();
+    let job = Job::longer().arguments();
     let mut arguments = vec!["plan", "--json"];
     arguments.extend(job.iter().map(String::as_str));
     let answer = network.cluster.ask_as(&arguments, &launch)?;
@@ -100,21 +100,30 @@ fn recommended(network: &mut Network) -> Result<(String, Value)> {
     Ok((taken["partition"].as_str().unwrap_or_default().into(), plan["link"].clone()))
 }
 
+/// Of one network of this speed; a machine that is busy makes it look slower, so that it may be tried again.
+fn check_speed(kilobits: u32, expected: &str, last_try: bool) -> Result<bool> {
+    let Some(mut network) = up(Duration::from_secs(10))? else { return Ok(true) };
+    network.bench.apply("a", NetworkFault::Slow(kilobits))?;
+    let figures = measured(&mut network)?;
+    let (partition, link) = recommended(&mut network)?;
+    let speed = f64::from(kilobits) * 125.0;
+    eprintln!("{kilobits} kbit/s: measured {figures:.0?} bytes/s of {speed}, {partition}, {link}");
+    ensure!(figures.iter().all(|figure| *figure < speed * 1.5), "faster than {speed}: {figures:?}");
+    let near = figures.iter().all(|figure| *figure > speed / 1.5);
+    ensure!(near || !last_try, "expected {speed} within a factor of 1.5, measured {figures:?}");
+    ensure!(link["origin"] == "measured", "{link}");
+    ensure!(!near || partition == expected, "expected {expected} at {kilobits} kbit/s, found {partition}");
+    Ok(near)
+}
+
 #[test]
 fn the_speed_of_a_link_is_measured_and_decides_how_a_job_is_spread() -> Result<()> {
     for (kilobits, expected) in [(1_000, "layers:2"), (100_000, "batches")] {
-        let Some(mut network) = up(Duration::from_secs(10))? else { return Ok(()) };
-        network.bench.apply("a", NetworkFault::Slow(kilobits))?;
-        let figures = measured(&mut network)?;
-        let (partition, link) = recommended(&mut network)?;
-        let speed = f64::from(kilobits) * 125.0;
-        eprintln!("{kilobits} kbit/s: measured {figures:.0?} bytes/s of {speed}, {partition}, {link}");
-        ensure!(
-            figures.iter().all(|figure| (1.0 / 1.5..1.5).contains(&(figure / speed))),
-            "expected {speed} within a factor of 1.5, measured {figures:?}"
-        );
-        ensure!(link["origin"] == "measured", "{link}");
-        ensure!(partition == expected, "expected {expected} at {kilobits} kbit/s, found {partition}");
+        for nth in 0..3 {
+            if check_speed(kilobits, expected, nth == 2)? {
+                break;
+            }
+        }
     }
     Ok(())
 }

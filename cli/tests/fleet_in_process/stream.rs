@@ -2,7 +2,8 @@
 //!
 //! Coordinator and nodes are the real ones, with the real network's times: what is simulated is the network and the clock. A
 //! seed fixes how long each message takes and which faults come when. Nodes compute on threads of their own, in real time:
-//! which task a fault meets differs from run to run. Asserted of every history: the job ends with the bytes of an
+//! which task a fault meets differs from run to run, and one that waits for the network when its history is over panics in its
+//! thread, since the clock it waited by is gone: printed, of no account. Asserted of every history: the job ends with the bytes of an
 //! undisturbed one, and no rounding that was durable is committed again.
 
 use std::collections::BTreeMap;
