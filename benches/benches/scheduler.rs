@@ -175,7 +175,7 @@ impl Simulation {
                 Action::Revoke { node, lease, .. } => {
                     self.hands.entry(node).or_default().retain(|grant| grant.lease.id != lease);
                 }
-                Action::DropSums { .. } | Action::News(_) => {}
+                Action::DropSums { .. } | Action::TakeOver { .. } | Action::News(_) => {}
             }
         }
     }

@@ -2,20 +2,21 @@
 //!
 //! Not here: getting the answers (`quantize`, `survey`, `eval`), rendering (`render`), parsing (`args`).
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
 use crate::config::DataConfig;
 use crate::options::TextOptions;
-use crate::values::DeviceArg;
+use crate::values::{DeviceArg, LinkSpeed};
 
 /// What happens during `quantize`, in order.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub(crate) enum Progress {
     /// How the job is spread was left open and is decided now.
-    Chosen { partition: String, nodes: usize, why: String },
+    Chosen { partition: String, nodes: usize, why: String, link: LinkRow },
     /// The work is known.
     Planned {
         layers: usize,
@@ -59,6 +60,8 @@ pub(crate) enum Progress {
     Retry { task: String, why: String, attempt: u32 },
     /// Nothing can be done for now.
     Waiting { why: String },
+    /// There is nothing to do: the results of this very job are in their place.
+    InPlace { output: PathBuf },
     /// Files are being written and read back.
     Writing { path: PathBuf },
     /// The end.
@@ -171,6 +174,37 @@ pub(crate) struct PlanReport {
     pub(crate) phases: Vec<(String, f64)>,
     /// Ways to spread the job over a fleet, if one was asked about.
     pub(crate) fleet: Vec<FleetRow>,
+    /// The network between its nodes.
+    pub(crate) link: Option<LinkRow>,
+}
+
+/// A network between nodes, and how it is known.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct LinkRow {
+    /// That a node receives.
+    pub(crate) bytes_per_second: f64,
+    /// `given`, `measured` or `assumed`.
+    pub(crate) origin: &'static str,
+    /// In words.
+    pub(crate) why: String,
+}
+
+impl LinkRow {
+    /// What the user says.
+    pub(crate) fn given(link: LinkSpeed) -> Self {
+        Self { bytes_per_second: link.0, origin: "given", why: "--link says so".into() }
+    }
+
+    /// Nobody knows.
+    pub(crate) fn assumed(why: &str) -> Self {
+        Self { bytes_per_second: LinkSpeed::ASSUMED.0, origin: "assumed", why: why.into() }
+    }
+}
+
+impl fmt::Display for LinkRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "link {}, {}: {}", LinkSpeed(self.bytes_per_second), self.origin, self.why)
+    }
 }
 
 /// One way to spread a job over a fleet.

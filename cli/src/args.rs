@@ -12,7 +12,7 @@ use crate::exit::Exit;
 use crate::fleet::PodArgs;
 use crate::fleet::args::{
     CancelArgs, CertsArgs, CoordinatorArgs, DrainArgs, ExplainArgs, FetchArgs, ForgetArgs, NodeArgs,
-    NodesArgs, StatusArgs, SubmitArgs, WatchArgs,
+    NodesArgs, SecurityArgs, StatusArgs, SubmitArgs, WatchArgs,
 };
 use crate::observe::LogFormat;
 use crate::options::{DataOptions, JobOptions, TextOptions};
@@ -142,12 +142,21 @@ pub(crate) struct PlanArgs {
     pub(crate) config: Option<PathBuf>,
 
     /// Compare the ways to spread the job over this many nodes like this machine
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", group = "fleet")]
     pub(crate) nodes: Option<usize>,
 
-    /// Take the nodes' network to be this fast
-    #[arg(long, value_name = "SPEED", default_value = "10Gbit", requires = "nodes")]
-    pub(crate) link: LinkSpeed,
+    /// Compare them over the nodes attached to this coordinator, whose network is measured: HOST:PORT or @FILE
+    ///
+    /// Needs `--certs` or `--insecure`, as `submit` does. Nothing is submitted.
+    #[arg(long, value_name = "HOST:PORT", group = "fleet")]
+    pub(crate) coordinator: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) security: SecurityArgs,
+
+    /// Take the nodes' network to be this fast [default: measured, or 10Gbit with --nodes]
+    #[arg(long, value_name = "SPEED", requires = "fleet")]
+    pub(crate) link: Option<LinkSpeed>,
 
     /// Take each node to have this much memory for activations and statistics [default: enough]
     #[arg(long, value_name = "BYTES", requires = "nodes")]

@@ -7,12 +7,13 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
-use crate::answers::{EvalRequest, QuantizeOutcome};
+use crate::answers::{EvalRequest, LinkRow, QuantizeOutcome};
 use crate::args::{
     Cli, Command, DevicesArgs, EvalArgs, InspectArgs, PlanArgs, QuantizeArgs, ShowArgs, VerifyArgs,
 };
 use crate::config::{DataConfig, RunConfig};
 use crate::exit::{CliError, Exit};
+use crate::fleet::args::ConnectArgs;
 use crate::job_file;
 use crate::observe::{Observed, describe};
 use crate::options::JobOptions;
@@ -108,12 +109,19 @@ fn plan(args: PlanArgs) -> Result<Exit, CliError> {
     if args.nodes == Some(0) {
         return Err(CliError::usage("nodes is 0, expected 1 or more"));
     }
-    let fleet = args.nodes.map(|nodes| survey::FleetAsked {
-        nodes,
-        slots: None,
-        memory_bytes: args.node_memory.map(|size| size.0),
-        link_bytes_per_second: args.link.0,
-    });
+    let fleet = match (args.nodes, args.coordinator) {
+        (Some(nodes), _) => Some(survey::FleetAsked {
+            nodes,
+            slots: None,
+            memory_bytes: args.node_memory.map(|size| size.0),
+            link: args.link.map_or_else(|| LinkRow::assumed("no coordinator was asked"), LinkRow::given),
+        }),
+        (None, Some(coordinator)) => {
+            let connect = ConnectArgs { coordinator: Some(coordinator), security: args.security };
+            Some(fleet::present(&connect, args.link)?)
+        }
+        (None, None) => None,
+    };
     let report = survey::plan(&config, fleet)?;
     show(args.json, &report, render::plan)
 }

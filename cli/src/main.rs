@@ -15,6 +15,7 @@ mod engine;
 mod eval;
 mod exit;
 mod fleet;
+mod in_place;
 mod job;
 mod job_file;
 mod manual;

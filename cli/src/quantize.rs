@@ -9,7 +9,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use halfstep_agent::{LocalNode, NodeOptions};
-use halfstep_coordinator::check_target;
 use halfstep_coordinator::jobs::collect;
 
 use crate::answers::{Progress, QuantizeOutcome};
@@ -18,7 +17,7 @@ use crate::config::{Resources, RunConfig};
 use crate::exit::{CliError, Exit};
 use crate::fleet::{Again, Follower, Shutdown, end_of, fetch_into, submit_over};
 use crate::results;
-use crate::{devices, engine};
+use crate::{devices, engine, in_place};
 
 /// Quantizes a network.
 ///
@@ -29,7 +28,10 @@ pub(crate) fn quantize(
     events: &(dyn Fn(Progress) + Sync),
 ) -> Result<QuantizeOutcome, CliError> {
     let job = config.to_job();
-    check_target(&job.output, job.force)?;
+    if let Some((id, outcome)) = in_place::look(&job, events)? {
+        in_place::remove_state(&StateFolder::path_beside(&job.output), id);
+        return Ok(outcome);
+    }
     let collected = collect(&job)?;
     let node = node(&config.resources)?;
     let state = StateFolder::beside(&job.output)?;
@@ -95,15 +97,19 @@ struct StateFolder {
 impl StateFolder {
     /// `.NAME.halfstep` beside the output.
     fn beside(output: &Path) -> Result<Self, CliError> {
-        let name =
-            output.file_name().map_or_else(|| "out".into(), |name| name.to_string_lossy().into_owned());
-        let path = output.with_file_name(format!(".{name}.halfstep"));
+        let path = Self::path_beside(output);
         let resumed = path.exists();
         fs::create_dir_all(&path).map_err(|error| {
             CliError::bad_input(format!("output `{}`: cannot be written beside: {error}", output.display()))
                 .hint("name a folder in a place that you may write to")
         })?;
         Ok(Self { path, resumed })
+    }
+
+    fn path_beside(output: &Path) -> PathBuf {
+        let name =
+            output.file_name().map_or_else(|| "out".into(), |name| name.to_string_lossy().into_owned());
+        output.with_file_name(format!(".{name}.halfstep"))
     }
 
     /// What was solved stays only for a run that can go on.

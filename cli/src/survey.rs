@@ -13,7 +13,7 @@ use halfstep_coordinator::{PlanSource, inspect as list, prepare};
 use halfstep_quant::Granularity;
 use halfstep_work::{LayerPlan, Objective, Plan};
 
-use crate::answers::{FleetRow, InspectReport, Kept, LayerRow, PlanReport, StageRow};
+use crate::answers::{FleetRow, InspectReport, Kept, LayerRow, LinkRow, PlanReport, StageRow};
 use crate::config::RunConfig;
 use crate::engine;
 use crate::exit::CliError;
@@ -71,22 +71,23 @@ pub(crate) fn plan(config: &RunConfig, fleet: Option<FleetAsked>) -> Result<Plan
     let mut report = costs.report(&nodes, budget, dataset_bytes, read_seconds);
     if let Some(asked) = fleet {
         let memory_bytes = asked.memory_bytes.unwrap_or(0);
-        let link_bytes_per_second = asked.link_bytes_per_second;
+        let link_bytes_per_second = asked.link.bytes_per_second;
         let slots = asked.slots.unwrap_or(threads);
         let fleet = Fleet { nodes: asked.nodes, slots, memory_bytes, link_bytes_per_second };
         report.fleet = costs.fleet(&fleet);
+        report.link = Some(asked.link);
     }
     Ok(report)
 }
 
 /// The fleet a user thinks of.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct FleetAsked {
     pub(crate) nodes: usize,
     /// Of each; this machine's if not said.
     pub(crate) slots: Option<usize>,
     pub(crate) memory_bytes: Option<u64>,
-    pub(crate) link_bytes_per_second: f64,
+    pub(crate) link: LinkRow,
 }
 
 /// A plan and what one run of a few samples showed of it.
@@ -129,6 +130,7 @@ impl Costs<'_> {
             output_bytes: plan.layers.iter().map(|l| (l.rows * l.cols * 4) as u64).sum(),
             seconds: phases.iter().map(|(_, seconds)| seconds).sum(),
             fleet: Vec::new(),
+            link: None,
             phases: phases.map(|(name, seconds)| (name.to_owned(), seconds)).into(),
             stages,
         }

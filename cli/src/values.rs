@@ -220,6 +220,28 @@ impl FromStr for GradientsArg {
 #[serde(try_from = "String")]
 pub(crate) struct LinkSpeed(pub(crate) f64);
 
+impl LinkSpeed {
+    /// Where nothing is known: 10 Gbit/s.
+    pub(crate) const ASSUMED: Self = Self(10e9 / 8.0);
+}
+
+/// Three digits: nobody knows more of a line.
+impl fmt::Display for LinkSpeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = self.0 * 8.0;
+        // What would be shown as 1000 of a unit is 1 of the next.
+        let (unit, name) = [(1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")]
+            .into_iter()
+            .find(|(unit, _)| bits >= unit * 0.9995)
+            .unwrap_or((1.0, "bit/s"));
+        let amount = bits / unit;
+        let digits = if amount < 9.995 { 2 } else { usize::from(amount < 99.95) };
+        let text = format!("{amount:.digits$}");
+        let text = if digits > 0 { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+        write!(f, "{text} {name}")
+    }
+}
+
 impl FromStr for LinkSpeed {
     type Err = String;
 
@@ -392,6 +414,25 @@ mod tests {
         }
         assert_eq!("percentile".parse(), Ok(RangeArg(RangeEstimator::Percentile { percentile: 99.9 })));
         assert!("percentile:40".parse::<RangeArg>().is_err());
+    }
+
+    #[test]
+    fn link_speeds_are_shown_with_three_digits() {
+        for (bits, expect) in [
+            (940.4e6, "940 Mbit/s"),
+            (1e9, "1 Gbit/s"),
+            (999.9e6, "1 Gbit/s"),
+            (1.04e6, "1.04 Mbit/s"),
+            (99.96e6, "100 Mbit/s"),
+            (100e6, "100 Mbit/s"),
+            (12.34e9, "12.3 Gbit/s"),
+            (9.996e9, "10 Gbit/s"),
+            (56e3, "56 kbit/s"),
+            (8.0, "8 bit/s"),
+        ] {
+            assert_eq!(LinkSpeed(bits / 8.0).to_string(), expect, "{bits}");
+        }
+        assert_eq!(LinkSpeed::ASSUMED, "10Gbit".parse().unwrap());
     }
 
     #[test]

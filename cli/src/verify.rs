@@ -8,16 +8,27 @@
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
+use halfstep_work::JobId;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::CliError;
 
+/// Name of a manifest in a folder of results.
+pub(crate) const MANIFEST: &str = "manifest.json";
 /// A manifest larger than this is not one.
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+
+/// The one output that no manifest names: it differs between runs.
+const TIMING: &str = "timing.json";
 
 #[derive(Debug, Deserialize)]
 struct Manifest {
     version: u32,
+    /// Empty in manifests of versions that did not write it.
+    #[serde(default)]
+    job: String,
+    #[serde(default)]
+    halfstep: String,
     outputs: Vec<Entry>,
     #[serde(default)]
     inputs: Vec<Entry>,
@@ -38,6 +49,29 @@ pub(crate) struct Verified {
     pub(crate) bytes: u64,
     /// Inputs that are no longer where they were.
     pub(crate) missing_inputs: Vec<PathBuf>,
+}
+
+/// Whether a folder holds the complete and undamaged results of this very job, made by this version, and nothing else.
+pub(crate) fn holds(folder: &Path, job: JobId) -> bool {
+    let Ok(manifest) = read(&folder.join(MANIFEST)) else { return false };
+    if manifest.version != 1
+        || manifest.job != job.to_string()
+        || manifest.halfstep != env!("CARGO_PKG_VERSION")
+        || manifest.outputs.is_empty()
+    {
+        return false;
+    }
+    let whole = |entry: &Entry| inside(&entry.path).is_ok_and(|p| check(&folder.join(p), entry).is_ok());
+    let Ok(entries) = std::fs::read_dir(folder) else { return false };
+    let ours = |name: &Path| {
+        name == Path::new(MANIFEST)
+            || name == Path::new(TIMING)
+            || manifest.outputs.iter().any(|entry| entry.path == name)
+    };
+    let mut names = entries.map(|entry| entry.map(|entry| PathBuf::from(entry.file_name())));
+    names.all(|name| name.is_ok_and(|name| ours(&name)))
+        && folder.join(TIMING).is_file()
+        && manifest.outputs.iter().all(whole)
 }
 
 /// Checks every file a manifest names.

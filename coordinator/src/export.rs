@@ -8,6 +8,7 @@ use crate::staging::Staging;
 use crate::{Assembled, AssembledLayer, CoordinatorError, JobConfig, Report};
 use halfstep_model::{Model, Unfold, WeightLayout, qdq};
 use halfstep_quant::aimet::{self, ParamEncoding, Version};
+use halfstep_work::JobId;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,9 +28,20 @@ pub struct Input {
     pub shown: PathBuf,
 }
 
+/// Where results come from, for the manifest.
+#[derive(Clone, Copy)]
+pub struct Origin<'a> {
+    /// The job.
+    pub job: JobId,
+    /// Device kind and ONNX engine that computed it.
+    pub kind: &'a (String, String),
+    /// Model and calibration files.
+    pub inputs: &'a [Input],
+}
+
 /// Writes everything into `config.output`; returns the files' names and adds notes to the report.
 ///
-/// `kind`: device kind and ONNX engine that computed it. `timing`: seconds by phase and layer; the only output that differs between two runs, and the only one the
+/// `timing`: seconds by phase and layer; the only output that differs between two runs, and the only one the
 /// manifest does not hash.
 ///
 /// # Errors
@@ -39,8 +51,7 @@ pub fn export(
     config: &JobConfig,
     model: &Model,
     assembled: &mut Assembled,
-    kind: &(String, String),
-    inputs: &[Input],
+    of: &Origin<'_>,
     timing: &serde_json::Value,
 ) -> Result<Vec<PathBuf>, CoordinatorError> {
     let staging = Staging::new(&config.output, config.force)?;
@@ -56,7 +67,7 @@ pub fn export(
             assembled.report.notes.push(note);
         }
     }
-    let files = write_records(&staging, &assembled.report, config, kind, inputs, timing)?;
+    let files = write_records(&staging, &assembled.report, config, of, timing)?;
     staging.publish()?;
     Ok(files)
 }
@@ -66,12 +77,11 @@ pub(crate) fn write_records(
     staging: &Staging,
     report: &Report,
     config: &JobConfig,
-    kind: &(String, String),
-    inputs: &[Input],
+    of: &Origin<'_>,
     timing: &serde_json::Value,
 ) -> Result<Vec<PathBuf>, CoordinatorError> {
     staging.write(REPORT, &json(report)?)?;
-    write_manifest(staging, config, kind, inputs)?;
+    write_manifest(staging, config, of)?;
     let mut timing = timing.clone();
     if let Some(entries) = timing.as_object_mut() {
         entries.insert("peak_resident_bytes".into(), peak_resident_bytes().into());
@@ -225,21 +235,17 @@ fn check_encodings(path: &Path, params: &[ParamEncoding]) -> Result<(), Coordina
     Ok(())
 }
 
-fn write_manifest(
-    staging: &Staging,
-    config: &JobConfig,
-    kind: &(String, String),
-    inputs: &[Input],
-) -> Result<(), CoordinatorError> {
+fn write_manifest(staging: &Staging, config: &JobConfig, of: &Origin<'_>) -> Result<(), CoordinatorError> {
     let outputs: Result<Vec<_>, _> =
         staging.files()?.into_iter().map(|name| FileRecord::of(&staging.path(&name), name)).collect();
     let inputs: Result<Vec<_>, _> =
-        inputs.iter().map(|input| FileRecord::of(&input.path, input.shown.clone())).collect();
+        of.inputs.iter().map(|input| FileRecord::of(&input.path, input.shown.clone())).collect();
     let manifest = Manifest {
         version: 1,
         halfstep: env!("CARGO_PKG_VERSION").into(),
-        device: kind.0.clone(),
-        engine: kind.1.clone(),
+        job: of.job.to_string(),
+        device: of.kind.0.clone(),
+        engine: of.kind.1.clone(),
         seed: config.solver.seed,
         configuration: configuration(config)?,
         inputs: inputs?,

@@ -40,6 +40,8 @@ pub struct Manifest {
     pub version: u32,
     /// Halfstep's version.
     pub halfstep: String,
+    /// Id of the job: a hash of its configuration and its inputs.
+    pub job: String,
     /// Device kind and instruction set: results are bit-identical within one.
     pub device: String,
     /// ONNX engine.

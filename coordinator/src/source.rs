@@ -104,7 +104,7 @@ impl JobSource {
                 let given_up = committed.given_up.contains(layer);
                 committed.roundings.get(&(*layer, *chunk)).filter(|_| !given_up).map(|hash| (*hash).into())
             }
-            BlobName::Held(_) => None,
+            BlobName::Held(_) | BlobName::Probe(_) => None,
         }
     }
 
@@ -125,7 +125,7 @@ impl JobSource {
                 self.tensors(inputs_key(*shard), &inputs_of(&self.plan, &self.dataset, *shard)?).map(Some)
             }
             BlobName::Rounding { layer, chunk } => self.rounding(*layer, *chunk),
-            BlobName::Held(_) => {
+            BlobName::Held(_) | BlobName::Probe(_) => {
                 Err(SourceError::new(FailureClass::PeerLost, "the coordinator holds no state of nodes"))
             }
         }

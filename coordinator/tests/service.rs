@@ -216,7 +216,7 @@ async fn a_node_of_another_kind_is_refused_by_both_names() {
 }
 
 async fn nodes(bench: &Bench) -> Vec<wire::NodeStatus> {
-    let request = wire::NodesRequest { hello: Some(hello()) };
+    let request = wire::NodesRequest { hello: Some(hello()), measure: false };
     bench.client().nodes(request).await.unwrap().into_inner().nodes
 }
 
@@ -466,7 +466,7 @@ async fn a_node_keeps_its_registration_over_a_short_break_and_is_fenced_after_a_
     let second = welcome(&bench, &node).await;
     assert_eq!((second.node, second.fenced), (first.node, false));
     drop(node);
-    let nodes = wire::NodesRequest { hello: Some(hello()) };
+    let nodes = wire::NodesRequest { hello: Some(hello()), measure: false };
     bench
         .until("it is forgotten", async |bench| {
             bench.client().nodes(nodes.clone()).await.unwrap().into_inner().nodes.is_empty()
@@ -515,7 +515,7 @@ async fn outcomes_of_another_incarnation_or_unknown_leases_are_stale() {
     let unknown = wire::CommitRequest { job: vec![9; 16], ..commit(told.epoch, 1) };
     let reply = fleet.commit(unknown).await.unwrap().into_inner();
     assert_eq!(Verdict::try_from(reply).unwrap(), Verdict::Stale);
-    let nodes = wire::NodesRequest { hello: Some(hello()) };
+    let nodes = wire::NodesRequest { hello: Some(hello()), measure: false };
     assert_eq!(bench.client().nodes(nodes).await.unwrap().into_inner().fenced_results, 3);
     assert_eq!(bench.status(job).await.fenced_results, 2, "those of other jobs are not this job's");
     coordinator.stop().await;
@@ -570,4 +570,45 @@ async fn a_state_for_one_job_forgets_the_others() {
     assert_eq!(coordinator.resuming(), [second]);
     coordinator.stop().await;
     assert!(!bench.folder.path().join(format!("state/jobs/{first}")).exists());
+}
+
+fn line_of<'a>(nodes: &'a [wire::NodeStatus], name: &str) -> Option<&'a wire::NodeLine> {
+    let of = |node: &&wire::NodeStatus| node.description.as_ref().unwrap().name == name;
+    nodes.iter().find(of).unwrap().line.as_ref()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_are_measured_when_asked_for_and_not_again_while_they_are_known() {
+    use wire::line_measured::Result::{BytesPerSecond, Failed};
+    let bench = Bench::new();
+    let coordinator = bench.start().await;
+    let measure = async |measure| {
+        let request = wire::NodesRequest { hello: Some(hello()), measure };
+        bench.client().nodes(request).await.unwrap().into_inner().nodes
+    };
+    assert!(measure(true).await.is_empty(), "nobody is there to measure anything");
+    let kinds = [
+        Kind { line: Some(BytesPerSecond(125_000)), ..named("a") },
+        Kind { line: Some(Failed("no\u{1b}way".into())), ..named("b") },
+        named("says nothing"),
+    ];
+    let _nodes = kinds.clone().map(|kind| FakeNode::attach(&bench, kind));
+    bench.until("all are there", async |bench| nodes(bench).await.len() == 3).await;
+    assert!(measure(false).await.iter().all(|node| node.line.is_none()), "nobody asked yet");
+    let asked = || kinds.each_ref().map(|kind| kind.measured.lock().unwrap().len());
+    let (began, told) = (std::time::Instant::now(), measure(true).await);
+    // Two who ask at once share what is measured.
+    let (same, again) = tokio::join!(measure(true), measure(false));
+    assert!(began.elapsed() >= std::time::Duration::from_millis(2400), "it waits for who says nothing");
+    assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
+    for seen in [&told, &same, &again] {
+        assert_eq!(line_of(seen, "a").unwrap().bytes_per_second, 125_000);
+        assert_ne!(line_of(seen, "a").unwrap().from_name, "a");
+        let (b, silent) = (line_of(seen, "b").unwrap(), line_of(seen, "says nothing"));
+        assert_eq!((b.bytes_per_second, b.failed.as_str()), (0, "noway"));
+        assert!(seen == &again || silent.unwrap().failed.contains("no answer"), "{silent:?}");
+    }
+    assert_eq!(asked(), [1, 2, 2], "what is known is not measured again");
+    assert_eq!(kinds[0].measured.lock().unwrap()[0], "nowhere:1");
+    coordinator.stop().await;
 }

@@ -304,3 +304,56 @@ fn a_task_short_of_memory_is_tried_alone_then_elsewhere_and_then_costs_its_layer
     }
     Ok(())
 }
+
+/// Killed between placing its results and saying so, and given again: the command finds them, and leaves every file alone.
+#[test]
+fn a_quantize_killed_just_after_its_results_were_placed_says_that_they_are_there() -> Result<()> {
+    let mut cluster = Cluster::empty(Settings::default(), Permit::one())?;
+    let output = cluster.folder().join("out");
+    let state = cluster.folder().join(".out.halfstep");
+    let job = Job::short();
+    let quantize = |cluster: &mut Cluster, job: &Job, launch: &Launch| {
+        let mut arguments = vec!["quantize".to_string(), "--output".into()];
+        arguments.push(output.to_string_lossy().into_owned());
+        arguments.extend(job.arguments());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let mut process = cluster.bare_as("quantize", &arguments, launch)?;
+        anyhow::Ok((process.wait(LIMIT)?, process.stderr()))
+    };
+    // At the first visit the coordinator inside has its results, at the second they have just got their name.
+    let crash = Launch::failing("export.folder=1*off->1*return(abort)");
+    ensure!(quantize(&mut cluster, &job, &crash)?.0 != 0, "it did not crash");
+    ensure!(output.is_dir() && state.is_dir(), "results and state are there");
+    let touched = || -> Result<Vec<_>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(&output)? {
+            let entry = entry?;
+            all.push((entry.file_name(), entry.metadata()?.modified()?));
+        }
+        all.sort();
+        Ok(all)
+    };
+    let before = touched()?;
+    let (code, said) = quantize(&mut cluster, &job, &Launch::default())?;
+    ensure!(code == 0 && said.contains("Done already") && !said.contains("SOLVED"), "exit {code}: {said}");
+    ensure!(touched()? == before, "no file is written again");
+    ensure!(!state.exists(), "the state of the killed run is of no use any more");
+    cluster.assert_identical(&job, &output)?;
+    // Another job, a file too many, a damaged file: refused as ever, and left alone.
+    let other = job.clone().with(&["--seed", "7"]);
+    let (code, said) = quantize(&mut cluster, &other, &Launch::default())?;
+    ensure!(code == 78 && said.contains("expected an empty or absent folder"), "exit {code}: {said}");
+    std::fs::write(output.join("thesis.txt"), "mine")?;
+    let (code, said) = quantize(&mut cluster, &job, &Launch::default())?;
+    ensure!(code == 78, "exit {code}: {said}");
+    std::fs::remove_file(output.join("thesis.txt"))?;
+    let model = output.join("model.onnx");
+    let mut bytes = std::fs::read(&model)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&model, bytes)?;
+    let (code, said) = quantize(&mut cluster, &job, &Launch::default())?;
+    ensure!(code == 78, "exit {code}: {said}");
+    ensure!(!state.exists(), "nothing was begun");
+    Ok(())
+}

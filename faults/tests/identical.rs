@@ -39,6 +39,29 @@ fn a_grid_gives_the_same_bytes_on_1_2_3_and_5_nodes() -> Result<()> {
     check_counts(&Job::short().with(&["--partition", "grid:2x2"]))
 }
 
+/// The one that `quantize` makes of `auto` too: nothing else is twice as fast on one machine.
+#[test]
+fn auto_is_batches_on_a_fast_network_and_says_on_what_it_rests() -> Result<()> {
+    let job = Job::medium().with(&["--partition", "auto"]);
+    for (count, link) in
+        [(1, "assumed: one node receives nothing from others"), (2, "measured: the slowest of 2 lines")]
+    {
+        let mut cluster = Cluster::new()?;
+        cluster.start_nodes(count)?;
+        for name in cluster.node_names() {
+            cluster.wait_attached(&name, 1)?;
+        }
+        let submission = cluster.submit(&job)?;
+        let end = cluster.end(submission, LIMIT)?;
+        assert_eq!(end.exit, 0, "{}", end.stderr);
+        let said = end.stderr.lines().find(|line| line.contains("Spreading by batches over")).unwrap_or("");
+        assert!(said.contains(link), "{}", end.stderr);
+        eprintln!("{said}");
+        cluster.assert_identical(&job, &end.output)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn independent_propagation_gives_the_same_bytes_on_1_and_3_nodes() -> Result<()> {
     check(&Job::short().with(&["--propagation", "independent"]), &[1, 3], &Settings::default())

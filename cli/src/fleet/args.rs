@@ -215,9 +215,9 @@ pub(crate) struct SubmitArgs {
     #[arg(long)]
     pub(crate) wait: bool,
 
-    /// Take the nodes' network to be this fast, for --partition auto
-    #[arg(long, value_name = "SPEED", default_value = "10Gbit")]
-    pub(crate) link: LinkSpeed,
+    /// Take the nodes' network to be this fast, for --partition auto [default: measured]
+    #[arg(long, value_name = "SPEED")]
+    pub(crate) link: Option<LinkSpeed>,
 
     /// Overwrite an output folder that is not empty
     #[arg(long)]
@@ -296,6 +296,13 @@ pub(crate) struct FetchArgs {
 pub(crate) struct NodesArgs {
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
+
+    /// Measure how fast nodes receive from each other, unless that was done within five minutes; up to three seconds
+    ///
+    /// Up to eight nodes fetch a few MiB, each from the next one, all at the same time. While a job runs they share the
+    /// network with it and look slower.
+    #[arg(long)]
+    pub(crate) measure: bool,
 
     /// Print JSON instead of a table
     #[arg(long)]

@@ -7,6 +7,7 @@ use halfstep_proto::{hello, wire};
 use super::args::DrainArgs;
 use super::connect::Line;
 use super::jobs::ask;
+use super::present::nodes_of;
 use crate::commands::print;
 use crate::exit::{CliError, Exit};
 
@@ -41,7 +42,6 @@ pub(crate) fn drain(arguments: &DrainArgs) -> Result<Exit, CliError> {
 }
 
 async fn is_there(line: &Line, node: u32) -> Result<bool, CliError> {
-    let reply = line.jobs.clone().nodes(wire::NodesRequest { hello: Some(hello()) }).await;
-    let nodes = reply.map_err(|status| line.refused(&status))?.into_inner().nodes;
+    let nodes = nodes_of(line, false).await?.nodes;
     Ok(nodes.iter().any(|known| known.node == node))
 }

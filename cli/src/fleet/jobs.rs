@@ -8,13 +8,14 @@ use super::args::{CancelArgs, ConnectArgs, FetchArgs, ForgetArgs, NodesArgs, Sta
 use super::connect::{Line, job_id, runtime};
 use super::fetch::fetch_into;
 use super::follow::Follower;
+use super::present::nodes_of;
 use super::submit::end_of;
 use super::{Again, Shutdown};
 use crate::commands::{mode, print, show};
 use crate::exit::{CliError, Exit};
 use crate::render::Table;
 use crate::render::progress::Renderer;
-use crate::values::ByteSize;
+use crate::values::{ByteSize, LinkSpeed};
 
 /// Lists jobs.
 ///
@@ -97,10 +98,7 @@ pub(crate) fn fetch(arguments: FetchArgs) -> Result<Exit, CliError> {
 /// # Errors
 /// If the coordinator cannot be asked.
 pub(crate) fn nodes(arguments: NodesArgs) -> Result<Exit, CliError> {
-    let reply = ask(&arguments.connect, async |line: &Line| {
-        let reply = line.jobs.clone().nodes(wire::NodesRequest { hello: Some(hello()) }).await;
-        Ok(reply.map_err(|status| line.refused(&status))?.into_inner())
-    })?;
+    let reply = ask(&arguments.connect, async |line: &Line| nodes_of(line, arguments.measure).await)?;
     let rows: Vec<serde_json::Value> = reply.nodes.iter().map(node_json).collect();
     show(arguments.json, &rows, |_| nodes_table(&reply) + &fenced_line(&reply))
 }
@@ -182,13 +180,21 @@ fn node_json(node: &wire::NodeStatus) -> serde_json::Value {
         "bytes_fetched": node.bytes_fetched,
         "tasks_done": node.tasks_done,
         "detail": node.detail,
+        "link": node.line.as_ref().map(|line| json!({
+            "from": line.from_name,
+            "from_node": line.from,
+            "bytes_per_second": (line.bytes_per_second > 0).then_some(line.bytes_per_second),
+            "failed": line.failed,
+            "age_seconds": line.age_ms as f64 / 1e3,
+        })),
     })
 }
 
 fn nodes_table(reply: &wire::NodesReply) -> String {
     let nodes = &reply.nodes;
     let mut table = Table::new(&[
-        "node", "<name", "<state", "slots", "leases", "tasks", "held", "sent", "fetched", "<device", "<",
+        "node", "<name", "<state", "slots", "leases", "tasks", "held", "sent", "fetched", "link", "<device",
+        "<",
     ]);
     for node in nodes {
         let description = node.description.clone().unwrap_or_default();
@@ -202,11 +208,21 @@ fn nodes_table(reply: &wire::NodesReply) -> String {
             ByteSize(node.held_bytes).to_string(),
             ByteSize(node.bytes_sent).to_string(),
             ByteSize(node.bytes_fetched).to_string(),
+            link(node.line.as_ref()),
             description.device,
             node.detail.clone(),
         ]);
     }
     if nodes.is_empty() { "no nodes\n".into() } else { table.to_string() }
+}
+
+/// How fast a node receives, if that was measured.
+fn link(line: Option<&wire::NodeLine>) -> String {
+    match line {
+        None => "-".into(),
+        Some(line) if line.bytes_per_second == 0 => "failed".into(),
+        Some(line) => LinkSpeed(line.bytes_per_second as f64).to_string(),
+    }
 }
 
 /// What became of nodes that had been given up; nothing if there were none.

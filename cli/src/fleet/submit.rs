@@ -12,15 +12,17 @@ use super::args::SubmitArgs;
 use super::connect::{Line, is_passing};
 use super::fetch::{failed, fetch_into};
 use super::follow::{End, Follower};
+use super::present::{fleet_of, nodes_of};
 use super::{Again, Shutdown};
 use crate::answers::Progress;
 use crate::commands::{exit_of, mode, print, show_outcome, with_file};
 use crate::config::RunConfig;
 use crate::exit::{CliError, Exit};
+use crate::in_place;
 use crate::render::progress::Renderer;
 use crate::results;
-use crate::survey::{self, FleetAsked};
-use crate::values::PartitionArg;
+use crate::survey;
+use crate::values::{LinkSpeed, PartitionArg};
 
 /// Between attempts to reach a coordinator that is away.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
@@ -36,15 +38,25 @@ pub(crate) fn submit(arguments: SubmitArgs) -> Result<Exit, CliError> {
         RunConfig::resolve(with_file(arguments.job, arguments.config.as_deref())?, arguments.force)?;
     if arguments.wait {
         config.require_output()?;
-        check_target(&config.output.clone().unwrap_or_default(), config.force)?;
     }
     let renderer = Renderer::new(mode(arguments.show));
     let show = |event: Progress| renderer.event(&event);
+    if arguments.wait && config.rounding.choose_partition {
+        // Which job it will be is not known yet.
+        check_target(&config.output.clone().unwrap_or_default(), config.force)?;
+    } else if arguments.wait
+        && let Some((_, outcome)) = in_place::look(&config.to_job(), &show)?
+    {
+        renderer.finish();
+        show_outcome(&outcome, arguments.show)?;
+        return Ok(exit_of(&outcome));
+    }
     let shutdown = Shutdown::listen(Again::Ends)?;
     let runtime = super::connect::runtime()?;
     if config.rounding.choose_partition {
-        let nodes = runtime.block_on(async { nodes_of(&Line::open(&arguments.connect)?).await })?;
-        show(choose_partition(&mut config, &nodes, arguments.link.0)?);
+        let measure = arguments.link.is_none();
+        let asked = async { nodes_of(&Line::open(&arguments.connect)?, measure).await };
+        show(choose_partition(&mut config, &runtime.block_on(asked)?.nodes, arguments.link)?);
     }
     let job = config.to_job();
     let result = runtime.block_on(async {
@@ -67,31 +79,15 @@ pub(crate) fn submit(arguments: SubmitArgs) -> Result<Exit, CliError> {
     Ok(exit_of(&outcome))
 }
 
-async fn nodes_of(line: &Line) -> Result<Vec<wire::NodeStatus>, CliError> {
-    let reply = line.jobs.clone().nodes(wire::NodesRequest { hello: Some(hello()) }).await;
-    Ok(reply.map_err(|status| line.refused(&status))?.into_inner().nodes)
-}
-
 /// Takes the partition that suits the nodes that work now; it is part of the job from here on, as if it had been typed,
 /// so that neither a restart nor nodes that come later choose again.
 fn choose_partition(
     config: &mut RunConfig,
     nodes: &[wire::NodeStatus],
-    link_bytes_per_second: f64,
+    said: Option<LinkSpeed>,
 ) -> Result<Progress, CliError> {
-    let working = nodes.iter().filter(|node| node.state == "working");
-    let described: Vec<_> = working.filter_map(|node| node.description.as_ref()).collect();
-    if described.is_empty() {
-        let error = CliError::usage("--partition auto: no node is attached to choose a partition for");
-        return Err(error.hint("start the nodes first, or say `--partition batches`"));
-    }
-    let asked = FleetAsked {
-        nodes: described.len(),
-        slots: described.iter().map(|node| node.slots as usize).min(),
-        // 0: a node that does not know.
-        memory_bytes: described.iter().map(|node| node.memory_bytes).filter(|bytes| *bytes > 0).min(),
-        link_bytes_per_second,
-    };
+    let asked = fleet_of(nodes, said)?;
+    let (nodes, link) = (asked.nodes, asked.link.clone());
     let rows = survey::plan(config, Some(asked))?.fleet;
     let taken = rows.into_iter().find_map(|row| Some((row.partition, row.why?)));
     let (text, why) = taken.ok_or_else(|| CliError::internal("no partition was chosen"))?;
@@ -101,7 +97,7 @@ fn choose_partition(
         Partition::Batches => "",
         _ => "; results are not those of batches",
     };
-    Ok(Progress::Chosen { partition: text, nodes: described.len(), why: why + warning })
+    Ok(Progress::Chosen { partition: text, nodes, why: why + warning, link })
 }
 
 /// Brings the results home, or says why there are none.

@@ -99,6 +99,7 @@ impl Renderer {
             | Progress::NodeLeftOut { .. }
             | Progress::Retry { .. }
             | Progress::Chosen { .. }
+            | Progress::InPlace { .. }
             | Progress::Summary { .. } => {}
         }
     }
@@ -135,9 +136,14 @@ fn line(event: &Progress, total: usize) -> Option<String> {
             let place = place(*index, *total);
             format!("{:>10} [{seconds:6.1}s] {place} {:<24} {what}", "SOLVED", clean(name))
         }
-        Progress::Chosen { partition, nodes, why } => {
-            format!("  Spreading by {partition} over {nodes} nodes: {why}")
+        Progress::Chosen { partition, nodes, why, link } => {
+            let nodes = if *nodes == 1 { "1 node".to_owned() } else { format!("{nodes} nodes") };
+            format!("  Spreading by {partition} over {nodes}: {why} ({link})")
         }
+        Progress::InPlace { output } => format!(
+            "  Done already: {} holds the results of this very job; nothing is computed or written",
+            output.display()
+        ),
         Progress::LayerKept { name, reason } => aside("KEPT", name, reason, total),
         Progress::LayerFailed { name, cause } => aside("FAILED", name, cause, total),
         Progress::NodeJoined { name, slots } => aside("JOINED", name, &format!("{slots} slots"), total),

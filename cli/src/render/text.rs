@@ -1,7 +1,9 @@
 //! Reports as text for a person; every function is a pure mapping from a report to a string.
 
 use super::Table;
-use crate::answers::{EvalRow, FleetRow, InspectReport, Kept, PerplexityReport, PlanReport, QuantizeOutcome};
+use crate::answers::{
+    EvalRow, FleetRow, InspectReport, Kept, LinkRow, PerplexityReport, PlanReport, QuantizeOutcome,
+};
 use crate::values::ByteSize;
 use crate::verify::Verified;
 
@@ -102,11 +104,11 @@ pub(crate) fn plan(report: &PlanReport) -> String {
     out +=
         &format!("estimated time {}: {}\n", duration(report.seconds), phases.collect::<Vec<_>>().join(", "));
     out += "from a run of one sample (one batch if the model fixes it) and this machine's speed now\n";
-    out + &fleet(&report.fleet) + &kept(&report.kept)
+    out + &fleet(&report.fleet, report.link.as_ref()) + &kept(&report.kept)
 }
 
 /// Ways to spread a job over a fleet.
-fn fleet(rows: &[FleetRow]) -> String {
+fn fleet(rows: &[FleetRow], link: Option<&LinkRow>) -> String {
     if rows.is_empty() {
         return String::new();
     }
@@ -125,7 +127,8 @@ fn fleet(rows: &[FleetRow]) -> String {
             remark,
         ]);
     }
-    format!("\n{table}")
+    let link = link.map(|link| format!("{link}\n")).unwrap_or_default();
+    format!("\n{table}{link}")
 }
 
 /// Networks side by side.
@@ -246,10 +249,12 @@ mod tests {
             why: why.map(str::to_owned),
         };
         let rows = [row("batches", true, Some("the fastest")), row("layers:4", false, None)];
-        insta::assert_snapshot!(fleet(&rows), @r"
+        let link = LinkRow::assumed("no coordinator was asked");
+        insta::assert_snapshot!(fleet(&rows, Some(&link)), @r"
         --partition   time    moved  on a node
         batches      7 min  3.0 GiB    5.0 MiB  recommended: the fastest
         layers:4     7 min  3.0 GiB    5.0 MiB  does not fit
+        link 10 Gbit/s, assumed: no coordinator was asked
         ");
     }
 
@@ -347,6 +352,7 @@ mod tests {
             seconds: 100.0,
             phases: vec![("read".into(), 4.0), ("forward".into(), 96.0)],
             fleet: vec![],
+            link: None,
         };
         insta::assert_snapshot!(plan(&report), @r"
         stage  layers  ops  chunks    carry  statistics    s  first layer

@@ -109,7 +109,7 @@ fn follow(dispatch: &mut Dispatch, here: &Here, node: &LocalNode) -> Vec<Grant> 
             Action::News(News::Failed { layer, failure }) => {
                 here.committed.lock().unwrap().outcome.given_up.insert(layer, failure);
             }
-            Action::Revoke { .. } | Action::News(_) => {}
+            Action::Revoke { .. } | Action::TakeOver { .. } | Action::News(_) => {}
         }
     }
     grants

@@ -4,7 +4,7 @@
 //!
 //! - Clients submit, watch, cancel, explain and forget jobs, see jobs and nodes, and ask nodes to leave. Whoever has a client's certificate sees all jobs.
 //! - Nodes attach and commit. They see the jobs they are given, and can neither submit nor cancel nor list.
-//! - `Fetch` is for all, with a finer rule ([`may_fetch`]): nodes may ask for everything of a job; clients only for
+//! - `Fetch` is for all, with a finer rule ([`may_fetch`]): nodes may ask for everything of a job, and each other for probes; clients only for
 //!   artefacts by their hash, which they learn from `Results`. A coordinator gives them only files of results.
 //! - `Upload` is for clients (inputs of jobs) and nodes (roundings). It cannot replace anything: names are hashes.
 //! - A coordinator calls nodes only for what they hold.

@@ -1,6 +1,6 @@
 //! For tests: services that answer without doing anything, and places to serve them.
 
-use crate::data::{Blob, ReplyStream, Traffic, receive, serve};
+use crate::data::{Blob, ReplyStream, Traffic, probe, receive, serve};
 use crate::wire::{self, artefacts_server, client_server, fleet_server};
 use crate::{BlobHash, BlobName, Connector, Fetch, Listener, Role, Services, Transport};
 use bytes::Bytes;
@@ -81,6 +81,7 @@ impl artefacts_server::Artefacts for Fake {
                 let bytes = self.blobs.lock().unwrap().get(hash).cloned();
                 Blob::new(bytes.ok_or_else(|| Status::not_found(format!("blob {hash} is not here")))?)
             }
+            BlobName::Probe(bytes) => probe(*bytes),
             _ => Blob::None,
         };
         Ok(Response::new(serve(blob, &fetch, &self.traffic)?))

@@ -10,6 +10,7 @@ mod alone;
 mod changes;
 mod clock;
 mod grants;
+mod handover;
 mod history;
 mod pace;
 mod types;
@@ -24,6 +25,7 @@ use halfstep_work::{
     Change, Cost, Done, Event, Failure, FailureClass, Group, Inventory, JobState, LayerId, LeaseId,
     NodeDescription, NodeId, Plan, Receipt, SegmentId, TaskId, TaskPhase, Verdict,
 };
+use handover::Handovers;
 use history::History;
 use pace::{Paces, Times};
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,6 +73,7 @@ pub struct Dispatch {
     delayed: BTreeSet<(u64, TaskId)>,
     delayed_until: BTreeMap<TaskId, u64>,
     alone: Alone,
+    handovers: Handovers,
     /// Of finished tasks, by stage and phase.
     durations: BTreeMap<(SegmentId, TaskPhase), Times>,
     /// Of finished tasks that are alike.
@@ -113,6 +116,7 @@ impl Dispatch {
             delayed: BTreeSet::new(),
             delayed_until: BTreeMap::new(),
             alone: Alone::default(),
+            handovers: Handovers::default(),
             durations: BTreeMap::new(),
             alike: BTreeMap::new(),
             paces: Paces::default(),
@@ -218,7 +222,8 @@ impl Dispatch {
         true
     }
 
-    /// A node wants to leave: it gets no more grants. What it holds can be fetched until it leaves.
+    /// A node wants to leave: it gets no more grants. What it holds can be fetched until it leaves; carries that it alone
+    /// has are taken over by others.
     pub fn drain(&mut self, node: NodeId, now_ms: u64) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.draining = true;
@@ -226,6 +231,7 @@ impl Dispatch {
             self.follow(applied.changes, now_ms);
         }
         self.scheduler.leave(node);
+        self.hand_over(node, now_ms);
         self.alone.forget(node);
         self.look_at_paces(now_ms);
         self.look_again = true;
@@ -238,6 +244,7 @@ impl Dispatch {
         self.addresses.remove(&node);
         self.scheduler.leave(node);
         self.scheduler.forget(node);
+        self.handovers.forget(node);
         self.alone.forget(node);
         self.paces.forget(node);
         self.free.remove(&node);

@@ -1,6 +1,8 @@
 //! What goes into and comes out of `Dispatch`.
 
-use halfstep_work::{Failure, Grant, LayerId, LeaseId, NodeId, Progress, Receipt, SegmentId, TaskPhase};
+use halfstep_work::{
+    Failure, Grant, Holding, LayerId, LeaseId, NodeId, Progress, Receipt, SegmentId, TaskPhase,
+};
 
 /// Times and switches; milliseconds of the caller's monotonic clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,13 @@ pub enum Action {
         node: NodeId,
         /// Which stage.
         segment: SegmentId,
+    },
+    /// Tell a node to fetch these carries from one that leaves, and to keep them.
+    TakeOver {
+        /// Whom.
+        node: NodeId,
+        /// Where they are.
+        carries: Vec<Holding>,
     },
     /// Tell whoever watches.
     News(News),

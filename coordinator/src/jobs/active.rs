@@ -5,7 +5,7 @@
 use super::JobFolder;
 use super::JobSpec;
 use crate::artefacts::{ArtefactError, Artefacts};
-use crate::export::{Input, export, write_records};
+use crate::export::{Input, Origin, export, write_records};
 use crate::failpoints::visit;
 use crate::manifest::FileRecord;
 use crate::planner::form;
@@ -151,7 +151,7 @@ impl ActiveJob {
         let report = match self.prepared.subject.as_ref() {
             Subject::Onnx(model) => {
                 let mut assembled = assemble(&self.prepared, outcome, self.source.as_ref())?;
-                export(&self.config, model, &mut assembled, kind, &self.inputs, timing)?;
+                export(&self.config, model, &mut assembled, &self.origin(kind), timing)?;
                 assembled.report
             }
             Subject::Language(language) => self.finish_language(language, outcome, kind, timing)?,
@@ -159,6 +159,10 @@ impl ActiveJob {
         visit("job.finish").map_err(|e| CoordinatorError::storage(self.folder.results(), "finish", e))?;
         let results = list_results(&self.folder.results())?;
         Ok(Finished { exit: exit_code(&report, &self.config, &self.prepared.subject), results, report })
+    }
+
+    fn origin<'a>(&'a self, kind: &'a (String, String)) -> Origin<'a> {
+        Origin { job: self.id, kind, inputs: &self.inputs }
     }
 
     /// One layer in memory at a time.
@@ -176,7 +180,7 @@ impl ActiveJob {
         let options = checkpoint::Options { format, shard_bytes };
         let exported = checkpoint::export(&language.checkpoint, &solved, options, &staging)?;
         report.notes.extend(exported.notes);
-        write_records(&staging, &report, &self.config, kind, &self.inputs, timing)?;
+        write_records(&staging, &report, &self.config, &self.origin(kind), timing)?;
         staging.publish()?;
         Ok(report)
     }

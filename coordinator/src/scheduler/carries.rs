@@ -38,6 +38,27 @@ impl Carries {
         }
     }
 
+    /// Carries that are nearest of their shard and that this node alone has.
+    pub(super) fn only_at(&self, node: NodeId) -> Vec<(RangeId, SegmentId, ShardId)> {
+        let mut found = Vec::new();
+        for (range, lane) in self.lanes.iter().enumerate() {
+            for (shard, places) in lane.iter().enumerate() {
+                let Some((nearest, _)) = places.first() else { continue };
+                let mut holders = places.iter().take_while(|(segment, _)| segment == nearest);
+                if holders.all(|(_, holder)| *holder == node) {
+                    found.push((RangeId(range as u32), *nearest, ShardId(shard as u32)));
+                }
+            }
+        }
+        found
+    }
+
+    /// Which carry of a shard a node has.
+    pub(super) fn at(&self, range: RangeId, shard: ShardId, node: NodeId) -> Option<SegmentId> {
+        let places = self.lanes.get(range.index())?.get(shard.index())?;
+        places.iter().find(|(_, holder)| *holder == node).map(|(segment, _)| *segment)
+    }
+
     /// Whether nobody has run anything on this shard yet.
     pub(super) fn is_untouched(&self, range: usize, shard: usize) -> bool {
         self.lanes[range][shard].is_empty()

@@ -23,6 +23,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Share of shards that a node that crawls is given, as a part of what it would get: none, unless all crawl.
 const CRAWLERS_PART: f64 = 1e-6;
 
+/// A carry: whose lane, after which segment, of which shard.
+pub(crate) type Place = (RangeId, SegmentId, ShardId);
+
 /// Order of groups within a lane: forward runs first (others wait for them), then stages in order.
 type Rank = (u32, Group);
 
@@ -110,6 +113,29 @@ impl Scheduler {
     /// A node's carries are gone.
     pub(crate) fn forget(&mut self, node: NodeId) {
         self.carries.forget(node);
+    }
+
+    /// Who should take over the carries that a node alone has and that are still of use: the shards' new owners, or
+    /// anybody. Asked after `leave` and before `forget`.
+    pub(crate) fn heirs(&self, state: &JobState, node: NodeId) -> Vec<(NodeId, Held)> {
+        let mut anybody = self.workers.keys().copied().cycle();
+        let wanted =
+            self.carries.only_at(node).into_iter().filter(|(range, ..)| !state.is_range_over(*range));
+        let inherit = |(range, segment, shard): (RangeId, SegmentId, ShardId)| {
+            let owner = self.owners.get(range.index())?.get(shard.index()).copied();
+            let heir = owner.filter(|owner| self.workers.contains_key(owner)).or_else(|| anybody.next())?;
+            Some((heir, Held::Carry { range, segment, shard }))
+        };
+        wanted.filter_map(inherit).collect()
+    }
+
+    /// A node has fetched a carry from another.
+    pub(crate) fn took_over(&mut self, node: NodeId, (range, segment, shard): Place) {
+        // What was said before it ran on came later than what it made.
+        let further = self.carries.at(range, shard, node).is_some_and(|has| has > segment);
+        if !further && self.workers.contains_key(&node) {
+            self.carries.put(range, segment, shard, node);
+        }
     }
 
     fn rehome(&mut self, lanes: &[usize]) {

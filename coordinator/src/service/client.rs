@@ -121,8 +121,9 @@ impl Client for ClientService {
         &self,
         request: Request<wire::NodesRequest>,
     ) -> Result<Response<wire::NodesReply>, Status> {
-        check_hello(&request.into_inner().hello, "the client")?;
-        Ok(Response::new(self.engine.ask(|reply| Ask::Nodes { reply }).await?))
+        let wire::NodesRequest { hello, measure } = request.into_inner();
+        check_hello(&hello, "the client")?;
+        Ok(Response::new(self.engine.ask(|reply| Ask::Nodes { measure, reply }).await?))
     }
 
     async fn explain(

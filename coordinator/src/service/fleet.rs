@@ -5,10 +5,16 @@ use super::shelf::Shelf;
 use crate::artefacts::{ArtefactError, Artefacts};
 use crate::source::{ROUNDING_BYTES_MAX, read_rounding};
 use halfstep_proto::wire::fleet_server::Fleet;
+use halfstep_proto::wire::line_measured::Result as Rate;
 use halfstep_proto::wire::node_message::Body;
-use halfstep_proto::wire::{CommitReply, CommitRequest, CoordinatorMessage, NodeMessage, Opened};
+use halfstep_proto::wire::{
+    CommitReply, CommitRequest, CoordinatorMessage, LineMeasured, NodeMessage, Opened,
+};
 use halfstep_proto::{Commit, DoneRef, WireError, check_hello, job_from_wire};
-use halfstep_work::{Done, Failure, FailureClass, GroupAnswer, Inventory, JobId, LeaseId, NodeId, Verdict};
+use halfstep_work::{
+    Done, Failure, FailureClass, GroupAnswer, Inventory, JobId, LeaseId, NodeId, RangeId, SegmentId, ShardId,
+    Verdict,
+};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -19,6 +25,8 @@ use tonic::{Request, Response, Status, Streaming};
 const FIRST_MESSAGE: Duration = Duration::from_secs(5);
 /// Messages that a node may leave unread.
 const UNREAD_MAX: usize = 1024;
+/// Characters of a node's reason for having no figure.
+const FAILED_MAX: usize = 500;
 
 pub(super) struct FleetService {
     pub(super) engine: EngineLine,
@@ -164,11 +172,30 @@ fn understood(line: Line, body: Body) -> Result<Ask, WireError> {
             Ask::Pulse { line, pulse }
         }
         Body::Drain(drain) => Ask::Drain { line, reason: drain.reason },
+        Body::Measured(measured) => {
+            let number = measured.number;
+            Ask::Measured { line, number, rate: rate_from_wire(measured) }
+        }
+        Body::TakenOver(taken) => {
+            let carry =
+                taken.carry.ok_or_else(|| WireError::new("carry that was taken over", "is missing"))?;
+            let carry = (RangeId(carry.range), SegmentId(carry.segment), ShardId(carry.shard));
+            Ask::TakenOver { line, job: job_from_wire(&taken.job)?, carry, taken: taken.taken }
+        }
         Body::Group(answer) => {
             let (epoch, answer) = <(u64, GroupAnswer)>::try_from(answer)?;
             Ask::Group { line, epoch, answer }
         }
     })
+}
+
+/// A figure, or why there is none, cut to what may be passed on.
+fn rate_from_wire(measured: LineMeasured) -> Result<u64, String> {
+    match measured.result {
+        Some(Rate::BytesPerSecond(rate)) => Ok(rate),
+        Some(Rate::Failed(why)) => Err(why.chars().filter(|c| !c.is_control()).take(FAILED_MAX).collect()),
+        None => Err("the node's answer says nothing".into()),
+    }
 }
 
 fn opened_from_wire(opened: Opened) -> Result<(JobId, Result<Inventory, Failure>), WireError> {

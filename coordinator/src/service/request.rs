@@ -3,6 +3,7 @@
 use super::log::Subscription;
 use crate::CoordinatorError;
 use crate::jobs::{ActiveJob, Finished, Resumed};
+use crate::scheduler::Place;
 use crate::store::{InputFile, ResultFile};
 use halfstep_proto::wire;
 use halfstep_work::{
@@ -85,6 +86,8 @@ pub(super) enum Request {
     Pulse { line: Line, pulse: Pulse },
     Drain { line: Line, reason: String },
     Group { line: Line, epoch: u64, answer: GroupAnswer },
+    Measured { line: Line, number: u64, rate: Result<u64, String> },
+    TakenOver { line: Line, job: JobId, carry: Place, taken: bool },
     Detached { line: Line },
     Commit { outcome: Box<Outcome>, reply: Reply<Verdict> },
     Submit { new: NewJob, reply: Reply<bool> },
@@ -94,7 +97,7 @@ pub(super) enum Request {
     Cancel { job: JobId, reply: Reply<wire::JobStatus> },
     Forget { job: JobId, reply: Reply<u64> },
     Results { job: JobId, reply: Reply<Vec<ResultFile>> },
-    Nodes { reply: Reply<wire::NodesReply> },
+    Nodes { measure: bool, reply: Reply<wire::NodesReply> },
     Explain { job: JobId, task: String, reply: Reply<wire::ExplainReply> },
     AskToLeave { node: String, reply: Reply<wire::DrainReply> },
     Ping { reply: Reply<()> },

@@ -269,6 +269,8 @@ pub struct Fleet {
     pub short: BTreeSet<TaskId>,
     pub now_ms: u64,
     pub next_node: u32,
+    /// Carries that went to others when their node drained.
+    pub taken_over: u32,
     pub news: Vec<halfstep_coordinator::dispatch::News>,
 }
 
@@ -288,6 +290,7 @@ impl Fleet {
             short: BTreeSet::new(),
             now_ms: 0,
             next_node: 0,
+            taken_over: 0,
             news: Vec::new(),
         }
     }
@@ -351,6 +354,9 @@ impl Fleet {
                         sim.sums.remove(&segment);
                     }
                 }
+                Action::TakeOver { node, carries } => {
+                    carries.into_iter().for_each(|holding| self.take_over(node, &holding));
+                }
                 Action::News(news) => {
                     if let halfstep_coordinator::dispatch::News::Failed { layer, failure } = &news {
                         self.given_up.insert(*layer, failure.clone());
@@ -363,6 +369,23 @@ impl Fleet {
             let slots = sim.slots;
             assert!(sim.hand.len() <= slots, "{node}: {} leases in {slots} slots", sim.hand.len());
         }
+    }
+
+    /// Some do not make it: every fifth shard's, and those of holders that moved on.
+    fn take_over(&mut self, heir: NodeId, holding: &Holding) {
+        let carry = match holding.held {
+            Held::Carry { range, segment, shard } => Some((range, segment, shard)),
+            _ => None,
+        };
+        let (range, segment, shard) = carry.expect("only carries are taken over");
+        let holder = &self.nodes[&holding.node];
+        let taken = holder.carries.get(&(range, shard)) == Some(&segment) && shard.0 % 5 != 4;
+        let sim = self.nodes.get_mut(&heir).expect("heirs are there");
+        if taken && sim.carries.get(&(range, shard)).is_none_or(|has| *has < segment) {
+            sim.carries.insert((range, shard), segment);
+        }
+        self.dispatch.taken_over(heir, (range, segment, shard), taken);
+        self.taken_over += u32::from(taken);
     }
 
     /// What every grant promises.

@@ -219,6 +219,10 @@ pub(crate) struct Kind {
     pub(crate) opens_after: Duration,
     /// What its engine says to every job.
     pub(crate) cannot_open: Option<String>,
+    /// What it answers when it is to measure a line; nothing, ever, without.
+    pub(crate) line: Option<wire::line_measured::Result>,
+    /// Where it was to measure to.
+    pub(crate) measured: Arc<Mutex<Vec<String>>>,
 }
 
 impl Default for Kind {
@@ -231,6 +235,8 @@ impl Default for Kind {
             pause: Duration::ZERO,
             opens_after: Duration::ZERO,
             cannot_open: None,
+            line: None,
+            measured: Arc::default(),
         }
     }
 }
@@ -360,8 +366,18 @@ async fn live(
                     tasks.spawn(work);
                 }
             }
+            Said::Measure(asked) => {
+                works.kind.measured.lock().unwrap().push(asked.address);
+                let Some(result) = works.kind.line.clone() else { continue };
+                let measured = wire::LineMeasured { number: asked.number, result: Some(result) };
+                if said.send(message(Body::Measured(measured))).await.is_err() {
+                    return;
+                }
+            }
             Said::Refused(why) => *refused.lock().unwrap() = Some(why.reason),
             Said::Farewell(_) => farewell.store(true, Ordering::SeqCst),
+            // As if it did not know the word: who leaves waits for it in vain.
+            Said::TakeOver(_) => {}
             Said::Revoke(_) | Said::DropSums(_) | Said::Close(_) | Said::Drain(_) | Said::Group(_) => {}
         }
     }

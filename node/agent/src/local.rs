@@ -11,8 +11,8 @@ use crate::rates::probe_flops;
 use bytes::Bytes;
 use halfstep_exec::{CarryStore, CarryUse, Engine};
 use halfstep_work::{
-    Cost, Done, Failure, Grant, Inventory, LeaseId, Node, NodeDescription, Plan, SegmentId, Source, Verdict,
-    Wanted, Watch,
+    Cost, Done, Failure, Grant, Holding, Inventory, LeaseId, Node, NodeDescription, Plan, SegmentId, Source,
+    Verdict, Wanted, Watch,
 };
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -85,6 +85,14 @@ impl LocalNode {
         if let Ok(job) = self.job() {
             lock(&job.sums).drop_stages(|other| other == stage);
         }
+    }
+
+    /// Fetches a carry from a node that leaves, and keeps it. Blocks.
+    ///
+    /// # Errors
+    /// `PeerLost` or `Damaged` if it cannot be had, `Internal` for what is no carry of the open job.
+    pub fn take_over(&self, holder: &Holding) -> Result<(), Failure> {
+        self.job()?.take_over(holder)
     }
 
     fn job(&self) -> Result<Arc<Job>, Failure> {

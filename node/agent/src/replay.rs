@@ -11,6 +11,7 @@ use crate::attempt::Attempt;
 use crate::carry_wire::{self, Live};
 use crate::job::{Job, lock};
 use crate::{failure, transit};
+use bytes::Bytes;
 use halfstep_exec::{Carried, CarryKey, Session, Stream, Unfolder, sampled_positions};
 use halfstep_model::{Layer, Segment, Tensor};
 use halfstep_work::{
@@ -170,13 +171,45 @@ impl Job {
         lane: LaneShard,
         boundary: usize,
     ) -> Result<(), Failure> {
+        self.adopt_from(lane, boundary, |wanted| attempt.fetch(self.source().as_ref(), holder, wanted))
+    }
+
+    fn adopt_from(
+        &self,
+        lane: LaneShard,
+        boundary: usize,
+        fetch: impl FnOnce(&Wanted) -> Result<Bytes, Failure>,
+    ) -> Result<(), Failure> {
         let (range, shard) = lane;
         let segment = SegmentId((boundary - 1) as u32);
-        let wanted = Wanted::Carry { range, segment, shard };
-        let bytes = attempt.fetch(self.source().as_ref(), holder, &wanted)?;
+        let bytes = fetch(&Wanted::Carry { range, segment, shard })?;
         let live = carry_wire::decode(&bytes, (range, segment, shard))?;
         self.check_live(lane, boundary, &live)?;
         self.adopt(lane, boundary, live)
+    }
+
+    /// Takes over a carry from a node that leaves, unless what is here is as far or further.
+    ///
+    /// # Errors
+    /// `PeerLost` or `Damaged` if it cannot be had, `Internal` for what is no carry of this plan.
+    pub(crate) fn take_over(&self, holder: &Holding) -> Result<(), Failure> {
+        let Held::Carry { range, segment, shard } = holder.held else {
+            return Err(failure::internal("only carries are taken over"));
+        };
+        self.check_shard(shard)?;
+        self.program.segment(segment.index())?;
+        if range.index() >= self.plan.ranges.len() {
+            return Err(failure::internal(format!("{range}: the plan has {}", self.plan.ranges.len())));
+        }
+        let (lane, boundary) = ((range, shard), segment.index() + 1);
+        let mover = self.lanes.mover(lane);
+        let _moving = lock(&mover);
+        match self.lanes.boundary(lane) {
+            Some(at) if at >= boundary => Ok(()),
+            _ => self.adopt_from(lane, boundary, |wanted| {
+                self.source().held(holder, wanted).map_err(failure::source)
+            }),
+        }
     }
 
     /// Exactly the tensors that a carry of this boundary has.

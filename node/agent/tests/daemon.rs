@@ -328,6 +328,33 @@ async fn messages_that_make_no_sense_are_left_out_and_grants_given_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_measures_the_line_from_another_and_says_what_it_cannot_reach() {
+    let mut coordinator = coordinator().await;
+    let (mut first, mut second) = (start(&coordinator, "a"), start(&coordinator, "b"));
+    let mut attached = coordinator.welcome(0, 1, false).await;
+    let _other = coordinator.welcome(1, 1, false).await;
+    let DaemonEvent::Listening { address: a } = first.event().await else { panic!("no address") };
+    let DaemonEvent::Listening { address: b } = second.event().await else { panic!("no address") };
+    let other = if attached.introduction.address == a { b } else { a };
+    let measured = |body| match body {
+        node_message::Body::Measured(measured) => Some(measured),
+        _ => None,
+    };
+    // No job is open: a line is nobody's.
+    attached.say(Say::Measure(wire::MeasureLine { number: 7, address: other })).await;
+    let answer = attached.hears("figure", measured).await;
+    let Some(wire::line_measured::Result::BytesPerSecond(rate)) = answer.result else { panic!("{answer:?}") };
+    assert!(answer.number == 7 && rate > 1_000_000, "{rate} bytes a second of memory");
+    let begun = Instant::now();
+    attached.say(Say::Measure(wire::MeasureLine { number: 8, address: "nobody".into() })).await;
+    let answer = attached.hears("figure", measured).await;
+    let Some(wire::line_measured::Result::Failed(why)) = answer.result else { panic!("{answer:?}") };
+    assert!(answer.number == 8 && why.contains("nobody"), "{why}");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    attached.heartbeat().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn constants_come_from_a_shared_file_where_it_is_the_same() {
     let place = TempDir::new().unwrap();
     let path = place.path().join("model.onnx");

@@ -1,6 +1,7 @@
 //! What can be fetched from a data plane, by name.
 
 use super::{NAME_MAX, at_most, job_from_wire, job_to_wire, present};
+use crate::data::PROBE_MAX;
 use crate::{BlobHash, WireError, wire};
 use halfstep_work::{ChunkId, JobId, LayerId, ShardId, Wanted};
 
@@ -24,6 +25,8 @@ pub enum BlobName {
     },
     /// State that a node holds.
     Held(Wanted),
+    /// So many bytes of no meaning and of no job, from a node: to see how fast they come.
+    Probe(u32),
 }
 
 /// A request for one blob.
@@ -58,6 +61,7 @@ impl From<Fetch> for wire::FetchRequest {
                 Name::Rounding(wire::RoundingName { layer: layer.0, chunk: chunk.0 })
             }
             BlobName::Held(wanted) => Name::Held((&wanted).into()),
+            BlobName::Probe(bytes) => Name::Probe(bytes),
         };
         Self {
             job: job_to_wire(fetch.job),
@@ -83,6 +87,10 @@ impl TryFrom<wire::FetchRequest> for Fetch {
             Name::Inputs(shard) => BlobName::Inputs(ShardId(shard)),
             Name::Rounding(r) => BlobName::Rounding { layer: LayerId(r.layer), chunk: ChunkId(r.chunk) },
             Name::Held(wanted) => BlobName::Held(wanted.try_into()?),
+            Name::Probe(bytes) => {
+                at_most("bytes of a probe", bytes as usize, PROBE_MAX as usize)?;
+                BlobName::Probe(bytes)
+            }
         };
         let have = match fetch.have.as_slice() {
             [] => None,

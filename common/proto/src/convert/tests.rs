@@ -1,6 +1,7 @@
 //! Round trips of every variant, and refusals.
 
 use super::*;
+use crate::data::PROBE_MAX;
 use crate::{BlobHash, wire};
 use halfstep_work::*;
 use proptest::prelude::*;
@@ -272,6 +273,7 @@ fn fetches_of_everything_come_back() {
         BlobName::Constant("conv.weight".into()),
         BlobName::Inputs(ShardId(0)),
         BlobName::Rounding { layer: LayerId(1), chunk: ChunkId(0) },
+        BlobName::Probe(PROBE_MAX),
     ]);
     let variant = |fetch: &Fetch| match fetch.name {
         BlobName::Artefact(_) => 0,
@@ -280,6 +282,7 @@ fn fetches_of_everything_come_back() {
         BlobName::Inputs(_) => 3,
         BlobName::Rounding { .. } => 4,
         BlobName::Held(_) => 5,
+        BlobName::Probe(_) => 6,
     };
     let row = |(offset, name)| Fetch {
         job: JobId([9; 16]),
@@ -288,7 +291,10 @@ fn fetches_of_everything_come_back() {
         have: (offset % 2 == 0).then(|| BlobHash::of(b"have")),
     };
     let rows: Vec<Fetch> = (0..).zip(names).map(row).collect();
-    check(&rows, 6, variant, |fetch| wire::FetchRequest::from(fetch.clone()));
+    check(&rows, 7, variant, |fetch| wire::FetchRequest::from(fetch.clone()));
+    let large = Fetch::new(JobId([9; 16]), BlobName::Probe(PROBE_MAX + 1));
+    let refused = Fetch::try_from(wire::FetchRequest::from(large)).unwrap_err();
+    assert_eq!(refused.to_string(), "bytes of a probe: expected at most 4194304, found 4194305");
 }
 
 #[test]

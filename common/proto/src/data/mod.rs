@@ -8,6 +8,7 @@
 mod blocking;
 mod client;
 mod codes;
+mod probe;
 mod receive;
 mod serve;
 #[cfg(test)]
@@ -21,6 +22,7 @@ mod upload;
 pub use blocking::BlockingData;
 pub use client::{DataClient, Fetched, FetchedInto, Patience};
 pub use codes::{error_of, status_of};
+pub use probe::{PROBE_MAX, probe};
 pub use receive::receive;
 pub use serve::{Blob, ReplyStream, serve};
 pub use sink::Sink;

@@ -6,6 +6,7 @@
 
 use super::Engine;
 use super::job::Active;
+use crate::scheduler::Place;
 use crate::service::request::{Line, NewNode, Outbound, Pulse, Reply};
 use crate::service::telemetry;
 use halfstep_proto::wire::coordinator_message::Body;
@@ -196,6 +197,7 @@ impl Engine {
     /// Ends a registration; its line ends when what was said on it is delivered.
     pub(super) fn dismiss(&mut self, node: NodeId, failure: Failure) {
         let now = self.now_ms();
+        self.links.forget(node);
         if self.seats.remove(&node).is_some()
             && let Some(dispatch) = self.active.as_mut().and_then(Active::dispatch_mut)
         {
@@ -295,6 +297,15 @@ impl Engine {
         Ok(wire::DrainReply { node: node.0, name, leases })
     }
 
+    /// What became of a carry that a leaving node had: when it is over with the last one, that node may go.
+    pub(super) fn taken_over(&mut self, line: Line, job: JobId, carry: Place, taken: bool) {
+        let running = self.active.as_mut().filter(|active| active.id == job);
+        if let Some(dispatch) = running.and_then(Active::dispatch_mut) {
+            dispatch.taken_over(line.node, carry, taken);
+        }
+        self.heard(line);
+    }
+
     fn find_seat(&self, which: &str) -> Result<NodeId, Status> {
         let shown: String = which.chars().filter(|c| !c.is_control()).take(100).collect();
         let named = self.seats.iter().filter(|(_, seat)| seat.description.name == which);
@@ -339,13 +350,12 @@ impl Engine {
         self.seats.values().map(|seat| now.saturating_sub(seat.heard_ms)).max().unwrap_or(0)
     }
 
-    /// A draining node without leases may leave.
+    /// A draining node without leases may leave, once others have what it alone had.
     pub(super) fn let_go(&mut self, node: NodeId) {
-        let busy = self
-            .active
-            .as_ref()
-            .and_then(Active::dispatch)
-            .is_some_and(|dispatch| dispatch.state().leases_of(node).next().is_some());
+        let now = self.now_ms();
+        let busy = self.active.as_ref().and_then(Active::dispatch).is_some_and(|dispatch| {
+            dispatch.state().leases_of(node).next().is_some() || dispatch.is_handing_over(node, now)
+        });
         if busy || !self.seats.get(&node).is_some_and(|seat| seat.draining) {
             return;
         }
@@ -421,6 +431,7 @@ impl Engine {
                 Opening::LeftOut(_) => seat.why.clone(),
                 _ => String::new(),
             },
+            line: self.line_of(*node),
         };
         wire::NodesReply {
             nodes: self.seats.iter().map(status).collect(),

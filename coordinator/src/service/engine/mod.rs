@@ -11,21 +11,24 @@ mod forget;
 mod gauges;
 mod group;
 mod job;
+mod links;
 mod queue;
 mod report;
 mod work;
 
 use super::log::JobLog;
 use super::options::Timing;
-use super::request::{EngineLine, Request};
+use super::request::{EngineLine, Reply, Request};
 use super::shelf::Shelf;
 use super::telemetry;
 use super::trouble::Trouble;
 use crate::CoordinatorError;
 use crate::artefacts::Artefacts;
 use crate::exchange::Exchange;
+use crate::links::Links;
 use crate::store::{Change, JobRecord, JobStage, Store, StoreError};
 use crew::Seat;
+use halfstep_proto::wire;
 use halfstep_work::{JobId, NodeId};
 use job::Active;
 use std::collections::BTreeMap;
@@ -72,6 +75,9 @@ pub(super) struct Engine {
     active: Option<Active>,
     seats: BTreeMap<NodeId, Seat>,
     exchange: Exchange,
+    links: Links,
+    /// Who wants the list of nodes once their lines are measured.
+    wait_for_lines: Vec<Reply<wire::NodesReply>>,
     next_node: u32,
     next_line: u64,
     next_lease_block: u64,
@@ -121,6 +127,8 @@ impl Engine {
             next_order,
             active: None,
             seats: BTreeMap::new(),
+            links: Links::default(),
+            wait_for_lines: Vec::new(),
             next_node: 1,
             next_line: 1,
             next_lease_block: 0,
@@ -212,6 +220,8 @@ impl Engine {
             Request::Attach { .. } | Request::Opened { .. } | Request::Commit { .. } => {}
             Request::Pulse { line, pulse } => self.pulse(line, pulse),
             Request::Group { line, epoch, answer } => self.group_answer(line, epoch, answer),
+            Request::Measured { line, number, rate } => self.line_measured(line, number, rate),
+            Request::TakenOver { line, job, carry, taken } => self.taken_over(line, job, carry, taken),
             Request::Drain { line, reason } => self.drain(line, &reason),
             Request::Detached { line } => self.detached(line),
             Request::Submit { new, reply } => drop(reply.send(self.submit(new).await)),
@@ -221,7 +231,7 @@ impl Engine {
             Request::Cancel { job, reply } => drop(reply.send(self.cancel(job).await)),
             Request::Forget { job, reply } => drop(reply.send(self.forget(job).await)),
             Request::Results { job, reply } => drop(reply.send(self.results(job))),
-            Request::Nodes { reply } => drop(reply.send(Ok(self.nodes()))),
+            Request::Nodes { measure, reply } => self.list_nodes(measure, reply),
             Request::Explain { job, task, reply } => drop(reply.send(self.explain(job, &task))),
             Request::AskToLeave { node, reply } => drop(reply.send(self.ask_to_leave(&node))),
             Request::Ping { reply } => drop(reply.send(Ok(()))),
@@ -243,6 +253,7 @@ impl Engine {
         }
         self.retry_opening(now);
         self.look_at_group();
+        self.look_at_lines();
         self.act().await;
         self.begin_next().await;
         self.gauge(now);

@@ -9,7 +9,7 @@ use crate::service::request::{Line, Request};
 use crate::service::telemetry;
 use crate::store::{Change, JobStage};
 use halfstep_proto::wire::coordinator_message::Body;
-use halfstep_proto::{JobEvent, wire};
+use halfstep_proto::{JobEvent, job_to_wire, wire};
 use halfstep_work::{Failure, FailureClass, Inventory, JobId, LayerId, NodeId, TaskPhase};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -147,6 +147,11 @@ impl Engine {
             }
             Action::DropSums { node, segment } => {
                 self.say(node, Body::DropSums(wire::DropSums { segment: segment.0 }));
+            }
+            Action::TakeOver { node, carries } => {
+                let Some(active) = self.active.as_ref() else { return true };
+                let carries = carries.iter().map(wire::Holding::from).collect();
+                self.say(node, Body::TakeOver(wire::TakeOver { job: job_to_wire(active.id), carries }));
             }
             Action::News(News::Failed { layer, failure }) => return self.give_up(layer, failure).await,
             Action::News(news) => self.tell_news(news),

@@ -1,9 +1,9 @@
-//! This node's data plane: state it holds, for other nodes.
+//! This node's data plane: state it holds, for other nodes, and probes, by which they see how fast their line is.
 //!
 //! Not here: chunks and checksums (`proto::data`), who may ask (`proto::roles`).
 
 use super::run::Shared;
-use halfstep_proto::data::{Blob, ReplyStream, serve, status_of};
+use halfstep_proto::data::{Blob, ReplyStream, probe, serve, status_of};
 use halfstep_proto::wire::artefacts_server::Artefacts;
 use halfstep_proto::{BlobName, Fetch, wire};
 use halfstep_work::{Node, SourceError};
@@ -20,6 +20,11 @@ impl Artefacts for HeldState {
 
     async fn fetch(&self, request: Request<wire::FetchRequest>) -> Result<Response<ReplyStream>, Status> {
         let fetch = Fetch::asked(&request)?;
+        if let BlobName::Probe(bytes) = fetch.name {
+            let blob = tokio::task::spawn_blocking(move || probe(bytes)).await;
+            let blob = blob.map_err(|error| Status::internal(error.to_string()))?;
+            return Ok(Response::new(serve(blob, &fetch, &self.0.traffic)?));
+        }
         let BlobName::Held(wanted) = fetch.name.clone() else {
             return Err(Status::not_found("a node has only the state it holds"));
         };

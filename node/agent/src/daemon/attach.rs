@@ -4,8 +4,11 @@
 //! heartbeats go out in time.
 //! Not here: attaching again (`run`), outcomes of leases, which have calls of their own (`report`).
 
+use super::apart::apart;
+use super::handover::take_over;
 use super::jobs::JobOrder;
 use super::leases::InHand;
+use super::line::measure;
 use super::options::DaemonEvent;
 use super::report::{give_back_unread, hand_back};
 use super::run::{DRAIN, Session, Shared};
@@ -14,7 +17,7 @@ use halfstep_proto::wire::fleet_client::FleetClient;
 use halfstep_proto::wire::node_message::Body;
 use halfstep_proto::wire::{self, CoordinatorMessage, NodeMessage};
 use halfstep_proto::{Role, WireError, check_hello, explain, hello, job_from_wire};
-use halfstep_work::{Grant, GroupOrder, LeaseId, Node, NodeDescription, NodeId, SegmentId};
+use halfstep_work::{Grant, GroupOrder, Holding, LeaseId, Node, NodeDescription, NodeId, SegmentId};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -234,6 +237,11 @@ impl Attachment {
                 shared.drain.begin(&drain.reason);
                 Ok(())
             }
+            Some(Said::Measure(asked)) => {
+                tokio::spawn(measure(Arc::clone(shared), asked, self.out.clone()));
+                Ok(())
+            }
+            Some(Said::TakeOver(order)) => self.take_over(shared, order),
             Some(Said::Group(order)) => {
                 <(u64, GroupOrder)>::try_from(order).map(|order| self.group(shared, order))
             }
@@ -259,6 +267,18 @@ impl Attachment {
             Some(group) => group.hear(order, &shared.node, || shared.open_job(), &self.out),
             None => tracing::warn!("an order of a group is left out"),
         }
+    }
+
+    fn take_over(&self, shared: &Arc<Shared>, order: wire::TakeOver) -> Result<(), WireError> {
+        let job = job_from_wire(&order.job)?;
+        let carries = order.carries.into_iter().map(Holding::try_from).collect::<Result<Vec<_>, _>>()?;
+        let (shared, out) = (Arc::clone(shared), self.out.clone());
+        tokio::spawn(async move {
+            if let Err(why) = apart("take over", move || take_over(&shared, job, &carries, &out)).await {
+                tracing::error!(why, "carries of a node that leaves are not taken over");
+            }
+        });
+        Ok(())
     }
 
     /// A grant that cannot be read goes back at once: the task may suit another node.

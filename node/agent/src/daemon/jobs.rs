@@ -2,6 +2,7 @@
 //!
 //! Not here: what an open job is (`job`).
 
+use super::apart::apart;
 use super::run::Shared;
 use super::shared_model::SharedModel;
 use super::source::RemoteSource;
@@ -25,7 +26,7 @@ pub(super) async fn follow(shared: Arc<Shared>, mut orders: mpsc::UnboundedRecei
     while let Some(order) = orders.recv().await {
         let following = Arc::clone(&shared);
         let shared = Arc::clone(&shared);
-        let answered = tokio::task::spawn_blocking(move || match order {
+        let answered = apart("job", move || match order {
             JobOrder::Open(order, answer) => Some((open(&shared, order), answer)),
             JobOrder::Close(job) => {
                 close(&shared, job);

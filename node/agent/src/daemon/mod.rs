@@ -4,11 +4,14 @@
 //! so heartbeats go out whatever the work does.
 //! Not here: the work (`local`), certificates and bytes on the wire (`proto`).
 
+mod apart;
 mod artefacts;
 mod attach;
 mod group;
+mod handover;
 mod jobs;
 mod leases;
+mod line;
 mod options;
 mod report;
 mod run;

@@ -57,8 +57,13 @@ impl Lines {
         &self.coordinator
     }
 
-    /// A node's. Another one can make what it has: little patience.
+    /// A node's, for code that blocks.
     fn node(&self, address: &str) -> BlockingData {
+        BlockingData::new(self.client(address), self.runtime.clone())
+    }
+
+    /// A node's. Another one can make what it has: little patience.
+    pub(super) fn client(&self, address: &str) -> DataClient {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let client = nodes.entry(address.to_owned()).or_insert_with(|| {
             let patience = Patience { attempts: 2, header: NODE_ANSWER, ..Patience::default() };
@@ -67,7 +72,7 @@ impl Lines {
             let connector = self.transport.connector(address, Role::Node);
             DataClient::new(&connector, self.traffic.clone()).with_patience(patience)
         });
-        BlockingData::new(client.clone(), self.runtime.clone())
+        client.clone()
     }
 }
 

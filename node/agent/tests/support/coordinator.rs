@@ -331,7 +331,9 @@ impl artefacts_server::Artefacts for Handlers {
                 let hash = self.0.roundings.lock().unwrap().get(&(*layer, *chunk)).copied();
                 stored(&hash.ok_or_else(|| Status::not_found("not committed"))?)?
             }
-            BlobName::Held(_) => return Err(Status::not_found("a coordinator holds nothing")),
+            BlobName::Held(_) | BlobName::Probe(_) => {
+                return Err(Status::not_found("a coordinator holds nothing"));
+            }
         };
         Ok(Response::new(serve(blob, &fetch, &self.0.traffic)?))
     }
