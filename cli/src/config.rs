@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use halfstep_coordinator::LanguageConfig;
 use halfstep_coordinator::dataset::tokens::tokenizer_file;
+use halfstep_quant::blocks::BLOCK;
 use halfstep_quant::{Granularity, GridSpec, RangeEstimator, Scheme};
 use halfstep_work::{Objective, Partition, Propagation, StartPoint};
 use serde::Serialize;
@@ -234,6 +235,10 @@ fn grid(options: &JobOptions) -> Result<GridSpec, CliError> {
             return Err(CliError::configuration(message).hint("drop one of the two options"));
         }
         (Some(GranularityKind::PerTensor), None) => Granularity::PerTensor,
+        // The only groups that it has.
+        (None, None) if options.format == Some(OutputFormat::Gguf) => {
+            Granularity::PerGroup { group_size: BLOCK }
+        }
         (Some(GranularityKind::PerChannel) | None, None) => Granularity::PerChannel,
     };
     let grid = GridSpec {
@@ -321,6 +326,14 @@ mod tests {
         let flags = JobOptions { bits: Some(3), skip: vec!["b".into()], ..JobOptions::default() };
         let config = RunConfig::resolve(flags.over(file), false).unwrap();
         assert_eq!((config.grid.bits, config.rounding.seed, config.skip), (3, 7, vec!["b".to_string()]));
+    }
+
+    #[test]
+    fn gguf_has_groups_of_its_own_unless_told_otherwise() {
+        let of = |group_size| JobOptions { format: Some(OutputFormat::Gguf), group_size, ..minimal() };
+        let grid = |options| RunConfig::resolve(options, false).unwrap().grid.granularity;
+        assert_eq!(grid(of(None)), Granularity::PerGroup { group_size: 32 });
+        assert_eq!(grid(of(Some(64))), Granularity::PerGroup { group_size: 64 });
     }
 
     #[test]

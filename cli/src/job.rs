@@ -91,6 +91,7 @@ impl OutputFormat {
             Self::Gptq => Format::Gptq,
             Self::GptqV2 => Format::GptqV2,
             Self::FakeQuant => Format::FakeQuant,
+            Self::Gguf => Format::Gguf,
         }
     }
 }

@@ -50,6 +50,7 @@ pub(crate) enum OutputFormat {
     Gptq,
     GptqV2,
     FakeQuant,
+    Gguf,
 }
 
 /// Types of activations between stages.
@@ -283,7 +284,7 @@ pub(crate) struct JobOptions {
     /// Store a language model's weights this way [default: compressed-tensors]
     ///
     /// compressed-tensors and gptq are what vLLM and transformers load; fake-quant keeps plain weights that lie on the
-    /// grid. Scales are rounded to the type they are stored in before rounding is learned.
+    /// grid; gguf is one file for llama.cpp, in groups of 32 at 4 bits or symmetric at 8. Scales are rounded to the type they are stored in before rounding is learned.
     #[arg(long, value_enum, value_name = "FORMAT", help_heading = "Language models")]
     pub(crate) format: Option<OutputFormat>,
 

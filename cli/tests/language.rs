@@ -111,6 +111,23 @@ fn what_belongs_to_the_model_is_carried_and_the_configuration_says_how_it_is_sto
 }
 
 #[test]
+fn what_gguf_has_no_words_for_is_said_before_any_work() {
+    let folder = TempDir::new().unwrap();
+    let (data, out) = (tokens(folder.path()), folder.path().join("out"));
+    for (family, expect) in [
+        ("gpt2", "no words for `gpt2`, expected one of llama, mistral, qwen2, qwen3"),
+        ("qwen3_moe", "no words for `qwen3_moe`"),
+        ("llama", "expected a multiple of 32 inputs"),
+    ] {
+        let refused = quantize(&families().join(family), &data, &out, &["--format", "gguf"]);
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(BAD_CONFIGURATION), "{family}: {stderr}");
+        assert!(stderr.contains(expect), "{family}: {stderr}");
+        assert!(!out.exists());
+    }
+}
+
+#[test]
 fn overrides_and_skips_reach_layers_by_pattern() {
     let folder = TempDir::new().unwrap();
     let (data, out) = (tokens(folder.path()), folder.path().join("out"));

@@ -1,7 +1,7 @@
 //! Quantized checkpoints: every format holds exactly what was solved, or says why it cannot.
 //!
 //! Layers are rounded to nearest; how they were rounded does not matter here. With `HALFSTEP_PYTHON` naming a Python
-//! that has torch, transformers and compressed-tensors, the formats' own loaders must agree (`checkpoint/load.py`).
+//! that has torch, transformers, compressed-tensors and gguf, the formats' own loaders must agree (`checkpoint/load.py`).
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -19,6 +19,9 @@ use halfstep_model::{Dtype, WeightLayout};
 use halfstep_quant::{Encodings, Granularity, GridSpec, RangeEstimator, ScaleType, Scheme, estimate};
 use safetensors::tensor::TensorView;
 use tempfile::TempDir;
+
+#[path = "checkpoint/gguf.rs"]
+mod gguf;
 
 const HIDDEN: usize = 64;
 const INTER: usize = 96;
@@ -527,7 +530,9 @@ fn damage_in_packed_weights_is_named() {
 #[test]
 fn other_programs_compute_the_same() {
     let Some(python) = std::env::var_os("HALFSTEP_PYTHON") else {
-        eprintln!("skipped: HALFSTEP_PYTHON names no Python with torch, transformers and compressed-tensors");
+        eprintln!(
+            "skipped: HALFSTEP_PYTHON names no Python with torch, transformers, compressed-tensors and gguf"
+        );
         return;
     };
     let folder = llama(Dtype::F32);
@@ -564,6 +569,7 @@ fn other_programs_compute_the_same() {
             pairs += 1;
         }
     }
+    pairs += gguf::pairs(out.path());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoint/load.py");
     let output = Command::new(python).arg(script).arg(out.path()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);

@@ -2,6 +2,8 @@
 //!
 //! Not here: exit codes and hints; the binary derives those from [`QuantError::kind`].
 
+use crate::{Granularity, Scheme};
+
 /// Whose mistake an error is; lets a caller choose an exit code or a retry without reading text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -161,6 +163,28 @@ pub enum QuantError {
         /// Why not.
         reason: String,
     },
+    /// A grid that blocks of a format do not hold.
+    #[error("{block} blocks hold no grid of {bits} bits {scheme} {granularity}")]
+    Block {
+        /// The type of blocks.
+        block: String,
+        /// Bit width of the grid.
+        bits: u8,
+        /// Its scheme.
+        scheme: Scheme,
+        /// Its granularity.
+        granularity: Granularity,
+    },
+    /// A number that half precision would round.
+    #[error("{what} of block {block} is {value}, expected a number that half precision holds")]
+    NotHalf {
+        /// Scale or minimum.
+        what: &'static str,
+        /// Position of the block.
+        block: usize,
+        /// The number.
+        value: f32,
+    },
     /// A malformed encodings file.
     #[error("{subject} is {actual}, expected {expected}")]
     Malformed {
@@ -183,6 +207,8 @@ impl QuantError {
             Self::NotExpressible { .. }
             | Self::Malformed { .. }
             | Self::Groups { .. }
+            | Self::Block { .. }
+            | Self::NotHalf { .. }
             | Self::Multiple { .. } => ErrorKind::Format,
             _ => ErrorKind::Data,
         }

@@ -8,6 +8,7 @@
 //! (`halfstep-model`), files. This crate does no I/O and reads no clock.
 
 pub mod aimet;
+pub mod blocks;
 mod encodings;
 mod enhanced;
 mod error;

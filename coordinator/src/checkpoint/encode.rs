@@ -32,9 +32,8 @@ pub(super) fn encode(
 ) -> Result<Encoded, CoordinatorError> {
     let (encodings, q) = solved;
     let TensorInfo { dtype, shape, .. } = checkpoint.expect(&layer.weight)?.clone();
-    check_form(layer, &shape, encodings)?;
     let kind = scale_type(checkpoint, format);
-    check_scales(layer, kind, encodings)?;
+    check_solved(layer, &shape, kind, encodings)?;
     let matrix = encodings.dequantize(q)?;
     if format == Format::FakeQuant {
         let values = layer.layout.from_matrix(&shape, &matrix).map_err(|e| layer.wrong(e))?;
@@ -69,6 +68,20 @@ pub(super) fn fingerprint(weights: &[f32]) -> blake3::Hash {
     hasher.finalize()
 }
 
+/// Whether encodings are those of the form, with scales that are stored as they are.
+///
+/// # Errors
+/// `ReadBack` if not; `Configuration` for a weight that is no matrix.
+pub(super) fn check_solved(
+    layer: &LayerForm,
+    shape: &[usize],
+    kind: ScaleType,
+    encodings: &Encodings,
+) -> Result<(), CoordinatorError> {
+    check_form(layer, shape, encodings)?;
+    check_scales(layer, kind.of(layer.grid.scheme), encodings)
+}
+
 fn check_form(layer: &LayerForm, shape: &[usize], encodings: &Encodings) -> Result<(), CoordinatorError> {
     let matrix = layer.layout.matrix_shape(shape).map_err(|e| layer.wrong(e))?;
     let grid = &layer.grid;
@@ -93,7 +106,7 @@ fn check_scales(layer: &LayerForm, kind: ScaleType, encodings: &Encodings) -> Re
     })
 }
 
-fn broken(layer: &LayerForm, what: String) -> CoordinatorError {
+pub(super) fn broken(layer: &LayerForm, what: String) -> CoordinatorError {
     CoordinatorError::ReadBack { subject: format!("layer `{}`", layer.name), what }
 }
 
@@ -135,7 +148,9 @@ fn words(words: &[u32]) -> Vec<u8> {
 fn scales(kind: ScaleType, scales: &[f32]) -> Vec<u8> {
     match kind {
         ScaleType::F32 => scales.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
-        ScaleType::F16 => scales.iter().flat_map(|scale| f16::from_f32(*scale).to_le_bytes()).collect(),
+        ScaleType::F16 | ScaleType::F16AndMinimum => {
+            scales.iter().flat_map(|scale| f16::from_f32(*scale).to_le_bytes()).collect()
+        }
         ScaleType::Bf16 => scales.iter().flat_map(|scale| bf16::from_f32(*scale).to_le_bytes()).collect(),
     }
 }

@@ -4,6 +4,7 @@
 
 use super::encode::{Encoded, encode, fingerprint};
 use super::form::{Format, LayerForm, Part, check, parts};
+use super::gguf;
 use super::settings;
 use super::writer::WeightWriter;
 use crate::CoordinatorError;
@@ -45,7 +46,7 @@ pub struct Exported {
     pub notes: Vec<String>,
 }
 
-/// Writes the checkpoint into the staging folder: weights, `config.json`, and the original's other files.
+/// Writes the checkpoint into the staging folder: weights, `config.json`, and the original's other files; or one GGUF file.
 ///
 /// Every tensor is read back, unpacked and compared with what was solved or copied.
 ///
@@ -57,6 +58,9 @@ pub fn export(
     options: Options,
     staging: &Staging,
 ) -> Result<Exported, CoordinatorError> {
+    if options.format == Format::Gguf {
+        return gguf::export(checkpoint, layers, staging);
+    }
     let job = Job::new(checkpoint, layers, options)?;
     let (fingerprints, moved) = job.write(staging)?;
     staging.write("config.json", &settings::config(checkpoint, &job.forms, options.format)?)?;

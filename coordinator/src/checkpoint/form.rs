@@ -2,6 +2,7 @@
 //!
 //! Not here: the tensors' contents (`encode`), the configuration that goes with them (`settings`).
 
+use super::gguf;
 use crate::CoordinatorError;
 use halfstep_model::checkpoint::{Checkpoint, TensorInfo};
 use halfstep_model::{Dtype, WeightLayout};
@@ -24,13 +25,16 @@ pub enum Format {
     GptqV2,
     /// Plain weights of the original's type, each at its point of the grid.
     FakeQuant,
+    /// One file for llama.cpp and its relatives: blocks of 32 weights at 4 or 8 bits.
+    Gguf,
 }
 
-const FORMATS: [(&str, Format); 4] = [
+const FORMATS: [(&str, Format); 5] = [
     ("compressed-tensors", Format::CompressedTensors),
     ("gptq", Format::Gptq),
     ("gptq-v2", Format::GptqV2),
     ("fake-quant", Format::FakeQuant),
+    ("gguf", Format::Gguf),
 ];
 
 impl fmt::Display for Format {
@@ -91,6 +95,7 @@ impl LayerForm {
 pub fn scale_type(checkpoint: &Checkpoint, format: Format) -> ScaleType {
     match (format, checkpoint.dtype()) {
         (Format::FakeQuant, _) => ScaleType::F32,
+        (Format::Gguf, _) => ScaleType::F16AndMinimum,
         (Format::Gptq | Format::GptqV2, _) | (Format::CompressedTensors, Dtype::F16) => ScaleType::F16,
         (Format::CompressedTensors, Dtype::Bf16) => ScaleType::Bf16,
         (Format::CompressedTensors, _) => ScaleType::F32,
@@ -108,6 +113,9 @@ pub fn check(checkpoint: &Checkpoint, layers: &[LayerForm], format: Format) -> R
             "{}: its weights are quantized already, expected a checkpoint without `quantization_config`",
             checkpoint.folder().display()
         )));
+    }
+    if format == Format::Gguf {
+        return gguf::check(checkpoint, layers);
     }
     layers.iter().try_for_each(|layer| parts(checkpoint, layer, format).map(drop))
 }
@@ -205,7 +213,7 @@ fn check_packable(
 fn stored_scale(kind: ScaleType) -> Dtype {
     match kind {
         ScaleType::F32 => Dtype::F32,
-        ScaleType::F16 => Dtype::F16,
+        ScaleType::F16 | ScaleType::F16AndMinimum => Dtype::F16,
         ScaleType::Bf16 => Dtype::Bf16,
     }
 }

@@ -1,4 +1,5 @@
-//! Quantized language models as folders that other programs load: compressed-tensors, GPTQ, plain weights on the grid.
+//! Quantized language models as folders that other programs load: compressed-tensors, GPTQ, plain weights on the grid;
+//! or as one GGUF file.
 //!
 //! Layers come one at a time; everything else is copied from the mapped original. Not here: when results appear
 //! ([`crate::Staging`]), reading them ([`halfstep_model::checkpoint`]).
@@ -6,6 +7,7 @@
 mod encode;
 mod export;
 mod form;
+mod gguf;
 mod settings;
 mod writer;
 

@@ -44,7 +44,8 @@ pub(super) fn config(
     format: Format,
 ) -> Result<Vec<u8>, CoordinatorError> {
     let settings = match format {
-        Format::FakeQuant => return Ok(checkpoint.config_text().to_vec()),
+        // A GGUF file says it in its header.
+        Format::FakeQuant | Format::Gguf => return Ok(checkpoint.config_text().to_vec()),
         Format::CompressedTensors => compressed(checkpoint, layers),
         Format::Gptq | Format::GptqV2 => gptq(checkpoint, layers, gptq_version(layers, format)),
     };

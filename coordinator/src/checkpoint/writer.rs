@@ -1,4 +1,4 @@
-//! Safetensors files whose tensors are known by name, type and shape before their contents are.
+//! Files whose tensors are known by name, type and shape before their contents are: safetensors, and others by their header.
 //!
 //! All headers are written first; then contents arrive in any order and go straight to their places, so that no more
 //! than one of them is in memory. Wide types come first in a file, so that each tensor lies on a multiple of its
@@ -59,6 +59,24 @@ impl WeightWriter {
         Ok(writer)
     }
 
+    /// Creates one file of another format: its header, then tensors by name, first byte and number of bytes, in a file of
+    /// `length` bytes.
+    ///
+    /// # Errors
+    /// As [`WeightWriter::create`].
+    pub(super) fn laid_out(
+        staging: &Staging,
+        name: &str,
+        header: &[u8],
+        tensors: impl IntoIterator<Item = (String, u64, u64)>,
+        length: u64,
+    ) -> Result<Self, CoordinatorError> {
+        let mut writer = Self { shards: Vec::new(), places: HashMap::new() };
+        writer.place(tensors)?;
+        writer.open(staging, name.to_owned(), header, length)?;
+        Ok(writer)
+    }
+
     fn begin(
         &mut self,
         staging: &Staging,
@@ -67,20 +85,42 @@ impl WeightWriter {
     ) -> Result<(), CoordinatorError> {
         parts.sort_by_key(|part| std::cmp::Reverse(part.dtype.size()));
         let header = header(&name, &parts)?;
-        let path = staging.path(&name);
+        let mut length = header.len() as u64;
+        let tensors = parts.into_iter().map(|part| {
+            let (offset, bytes) = (length, part.bytes());
+            length += bytes;
+            (part.name, offset, bytes)
+        });
+        self.place(tensors)?;
+        self.open(staging, name, &header, length)
+    }
+
+    /// Gives tensors of the file that is opened next their places.
+    fn place(
+        &mut self,
+        tensors: impl IntoIterator<Item = (String, u64, u64)>,
+    ) -> Result<(), CoordinatorError> {
         let shard = self.shards.len();
-        let mut offset = header.len() as u64;
-        for part in parts {
-            let bytes = part.bytes();
+        for (name, offset, bytes) in tensors {
             let place = Place { shard, offset, bytes, written: false };
-            offset += bytes;
-            if self.places.insert(part.name.clone(), place).is_some() {
-                return Err(broken(&part.name, "it stands twice among what is to be written"));
+            if self.places.insert(name.clone(), place).is_some() {
+                return Err(broken(&name, "it stands twice among what is to be written"));
             }
         }
+        Ok(())
+    }
+
+    fn open(
+        &mut self,
+        staging: &Staging,
+        name: String,
+        header: &[u8],
+        length: u64,
+    ) -> Result<(), CoordinatorError> {
+        let path = staging.path(&name);
         let fail = |e| CoordinatorError::storage(&path, "write", e);
         let mut file = File::create(&path).map_err(|e| CoordinatorError::storage(&path, "create", e))?;
-        file.write_all(&header).and_then(|()| file.set_len(offset)).map_err(fail)?;
+        file.write_all(header).and_then(|()| file.set_len(length)).map_err(fail)?;
         self.shards.push(Shard { name, path, file });
         Ok(())
     }

@@ -1,20 +1,24 @@
 """Loads exported checkpoints as other programs do and compares them with the same weights in the plain.
 
 Run: python load.py FOLDER, where FOLDER holds folders with `packed` and `plain` in each. Prints PASS or FAIL per
-folder; exits with 1 if one fails. Needs numpy, safetensors, torch, transformers, compressed-tensors.
+folder; exits with 1 if one fails. Needs numpy, safetensors, torch, transformers, compressed-tensors, gguf.
 
 compressed-tensors: its library must unpack the same weights; transformers loads both and the logits must agree.
 Asymmetric grids are loaded with `dequantize=True`, because transformers 5.23 with compressed-tensors 0.20 expects
 unpacked zero points otherwise; that mode takes one group's settings for all layers, so where grids differ and some are
 asymmetric the weights alone are compared.
 GPTQ: unpacked here from the format's description, one bit at a time, and compared weight for weight; and loaded by
-transformers as well where gptqmodel is installed.
+transformers as well where gptqmodel and optimum are installed, but for layers that differ (`dynamic`), which optimum does
+not read.
+GGUF: read and dequantized by its library and compared weight for weight, heads put back in order; where llama-cpp-python is
+installed it computes the logits, from the file's weights turned into f32, because it rounds activations otherwise.
 """
 
 import importlib.util
 import json
 import re
 import sys
+import tempfile
 import traceback
 import warnings
 from pathlib import Path
@@ -24,11 +28,13 @@ import torch
 from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.numpy import load_file
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig, GPTQConfig
 
 warnings.filterwarnings("ignore")
 # Both sides multiply the same f32 weights; only the order of sums may differ.
 LOGITS_TOLERANCE = 1e-5
+# llama.cpp raises the angle of a rotation step by step in f32.
+LLAMA_TOLERANCE = 1e-4
 TOKENS = torch.tensor([[1, 5, 9, 60, 33, 2, 17, 44, 8, 21, 3, 50]])
 
 
@@ -93,9 +99,12 @@ def check_gptq(packed, plain, config):
             assert not linear or gptq_settings(config, module) is None, f"{name} is plain but not left out"
         else:
             assert (gptq_weight(stored, module, config) == weight).all(), f"{name} differs"
-    if importlib.util.find_spec("gptqmodel") is None:
+    # transformers with optimum gives every layer of a block the same settings.
+    if importlib.util.find_spec("gptqmodel") is None or "dynamic" in config:
         return "weights equal"
-    error = relative(logits(packed), logits(plain))
+    # Other kernels have group sizes that they take: not a whole row of 96.
+    plainest = GPTQConfig(bits=config["bits"], backend="torch")
+    error = relative(logits(packed, quantization_config=plainest), logits(plain))
     # Its kernels may multiply in half precision.
     assert error < 5e-3, f"logits differ by {error:.1e}"
     return f"weights equal, logits {error:.1e}"
@@ -128,14 +137,69 @@ def check_compressed(packed, plain, config):
     return f"weights equal, logits {error:.1e}"
 
 
+def check(packed, plain):
+    if (packed / "model.gguf").exists():
+        return check_gguf(packed, plain)
+    config = json.loads((packed / "config.json").read_text())["quantization_config"]
+    return (check_gptq if config["quant_method"] == "gptq" else check_compressed)(packed, plain, config)
+
+
+MODULES = {
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm", "output": "lm_head",
+}
+
+
+def check_gguf(packed, plain):
+    import gguf
+
+    expected = tensors(plain)
+    reader = gguf.GGUFReader(packed / "model.gguf")
+    arch = reader.fields["general.architecture"].contents()
+    heads = lambda key: reader.fields[f"{arch}.attention.{key}"].contents()
+    found = set()
+    for tensor in (tensor for tensor in reader.tensors if tensor.name != "rope_freqs.weight"):
+        *block, module, part = tensor.name.split(".")
+        prefix = f"model.layers.{block[1]}." if block else ""
+        name = f"{prefix}{MODULES[module]}.{part}"
+        shape = expected[name].shape
+        assert tuple(reversed(tensor.shape.tolist())) == shape, f"{name}: {tensor.shape} for {shape}"
+        weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
+        if arch == "llama" and module in ("attn_q", "attn_k"):
+            count = heads("head_count" if module == "attn_q" else "head_count_kv")
+            weight = weight.reshape(count, -1, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+        assert (weight == expected[name]).all(), f"{name} differs"
+        found.add(name)
+    assert found == set(expected), f"{found ^ set(expected)}"
+    if importlib.util.find_spec("llama_cpp") is None:
+        return "weights equal"
+    error = relative(llama_logits(packed / "model.gguf"), logits(plain))
+    assert error < LLAMA_TOLERANCE, f"logits differ by {error:.1e}"
+    return f"weights equal, logits {error:.1e}"
+
+
+def llama_logits(path):
+    import llama_cpp
+
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype, settings.allow_requantize = llama_cpp.LLAMA_FTYPE_ALL_F32, True
+    with tempfile.TemporaryDirectory() as place:
+        plain = f"{place}/plain.gguf"
+        assert llama_cpp.llama_model_quantize(str(path).encode(), plain.encode(), settings) == 0
+        model = llama_cpp.Llama(plain, n_ctx=64, logits_all=True, type_k=0, type_v=0, flash_attn=False, verbose=False)
+        model.eval(TOKENS[0].tolist())
+        return torch.from_numpy(model.scores[: TOKENS.shape[1]].copy())[None]
+
+
 def main():
     failed = False
     for folder in sorted(path for path in Path(sys.argv[1]).iterdir() if path.is_dir()):
         packed, plain = folder / "packed", folder / "plain"
-        config = json.loads((packed / "config.json").read_text())["quantization_config"]
-        check = check_gptq if config["quant_method"] == "gptq" else check_compressed
         try:
-            print("PASS", folder.name, check(packed, plain, config), flush=True)
+            print("PASS", folder.name, check(packed, plain), flush=True)
         except Exception as error:
             failed = True
             print("FAIL", folder.name, repr(error)[:600], flush=True)

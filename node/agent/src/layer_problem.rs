@@ -73,6 +73,7 @@ impl LayerProblem {
             .map_err(|e| failure::internal(format!("layer `{}`: {e}", layer.name)))?;
         let bias = layer.bias.as_deref().map(constant).transpose()?;
         let bias = bias.map(|b| rows_of_bias(&b, layer));
+        let scales = scales.of(entry.grid.scheme);
         let mut problem = Self { weights, bias, grid: entry.grid, scales, whole: None, statistics };
         if entry.grid.granularity == Granularity::PerTensor {
             problem.whole = Some(problem.encodings(layer, 0..layer.rows, 0)?);

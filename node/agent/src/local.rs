@@ -40,6 +40,11 @@ pub struct LocalNode {
 }
 
 impl LocalNode {
+    /// Bytes that carries may take in memory.
+    pub(crate) fn memory_budget(&self) -> usize {
+        self.options.memory_budget
+    }
+
     /// A node that has no job yet. Times a product, for a few hundredths of a second once per process.
     pub fn new(engine: Box<dyn Engine>, options: NodeOptions) -> Self {
         let flops_per_second = probe_flops();

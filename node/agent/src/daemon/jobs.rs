@@ -73,7 +73,7 @@ fn try_open(shared: &Shared, order: &wire::OpenJob) -> Result<Inventory, Failure
         }
         let hash = BlobHash::try_from(order.plan.as_slice()).map_err(failure::internal)?;
         let model = SharedModel::new(&order.model_path, order.fold_batch_norm);
-        let source = RemoteSource::new(job, Arc::clone(&shared.lines), model);
+        let source = RemoteSource::new(job, Arc::clone(&shared.lines), model, shared.node.memory_budget());
         let plan = Arc::new(source.plan(hash).map_err(failure::source)?);
         let source: Arc<dyn Source> = Arc::new(source);
         shared.node.open(plan, source)?;

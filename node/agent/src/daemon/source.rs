@@ -21,8 +21,10 @@ use tokio::runtime::Handle;
 
 /// Largest blob that is taken.
 const BLOB_MAX: u64 = 64 << 30;
-/// Constants and roundings that are kept, each.
+/// Constants and roundings that are kept, each, at most.
 const KEEP_BYTES: usize = 64 << 20;
+/// Part of the memory budget that either may take: they are beside the budget, and can be fetched again.
+const KEEP_PART: usize = 16;
 /// How long the coordinator may be away before a task fails for it.
 const COORDINATOR_AWAY: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(250);
@@ -87,8 +89,10 @@ pub(super) struct RemoteSource {
 }
 
 impl RemoteSource {
-    pub(super) fn new(job: JobId, lines: Arc<Lines>, shared: SharedModel) -> Self {
-        let (constants, roundings) = (Store::new(KEEP_BYTES), Store::new(KEEP_BYTES));
+    /// `budget`: the node's memory budget, bytes.
+    pub(super) fn new(job: JobId, lines: Arc<Lines>, shared: SharedModel, budget: usize) -> Self {
+        let keep = KEEP_BYTES.min(budget / KEEP_PART);
+        let (constants, roundings) = (Store::new(keep), Store::new(keep));
         Self { job, lines, shared, program: Mutex::default(), constants, roundings }
     }
 
