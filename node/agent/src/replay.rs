@@ -392,7 +392,7 @@ impl Job {
             }
         };
         let ended: Vec<Result<bool, Failure>> = std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(&work)).collect();
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
             let mine = work();
             let stopped = |_| Err(failure::internal("a thread that dequantizes stopped early".to_owned()));
             let others = others.into_iter().map(|other| other.join().unwrap_or_else(stopped));

@@ -28,6 +28,6 @@ mod tests {
     async fn what_comes_of_it_comes_back_and_a_panic_is_no_hang() {
         assert_eq!(apart("seven", || 7).await, Ok(7));
         let panicked = apart("oh", || std::panic::resume_unwind(Box::new("no"))).await;
-        assert_eq!(panicked.map(|()| ()), Err("its thread panicked".to_owned()));
+        assert_eq!(panicked, Err("its thread panicked".to_owned()));
     }
 }
