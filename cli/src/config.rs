@@ -330,7 +330,13 @@ mod tests {
 
     #[test]
     fn gguf_has_groups_of_its_own_unless_told_otherwise() {
-        let of = |group_size| JobOptions { format: Some(OutputFormat::Gguf), group_size, ..minimal() };
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../common/model/tests/decoders/llama");
+        let of = |group_size| JobOptions {
+            model: Some(model.into()),
+            format: Some(OutputFormat::Gguf),
+            group_size,
+            ..minimal()
+        };
         let grid = |options| RunConfig::resolve(options, false).unwrap().grid.granularity;
         assert_eq!(grid(of(None)), Granularity::PerGroup { group_size: 32 });
         assert_eq!(grid(of(Some(64))), Granularity::PerGroup { group_size: 64 });
