@@ -505,6 +505,10 @@ async fn outcomes_of_another_incarnation_or_unknown_leases_are_stale() {
         cost: Some(wire::Cost::default()),
     };
     let mut fleet = wire::fleet_client::FleetClient::new(bench.channel());
+    // Of an incarnation before: the node may be about to name the lease to this one.
+    let before = fleet.commit(commit(told.epoch - 1, lease.id.0)).await.unwrap_err();
+    assert_eq!(before.code(), tonic::Code::Unavailable);
+    assert!(before.message().contains("attach first"), "{before}");
     for (epoch, id) in [(told.epoch + 1, lease.id.0), (told.epoch, 1 << 60)] {
         let reply = fleet.commit(commit(epoch, id)).await.unwrap().into_inner();
         assert_eq!(Verdict::try_from(reply).unwrap(), Verdict::Stale);

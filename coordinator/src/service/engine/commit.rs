@@ -37,6 +37,10 @@ impl Engine {
                 None if self.is_coming(outcome.job) => {
                     Err(Status::unavailable(format!("job {} is being taken up, try again", outcome.job)))
                 }
+                None if self.is_of_before(&outcome) => {
+                    let why = "the coordinator was started anew since, attach first";
+                    Err(Status::unavailable(why.to_owned()))
+                }
                 None if self.is_unheard(&outcome) => {
                     let why = "what the node has in hand is not known yet, try again";
                     Err(Status::unavailable(why.to_owned()))
@@ -104,6 +108,14 @@ impl Engine {
         let running = self.active.as_ref().and_then(Active::running);
         let unknown = running.is_some_and(|running| running.dispatch.state().lease(outcome.lease).is_none());
         opening && unknown && self.is_of_now(outcome)
+    }
+
+    /// Under a registration of an earlier incarnation, as when one dies while a rounding is uploaded and the next one is there
+    /// before it is committed. Called stale, its node would forget a lease that it names, or has named, when it attaches
+    /// again: it would be taken up and be in nobody's hands.
+    fn is_of_before(&self, outcome: &Outcome) -> bool {
+        let running = self.active.as_ref().filter(|active| active.running().is_some());
+        running.is_some_and(|active| active.id == outcome.job) && outcome.epoch < self.store.epoch()
     }
 
     /// Of the running job and of this incarnation.
