@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::failure;
 use crate::lazy::Lazy;
-use crate::room::Room;
+use crate::room::ProductRooms;
 
 /// Solves of fewer multiplications per iteration than this are done on the CPU.
 const SMALL: usize = 1 << 20;
@@ -78,20 +78,6 @@ enum Solvers {
 pub(crate) struct Lane {
     cpu: Workspace<CpuBuffer>,
     cuda: Option<CudaLane>,
-}
-
-/// Memory of shards' products until they are counted.
-pub(crate) struct ProductRooms {
-    host: Arc<Room>,
-    /// Of all CUDA devices together.
-    devices: Option<Arc<Room>>,
-}
-
-impl ProductRooms {
-    /// Where a layer's products of `cols` columns lie.
-    pub(crate) fn of(&self, cols: usize) -> &Arc<Room> {
-        self.devices.as_ref().filter(|_| cols >= SUMMED_ON_CPU).unwrap_or(&self.host)
-    }
 }
 
 struct CudaLane {
@@ -172,10 +158,10 @@ impl Devices {
             Solvers::Cuda { first, .. } => {
                 // A device that cannot be asked now says why when it is used.
                 let totals = first.iter().filter_map(|device| Some(device.memory().ok()?.1));
-                Some(Room::new(totals.sum::<usize>() / PRODUCTS_SHARE))
+                Some((SUMMED_ON_CPU, totals.sum::<usize>() / PRODUCTS_SHARE))
             }
         };
-        ProductRooms { host: Room::new(host), devices }
+        ProductRooms::new(host, devices)
     }
 
     fn cuda(ordinals: &[usize], precision: Precision) -> Result<Self, String> {

@@ -2,13 +2,14 @@
 //!
 //! Not here: moving carries (`replay`), sums (`sums`), means and problems (`means`), other nodes' questions (`serve`).
 
-use crate::devices::{Devices, ProductRooms};
+use crate::devices::Devices;
 use crate::exchange::Together;
 use crate::layer_problem::{Gathered, LayerProblem};
 use crate::lazy::Lazy;
 use crate::means::HeldMeans;
 use crate::program::Program;
 use crate::replay::{LaneShard, Lanes};
+use crate::room::ProductRooms;
 use crate::sessions::Sessions;
 use crate::sums::Sums;
 use crate::{attempt::Attempt, failure};

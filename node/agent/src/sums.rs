@@ -16,7 +16,7 @@ use halfstep_exec::{
     Agreement, ExecError, LayerStatistics, Sampling, ShardProducts, ShardSamples, SliceForm, Stream,
     SumSlice, UseSlice,
 };
-use halfstep_model::{Segment, Tap};
+use halfstep_model::Tap;
 use halfstep_work::{
     Done, Failure, Held, LayerId, LeaseId, Objective, PeakRecord, SegmentId, ShardId, SliceId, Verdict,
 };
@@ -145,7 +145,9 @@ impl Job {
             self.sessions.passed(id);
         }
         // Before the shard is brought here: who waits for memory must not keep others from the shard.
-        let memory = self.room_for_products(segment, attempt)?;
+        let forms: Vec<SliceForm> =
+            segment.taps.iter().map(|tap| self.form(LayerId(tap.layer as u32))).collect();
+        let memory = self.rooms.take(&forms, attempt)?;
         let lane = (self.plan.range_of(id), shard);
         let products = self.at(attempt, lane, id.index() + 1, || {
             self.devices.with("statistics", |device| {
@@ -155,24 +157,6 @@ impl Job {
         let pending = Pending { segment: id, shard, products, _memory: memory };
         lock(&self.sums).pending.insert(attempt.grant.lease.id, pending);
         Ok(Done::Accumulated)
-    }
-
-    /// Memory for the products of a shard's taps, on the host and on the devices, always in this order.
-    fn room_for_products(&self, segment: &Segment, attempt: &Attempt<'_>) -> Result<Vec<Share>, Failure> {
-        let forms: Vec<SliceForm> =
-            segment.taps.iter().map(|tap| self.form(LayerId(tap.layer as u32))).collect();
-        let on_host = |form: &&SliceForm| Arc::ptr_eq(self.rooms.of(form.cols), self.rooms.of(0));
-        let (host, devices): (Vec<&SliceForm>, Vec<&SliceForm>) = forms.iter().partition(on_host);
-        let mut shares = Vec::new();
-        if let Some(first) = host.first() {
-            let bytes = host.iter().map(|form| form.product_bytes()).sum();
-            shares.push(self.rooms.of(first.cols).take(bytes, attempt)?);
-        }
-        if let Some(first) = devices.first() {
-            let bytes = devices.iter().map(|form| form.square_product_bytes()).sum();
-            shares.push(self.rooms.of(first.cols).take(bytes, attempt)?);
-        }
-        Ok(shares)
     }
 
     fn products(

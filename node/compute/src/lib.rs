@@ -22,10 +22,10 @@ pub mod random;
 mod shape;
 
 pub use activation::Activation;
-pub use cpu::Host;
 pub use cpu::step::{Gradient, StepArgs};
+pub use cpu::{Cpu, CpuBuffer, Host};
 pub use device::{
-    Cpu, CpuBuffer, Device, DeviceError, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape,
-    StepBuffers, StepGradient,
+    Device, DeviceError, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape, StepBuffers,
+    StepGradient,
 };
 pub use memory::give_back_large_blocks;

@@ -1,9 +1,10 @@
 //! The CPU reference: plain functions on slices, single-threaded, fixed instruction order.
 //!
 //! Callers parallelise over fixed chunks (row chunks, shards); no function here starts a thread, so results do
-//! not depend on thread count. Not here: the [`crate::Device`] interface itself.
+//! not depend on thread count. [`Cpu`] puts them behind the [`crate::Device`] interface. Not here: the interface itself.
 
 pub mod attention;
+mod device;
 pub mod exact;
 pub mod experts;
 pub mod gate;
@@ -23,6 +24,7 @@ pub mod rotary;
 pub mod step;
 
 pub use attention::{Attention, AttentionScratch, attend, softcap};
+pub use device::{Cpu, CpuBuffer};
 pub use exact::add_product_f64;
 pub use experts::{chosen, combine, gather, route};
 pub use gate::{Rows, gate};

@@ -9,7 +9,8 @@
 use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 
 use super::blas::RowDigits;
-use super::device::{Cuda, CudaBuffer, count, offset, row_of_table};
+use super::device::{Cuda, CudaBuffer, count, offset};
+use super::interface::row_of_table;
 use super::kernels::decoder::{self as launches, Angles, At, EmbedFrom, Function, HeadCounts};
 use super::kernels::{self, Size};
 use super::staging::RowStaging;

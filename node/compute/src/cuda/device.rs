@@ -1,38 +1,28 @@
-//! [`Cuda`]: the device interface on one stream of one device.
+//! [`Cuda`]: a lane of an open device, the arrays made on it, and launches of kernels with their addresses.
 //!
-//! Calls queue work and return; only `download` and `refine_block`, which give the host numbers, wait for it. Every
-//! argument is checked as the CPU checks it before an address leaves this file.
+//! An array is its lane's unless it is shared; whoever asks for an address is told if it is neither, or shorter than needed.
 //!
-//! Not here: argument order and grids (`kernels`), products (`blas`).
-#![expect(unsafe_code, reason = "launches kernels and products on raw device addresses, checked here")]
+//! Not here: what is computed (`interface`, `decoder`, `grams`, `moments`), argument order and grids (`kernels`), products (`blas`).
+#![expect(unsafe_code, reason = "launches kernels on raw device addresses, checked here")]
 
 use std::ffi::c_void;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{CUdevice_attribute_enum as Attribute, CUfunction, CUmemPool_attribute};
 use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DriverError, ValidAsZeroBits,
-    result,
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DriverError, result,
 };
 
-use super::blas::{Blas, Digits, RowDigits, WORKSPACE_BYTES};
-use super::column_major::{ColumnMajor, int, leading};
+use super::blas::{Blas, RowDigits, WORKSPACE_BYTES};
 use super::error::Subject;
-use super::kernels::{self, Launch, PlaneState, RefineState, Size, StepState, Value};
+use super::kernels::{self, Launch, Size, Value};
 use super::libraries::guarded;
 use super::modules::Modules;
 use super::probe::{Found, Gpu, Probe, probe};
 use super::transfer::Staging;
-use crate::activation::Activation;
-use crate::cpu;
-use crate::cpu::step::StepArgs;
-use crate::device::{
-    Device, DeviceError, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape, StepBuffers,
-    StepGradient, carry_flips,
-};
-use crate::shape::{self, area, length, span};
+use crate::device::DeviceError;
+use crate::shape::length;
 
 /// How the factors of products that only steer a search, and the rows of statistics, are read; all others take all bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,21 +42,21 @@ pub(super) struct Opened {
     pub(super) context: Arc<CudaContext>,
     modules: Modules,
     pub(super) size: Size,
-    precision: Precision,
+    pub(super) precision: Precision,
     /// For errors.
     label: String,
     /// For the manifest.
-    kind: String,
+    pub(super) kind: String,
 }
 
 /// Small arrays that a lane keeps for its calls.
-struct Scratch {
-    indices: CudaSlice<u32>,
-    counts: CudaSlice<u32>,
-    total: CudaSlice<u64>,
-    table: CudaSlice<f32>,
+pub(super) struct Scratch {
+    pub(super) indices: CudaSlice<u32>,
+    pub(super) counts: CudaSlice<u32>,
+    pub(super) total: CudaSlice<u64>,
+    pub(super) table: CudaSlice<f32>,
     /// What `table` holds.
-    table_host: Vec<f32>,
+    pub(super) table_host: Vec<f32>,
 }
 
 /// One lane of a device: a stream of its own. Buffers belong to the lane that made them.
@@ -87,7 +77,7 @@ pub struct CudaBuffer<T = f32> {
     pub(super) len: usize,
     lane: u64,
     /// Complete, and read-only from then on, so that lanes need no order among each other.
-    shared: bool,
+    pub(super) shared: bool,
 }
 
 impl<T> Drop for CudaBuffer<T> {
@@ -212,13 +202,13 @@ impl Cuda {
         self.opened.subject(0).driver(error)
     }
 
-    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+    pub(super) fn scratch(&self) -> MutexGuard<'_, Scratch> {
         // Its arrays are replaced whole; what they hold is written before it is used.
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Refuses buffers of other lanes, whose uses nothing would order, unless they are shared ones of this device.
-    fn own<T>(&self, operand: &'static str, buffer: &CudaBuffer<T>) -> Result<(), DeviceError> {
+    pub(super) fn own<T>(&self, operand: &'static str, buffer: &CudaBuffer<T>) -> Result<(), DeviceError> {
         let same_device = buffer.slice.ordinal() == self.opened.context.ordinal();
         if buffer.lane == self.lane || (buffer.shared && same_device) {
             return Ok(());
@@ -253,19 +243,6 @@ impl Cuda {
         self.own(operand, buffer)?;
         length(operand, buffer.len, len)?;
         Ok(buffer.slice.device_ptr_mut(&self.stream).0)
-    }
-
-    /// The address of a stored factor of `rows` by `cols`.
-    fn factor(
-        &self,
-        operand: &'static str,
-        mat: &MatRef<'_, CudaBuffer>,
-        rows: usize,
-        cols: usize,
-    ) -> Result<u64, DeviceError> {
-        let (rows, cols) = if mat.transposed { (cols, rows) } else { (rows, cols) };
-        let span = span(operand, mat.buffer.len, mat.offset, mat.stride, rows, cols)?;
-        Ok(offset(self.read(operand, mat.buffer, 0)?, span.start))
     }
 
     /// Memory for at least one element, contents unknown.
@@ -333,52 +310,6 @@ impl Cuda {
             )
         };
         launched.map_err(|error| self.driver(error))
-    }
-
-    fn multiply(
-        &self,
-        product: Product,
-        digits: Digits,
-        a: MatRef<'_, CudaBuffer>,
-        b: MatRef<'_, CudaBuffer>,
-        out: MatMut<'_, CudaBuffer>,
-    ) -> Result<(), DeviceError> {
-        let Product { m, n, k, alpha, beta } = product;
-        let (left, right) = (self.factor("matmul a", &a, m, k)?, self.factor("matmul b", &b, k, n)?);
-        let range = span("matmul out", out.buffer.len, out.offset, out.stride, m, n)?;
-        let result = offset(self.written("matmul out", out.buffer, 0)?, range.start);
-        if m == 0 || n == 0 {
-            return Ok(());
-        }
-        self.opened.context.bind_to_thread().map_err(|error| self.driver(error))?;
-        let multiplied = if k == 0 {
-            let shape = (int("matmul rows", m)?, int("matmul columns", n)?, leading(out.stride, n)?);
-            // SAFETY: the span was checked above; `out` is borrowed mutably.
-            unsafe { self.blas.scale(shape, beta, result) }
-        } else {
-            let args =
-                ColumnMajor::new(product, (a.stride, a.transposed), (b.stride, b.transposed), out.stride)?;
-            // SAFETY: the spans were checked above; `out` is borrowed mutably, so it is neither factor.
-            unsafe { self.blas.product(&args, digits, (alpha, beta), right, left, result) }
-        };
-        multiplied.map_err(|error| self.opened.subject(WORKSPACE_BYTES).blas(error))
-    }
-
-    /// Makes `slot` at least `len` long; what it held is lost.
-    fn grow<T: DeviceRepr + ValidAsZeroBits>(
-        &self,
-        slot: &mut CudaSlice<T>,
-        len: usize,
-    ) -> Result<(), DeviceError> {
-        if slot.len() >= len {
-            return Ok(());
-        }
-        let larger = self.stream.alloc_zeros::<T>(len.next_power_of_two());
-        *slot = larger.map_err(|error| {
-            let asked = len.next_power_of_two().saturating_mul(size_of::<T>());
-            self.opened.subject(asked).driver(error)
-        })?;
-        Ok(())
     }
 }
 
@@ -454,473 +385,9 @@ pub(super) fn count(operand: &'static str, value: usize) -> Result<u32, DeviceEr
     u32::try_from(value).map_err(|_| DeviceError::Index { operand, index: value, limit })
 }
 
-/// A block of `n` columns as kernels take it: `n`, its start and width.
-fn columns(n: usize, block: &Range<usize>) -> Result<(u32, u32, u32), DeviceError> {
-    Ok((count("plane columns", n)?, count("plane block", block.start)?, count("plane block", block.len())?))
-}
-
-/// An activation as the kernels know it: its number and two parameters.
-pub(super) fn row_of_table(activation: Activation, bias: f32) -> [f32; 4] {
-    let (kind, a, b) = match activation {
-        Activation::Identity => (0, 0.0, 0.0),
-        Activation::Relu => (1, 0.0, 0.0),
-        Activation::Clip { min, max } => (2, min, max),
-        Activation::LeakyRelu { slope } | Activation::PRelu { slope } => (3, slope, 0.0),
-        Activation::Sigmoid => (4, 0.0, 0.0),
-        Activation::Tanh => (5, 0.0, 0.0),
-        Activation::HardSwish => (6, 0.0, 0.0),
-        Activation::Silu => (7, 0.0, 0.0),
-        Activation::Gelu => (8, 0.0, 0.0),
-        Activation::GeluTanh => (9, 0.0, 0.0),
-    };
-    [kind as f32, a, b, bias]
-}
-
-/// The table of [`kernels::activation_residual`] and its entries: one if all rows are alike.
-fn table_of(activations: &[Activation], bias: &[f32], rows: usize) -> impl Iterator<Item = [f32; 4]> {
-    let entries = if activations.len() == 1 && bias.is_empty() { 1 } else { rows };
-    (0..entries).map(move |row| {
-        let activation = activations[row.min(activations.len() - 1)];
-        row_of_table(activation, bias.get(row).copied().unwrap_or(0.0))
-    })
-}
-
-impl Device for Cuda {
-    type Buffer = CudaBuffer;
-    const IS_HOST: bool = false;
-
-    fn describe(&self) -> String {
-        self.opened.kind.clone()
-    }
-
-    fn zeros(&self, len: usize) -> Result<CudaBuffer, DeviceError> {
-        let mut buffer = self.allocate(len)?;
-        self.stream.memset_zeros(&mut buffer.slice).map_err(|error| self.driver(error))?;
-        Ok(buffer)
-    }
-
-    fn upload(&self, host: &[f32]) -> Result<CudaBuffer, DeviceError> {
-        let mut buffer = self.allocate(host.len())?;
-        self.write(host, &mut buffer)?;
-        Ok(buffer)
-    }
-
-    fn share(&self, buffer: &mut CudaBuffer) -> Result<(), DeviceError> {
-        self.own("share", buffer)?;
-        self.synchronize()?;
-        buffer.shared = true;
-        Ok(())
-    }
-
-    fn write(&self, host: &[f32], buffer: &mut CudaBuffer) -> Result<(), DeviceError> {
-        self.written("write", buffer, host.len())?;
-        if host.is_empty() {
-            return Ok(());
-        }
-        // The host's memory is not pinned: it has been read when this returns.
-        self.stream.memcpy_htod(host, &mut buffer.slice).map_err(|error| self.driver(error))
-    }
-
-    fn download(&self, buffer: &CudaBuffer, host: &mut [f32]) -> Result<(), DeviceError> {
-        let (len, mut done) = (host.len(), 0);
-        self.bring_parts("download", buffer, 0..len, &mut |part| {
-            host[done..done + part.len()].copy_from_slice(part);
-            done += part.len();
-        })
-    }
-
-    fn matmul(
-        &self,
-        product: Product,
-        a: MatRef<'_, CudaBuffer>,
-        b: MatRef<'_, CudaBuffer>,
-        out: MatMut<'_, CudaBuffer>,
-    ) -> Result<(), DeviceError> {
-        self.multiply(product, Digits::Full, a, b, out)
-    }
-
-    fn matmul_rough(
-        &self,
-        product: Product,
-        a: MatRef<'_, CudaBuffer>,
-        b: MatRef<'_, CudaBuffer>,
-        out: MatMut<'_, CudaBuffer>,
-    ) -> Result<(), DeviceError> {
-        let digits = match self.opened.precision {
-            Precision::Tf32 => Digits::Rough,
-            Precision::F32 => Digits::Full,
-        };
-        self.multiply(product, digits, a, b, out)
-    }
-
-    fn gram(&self, x: &CudaBuffer, n: usize, k: usize, g: &mut CudaBuffer) -> Result<(), DeviceError> {
-        let x = self.read("gram x", x, area(n, k))?;
-        let g = self.written("gram g", g, area(k, k))?;
-        if k == 0 {
-            return Ok(());
-        }
-        let (samples, side) = (int("gram samples", n)?, int("gram columns", k)?);
-        if n > 0 {
-            self.opened.context.bind_to_thread().map_err(|error| self.driver(error))?;
-            // SAFETY: both lengths were checked above; `g` is borrowed mutably, so it is not `x`.
-            unsafe { self.blas.gram_lower(samples, side, x, g) }
-                .map_err(|error| self.opened.subject(WORKSPACE_BYTES).blas(error))?;
-        }
-        self.launch(kernels::mirror_lower(side.unsigned_abs(), g))
-    }
-
-    fn adaround_step(
-        &self,
-        args: &StepArgs,
-        buffers: StepBuffers<'_, CudaBuffer>,
-    ) -> Result<(), DeviceError> {
-        let len = buffers.len;
-        let gradient = match buffers.gradient {
-            StepGradient::Difference { product, target } => {
-                (self.read("step product", product, len)?, Some(self.read("step target", target, len)?))
-            }
-            StepGradient::Given { gradient } => (self.read("step gradient", gradient, len)?, None),
-        };
-        let state = StepState {
-            lo: self.read("step lo", buffers.lo, len)?,
-            delta: self.read("step delta", buffers.delta, len)?,
-            v: self.written("step v", buffers.v, len)?,
-            m1: self.written("step m1", buffers.m1, len)?,
-            m2: self.written("step m2", buffers.m2, len)?,
-            soft: self.written("step soft", buffers.soft, len)?,
-        };
-        let size = self.opened.size;
-        match gradient {
-            _ if len == 0 => Ok(()),
-            (product, Some(target)) => {
-                self.launch(kernels::step_difference(size, len, product, target, state, args))
-            }
-            (gradient, None) => self.launch(kernels::step_given(size, len, gradient, state, args)),
-        }
-    }
-
-    fn refine_block(
-        &self,
-        refine: &RefineShape,
-        h: &CudaBuffer,
-        residual: &CudaBuffer,
-        delta: &CudaBuffer,
-        up: &mut CudaBuffer,
-        flips: &mut CudaBuffer,
-    ) -> Result<u64, DeviceError> {
-        shape::refine_block(refine)?;
-        let counted = count("refine rows", refine.rows)?;
-        let mut scratch = self.scratch();
-        let Scratch { counts, total, .. } = &mut *scratch;
-        self.grow(counts, refine.rows)?;
-        let mine = counts.device_ptr_mut(&self.stream).0;
-        self.queue_refinement(refine, h, residual, delta, up, flips, mine)?;
-        match refine.rows == 0 || refine.block.is_empty() {
-            true => Ok(0),
-            false => self.total(counted, counts, total),
-        }
-    }
-
-    /// Without a wait between blocks: flips are counted at the end, and products of blocks without any change nothing.
-    fn refine_sweep(
-        &self,
-        rows: usize,
-        cols: usize,
-        h: &CudaBuffer,
-        residual: &mut CudaBuffer,
-        delta: &CudaBuffer,
-        up: &mut CudaBuffer,
-        flips: &mut CudaBuffer,
-    ) -> Result<u64, DeviceError> {
-        let blocks = cols.div_ceil(cpu::REFINE_BLOCK);
-        let counted = count("refine rows of all blocks", area(rows, blocks))?;
-        if counted == 0 {
-            return Ok(0);
-        }
-        let mut scratch = self.scratch();
-        let Scratch { counts, total, .. } = &mut *scratch;
-        self.grow(counts, area(rows, blocks))?;
-        for number in 0..blocks {
-            let start = number * cpu::REFINE_BLOCK;
-            let shape = RefineShape { rows, cols, block: start..cols.min(start + cpu::REFINE_BLOCK) };
-            let mine = offset(counts.device_ptr_mut(&self.stream).0, number * rows);
-            self.queue_refinement(&shape, h, residual, delta, up, flips, mine)?;
-            carry_flips(self, &shape, h, flips, residual)?;
-        }
-        self.total(counted, counts, total)
-    }
-
-    fn subtract(&self, len: usize, a: &mut CudaBuffer, b: &CudaBuffer) -> Result<(), DeviceError> {
-        let (a, b) = (self.written("subtract a", a, len)?, self.read("subtract b", b, len)?);
-        if len == 0 {
-            return Ok(());
-        }
-        let len = int("subtract length", len)?;
-        self.opened.context.bind_to_thread().map_err(|error| self.driver(error))?;
-        // SAFETY: both lengths were checked above; `a` is borrowed mutably, so it is not `b`.
-        unsafe { self.blas.subtract(len, a, b) }
-            .map_err(|error| self.opened.subject(WORKSPACE_BYTES).blas(error))
-    }
-
-    fn gather_rows(
-        &self,
-        source: &CudaBuffer,
-        k: usize,
-        indices: &[u32],
-        out: &mut CudaBuffer,
-    ) -> Result<(), DeviceError> {
-        let out = self.written("gather out", out, area(indices.len(), k))?;
-        if k == 0 || indices.is_empty() {
-            return Ok(());
-        }
-        let limit = source.len / k;
-        for &index in indices {
-            shape::row("gather source", index, limit)?;
-        }
-        let source = self.read("gather source", source, 0)?;
-        let (rows, width) = (count("gather indices", indices.len())?, count("gather columns", k)?);
-        let mut scratch = self.scratch();
-        let indices = self.place_indices(&mut scratch, indices)?;
-        self.launch(kernels::gather_rows(self.opened.size, rows, width, source, indices, out))
-    }
-
-    fn gather_columns(
-        &self,
-        source: &CudaBuffer,
-        rows: usize,
-        order: &[u32],
-        out: &mut CudaBuffer,
-    ) -> Result<(), DeviceError> {
-        let width = order.len();
-        let source = self.read("gather source", source, area(rows, width))?;
-        let out = self.written("gather out", out, area(rows, width))?;
-        for &column in order {
-            shape::row("gather order", column, width)?;
-        }
-        if rows == 0 || width == 0 {
-            return Ok(());
-        }
-        let (rows, width) = (count("gather rows", rows)?, count("gather columns", width)?);
-        let mut scratch = self.scratch();
-        let order = self.place_indices(&mut scratch, order)?;
-        self.launch(kernels::gather_columns(self.opened.size, rows, width, source, order, out))
-    }
-
-    fn factor_block(
-        &self,
-        n: usize,
-        block: Range<usize>,
-        extra: f32,
-        a: &CudaBuffer,
-        lower: &mut CudaBuffer,
-        inverses: &mut CudaBuffer,
-    ) -> Result<(), DeviceError> {
-        shape::plane_block(n, &block)?;
-        let a = self.read("factor a", a, area(n, n))?;
-        let lower = self.written("factor lower", lower, area(n, n))?;
-        let inverses = self.written("factor inverses", inverses, area(n, cpu::PLANE_BLOCK))?;
-        if block.is_empty() {
-            return Ok(());
-        }
-        self.launch(kernels::factor_block(columns(n, &block)?, extra, a, lower, inverses))
-    }
-
-    fn plane_block(
-        &self,
-        rows: usize,
-        n: usize,
-        block: Range<usize>,
-        factor: &CudaBuffer,
-        buffers: PlaneBuffers<'_, CudaBuffer>,
-        up: &mut CudaBuffer,
-        errors: &mut CudaBuffer,
-    ) -> Result<(), DeviceError> {
-        shape::plane_block(n, &block)?;
-        let len = area(rows, n);
-        let state = PlaneState {
-            factor: self.read("plane factor", factor, area(n, n))?,
-            low: self.read("plane low", buffers.low, len)?,
-            delta: self.read("plane delta", buffers.delta, len)?,
-            offset: self.read("plane offset", buffers.offset, len)?,
-            up: self.written("plane up", up, len)?,
-            errors: self.written("plane errors", errors, len)?,
-        };
-        if rows == 0 || block.is_empty() {
-            return Ok(());
-        }
-        let rows = count("plane rows", rows)?;
-        self.launch(kernels::plane_block(self.opened.size, rows, columns(n, &block)?, state))
-    }
-
-    fn multiply_moments(
-        &self,
-        rows: usize,
-        cols: usize,
-        w: &CudaBuffer,
-        plus: Moments<'_, CudaBuffer>,
-        minus: Option<&CudaBuffer>,
-        out: &mut CudaBuffer,
-    ) -> Result<(), DeviceError> {
-        self.moment_products(rows, cols, w, plus, minus, out)
-    }
-
-    fn exact_differences(
-        &self,
-        rows: usize,
-        cols: usize,
-        errors: (&CudaBuffer, &CudaBuffer),
-        h: Moments<'_, CudaBuffer>,
-        gap: Option<(&CudaBuffer, &CudaBuffer)>,
-    ) -> Result<Vec<f64>, DeviceError> {
-        self.differences(rows, cols, errors, h, gap)
-    }
-
-    fn normal_equations(
-        &self,
-        rows: usize,
-        cols: usize,
-        width: usize,
-        levels: &CudaBuffer,
-        h: &CudaBuffer,
-        scratch: &mut CudaBuffer,
-    ) -> Result<Vec<f64>, DeviceError> {
-        self.normals((rows, cols, width), levels, h, scratch)
-    }
-
-    fn column_gaps(
-        &self,
-        cols: usize,
-        a: &CudaBuffer,
-        b: &CudaBuffer,
-    ) -> Result<(Vec<f32>, bool), DeviceError> {
-        self.gaps(cols, a, b)
-    }
-
-    fn set_diagonal(
-        &self,
-        n: usize,
-        diagonal: &CudaBuffer,
-        matrix: &mut CudaBuffer,
-    ) -> Result<(), DeviceError> {
-        self.replace_diagonal(n, diagonal, matrix)
-    }
-
-    fn all_finite(&self, len: usize, values: &CudaBuffer) -> Result<bool, DeviceError> {
-        self.finite(len, values)
-    }
-
-    fn activation_residual(
-        &self,
-        activations: &[Activation],
-        bias: &[f32],
-        rows: usize,
-        cols: usize,
-        z: &mut CudaBuffer,
-        target: &CudaBuffer,
-    ) -> Result<(), DeviceError> {
-        shape::per_row(activations, bias, rows)?;
-        let len = area(rows, cols);
-        let z = self.written("activation z", z, len)?;
-        let target = self.read("activation target", target, len)?;
-        if len == 0 {
-            return Ok(());
-        }
-        let (row_count, cols) = (count("activation rows", rows)?, count("activation columns", cols)?);
-        let mut scratch = self.scratch();
-        let entries = self.tabulate(&mut scratch, activations, bias, rows)?;
-        let table = scratch.table.device_ptr(&self.stream).0;
-        let size = self.opened.size;
-        self.launch(kernels::activation_residual(size, row_count, cols, entries, table, z, target))
-    }
-}
-
-impl Cuda {
-    /// Decides a block of columns; flips of each row are counted at `counts`.
-    fn queue_refinement(
-        &self,
-        refine: &RefineShape,
-        h: &CudaBuffer,
-        residual: &CudaBuffer,
-        delta: &CudaBuffer,
-        up: &mut CudaBuffer,
-        flips: &mut CudaBuffer,
-        counts: u64,
-    ) -> Result<(), DeviceError> {
-        let RefineShape { rows, cols, ref block } = *refine;
-        let len = area(rows, cols);
-        let state = RefineState {
-            h: self.read("refine h", h, area(cols, cols))?,
-            residual: self.read("refine residual", residual, len)?,
-            delta: self.read("refine delta", delta, len)?,
-            up: self.written("refine up", up, len)?,
-            flips: self.written("refine flips", flips, area(rows, block.len()))?,
-            counts,
-        };
-        if rows == 0 || block.is_empty() {
-            return Ok(());
-        }
-        let (rows, cols) = (count("refine rows", rows)?, count("refine columns", cols)?);
-        let (start, width) = (count("refine block", block.start)?, count("refine block", block.len())?);
-        self.launch(kernels::refine_block(self.opened.size, rows, cols, start, width, state))
-    }
-
-    /// Puts indices on the device; where they are until the next call.
-    fn place_indices(&self, scratch: &mut Scratch, indices: &[u32]) -> Result<u64, DeviceError> {
-        self.grow(&mut scratch.indices, indices.len())?;
-        self.stream.memcpy_htod(indices, &mut scratch.indices).map_err(|error| self.driver(error))?;
-        Ok(scratch.indices.device_ptr(&self.stream).0)
-    }
-
-    /// The sum of counts, waited for.
-    fn total(
-        &self,
-        counted: u32,
-        counts: &CudaSlice<u32>,
-        total: &mut CudaSlice<u64>,
-    ) -> Result<u64, DeviceError> {
-        let counts = counts.device_ptr(&self.stream).0;
-        self.launch(kernels::sum_counts(counted, counts, total.device_ptr_mut(&self.stream).0))?;
-        let mut sum = [0u64];
-        self.stream.memcpy_dtoh(total, &mut sum).map_err(|error| self.driver(error))?;
-        self.synchronize()?;
-        Ok(sum[0])
-    }
-
-    /// Puts the table of activations on the device unless it is there already; returns its entries.
-    fn tabulate(
-        &self,
-        scratch: &mut Scratch,
-        activations: &[Activation],
-        bias: &[f32],
-        rows: usize,
-    ) -> Result<u32, DeviceError> {
-        let same = table_of(activations, bias, rows).flatten().map(f32::to_bits);
-        if !same.eq(scratch.table_host.iter().map(|value| value.to_bits())) {
-            // Unknown until the copy is queued.
-            scratch.table_host.clear();
-            let table: Vec<f32> = table_of(activations, bias, rows).flatten().collect();
-            self.grow(&mut scratch.table, table.len())?;
-            self.stream.memcpy_htod(&table, &mut scratch.table).map_err(|error| self.driver(error))?;
-            scratch.table_host = table;
-        }
-        count("activations", scratch.table_host.len() / 4)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rows_that_are_alike_share_an_entry() {
-        let table =
-            |activations: &[Activation], bias: &[f32]| table_of(activations, bias, 2).collect::<Vec<_>>();
-        let leaky = Activation::LeakyRelu { slope: 0.5 };
-        assert_eq!(table(&[leaky], &[]), [[3.0, 0.5, 0.0, 0.0]]);
-        assert_eq!(table(&[leaky], &[1.0, 2.0]), [[3.0, 0.5, 0.0, 1.0], [3.0, 0.5, 0.0, 2.0]]);
-        let clip = Activation::Clip { min: -1.0, max: 6.0 };
-        assert_eq!(table(&[clip, Activation::Gelu], &[]), [[2.0, -1.0, 6.0, 0.0], [8.0, 0.0, 0.0, 0.0]]);
-    }
 
     #[test]
     fn a_machine_without_the_device_says_what_is_missing() {

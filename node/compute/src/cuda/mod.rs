@@ -14,6 +14,7 @@ mod decoder;
 mod device;
 mod error;
 mod grams;
+mod interface;
 mod kernels;
 mod libraries;
 mod modules;

@@ -131,7 +131,7 @@ impl Cuda {
                 self.add_dots(&compared, tile, &mut tiles)?;
             }
         }
-        self.fetch(&tiles.sums, rows)
+        self.bring("difference sums", &tiles.sums, 0..rows)
     }
 
     /// `slope = (first + second) h + 2 w (h - c)`, the tile's rows and columns.
@@ -228,7 +228,7 @@ impl Cuda {
             let to = self.written("normal equations", &mut normal, entries)?;
             self.launch(kernels::group_dots(self.opened.size, shape, product, from, to))?;
         }
-        self.fetch(&normal, entries)
+        self.bring("normal equations", &normal, 0..entries)
     }
 
     /// See [`Device::column_gaps`].
@@ -248,8 +248,8 @@ impl Cuda {
             self.written("gap columns", &mut differing, cols)?,
         );
         self.launch(kernels::column_gaps(count("gap columns", cols)?, a, b, to.0, to.1))?;
-        let differing: Vec<u32> = self.fetch(&differing, cols)?;
-        Ok((self.fetch(&squares, cols)?, differing.iter().any(|differs| *differs != 0)))
+        let differing: Vec<u32> = self.bring("gap columns", &differing, 0..cols)?;
+        Ok((self.bring("gap squares", &squares, 0..cols)?, differing.iter().any(|differs| *differs != 0)))
     }
 
     /// See [`Device::set_diagonal`].
@@ -283,22 +283,6 @@ impl Cuda {
         self.launch(kernels::peak_bits(size, len, values, to))?;
         let out = self.written("finite peak", &mut peak, 1)?;
         self.launch(kernels::max_u32(blocks, to, out))?;
-        Ok(self.fetch(&peak, 1)?.iter().all(|bits: &u32| *bits < INFINITE))
-    }
-
-    /// The first `len` numbers of an array, waited for.
-    fn fetch<T: Copy + Default + cudarc::driver::DeviceRepr>(
-        &self,
-        from: &CudaBuffer<T>,
-        len: usize,
-    ) -> Result<Vec<T>, DeviceError> {
-        self.read("fetch", from, len)?;
-        let mut host = vec![T::default(); len];
-        if len > 0 {
-            let copied = self.stream.memcpy_dtoh(&from.slice.slice(..len), &mut host);
-            copied.map_err(|error| self.driver(error))?;
-        }
-        self.synchronize()?;
-        Ok(host)
+        Ok(self.bring("finite peak", &peak, 0..1)?.iter().all(|bits: &u32| *bits < INFINITE))
     }
 }

@@ -20,7 +20,9 @@ const PART: usize = 8 << 20;
 pub(super) trait Number: DeviceRepr + Copy + Default {}
 
 impl Number for u16 {}
+impl Number for u32 {}
 impl Number for f32 {}
+impl Number for f64 {}
 impl Number for i64 {}
 impl Number for u64 {}
 
