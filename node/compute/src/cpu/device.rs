@@ -508,6 +508,31 @@ mod tests {
     }
 
     /// Small numbers most of the time, sometimes enormous ones.
+    /// Nothing is as long as its rows are many.
+    #[test]
+    fn rows_without_columns_take_no_time() {
+        let (a, mut out) = (upload(&[1.0; 4]), upload(&[0.0; 4]));
+        let (mut up, mut flips) = (a.clone(), a.clone());
+        for rows in [1 << 40, usize::MAX] {
+            let mut product = |m, n, k| {
+                let (lhs, rhs) = (MatRef::new(&a, k), MatRef::new(&a, n));
+                Cpu.matmul(Product::new(m, n, k), lhs, rhs, MatMut { buffer: &mut out, offset: 0, stride: n })
+            };
+            let _ = (product(rows, 0, 0), product(rows, 0, 1), product(0, 0, rows));
+            Cpu.gram(&a, rows, 0, &mut out).unwrap();
+            let shape = RefineShape { rows, cols: 0, block: 0..0 };
+            Cpu.refine_block(&shape, &a, &a, &a, &mut up, &mut flips).unwrap();
+            let buffers = PlaneBuffers { low: &a, delta: &a, offset: &a };
+            Cpu.plane_block(rows, 0, 0..0, &a, buffers, &mut up, &mut flips).unwrap();
+            Cpu.gather_columns(&a, rows, &[], &mut out).unwrap();
+            Cpu.activation_residual(&[Activation::Relu], &[], rows, 0, &mut out, &a).unwrap();
+            let moments = Moments { matrix: &a, diagonal: None };
+            Cpu.multiply_moments(rows, 0, &a, moments, None, &mut out).unwrap();
+            assert!(Cpu.exact_differences(rows, 0, (&a, &a), moments, None).unwrap().is_empty());
+            assert!(Cpu.normal_equations(rows, 0, 1, &a, &a, &mut out).unwrap().is_empty());
+        }
+    }
+
     fn size() -> impl Strategy<Value = usize> {
         prop_oneof![9 => 0..6usize, 1 => Just(usize::MAX), 1 => Just(1usize << 40)]
     }

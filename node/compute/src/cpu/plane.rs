@@ -71,6 +71,9 @@ pub fn plane_block(
     errors: &mut [f32],
 ) {
     assert!(block.len() <= PLANE_BLOCK && block.end <= n, "block {block:?} of {n}");
+    if block.is_empty() {
+        return;
+    }
     for row in 0..rows {
         let line = row * n..(row + 1) * n;
         let (low, delta) = (&low[line.clone()], &delta[line.clone()]);
