@@ -244,15 +244,23 @@ pub(crate) fn gram<D: Timed>(
     Ok(())
 }
 
+/// Sweeps over rows of which about one weight in ten flips: the residual is put back before each.
 pub(crate) fn refine<D: Timed>(device: &D, asked: &Asked, figures: &mut Figures) -> Result<(), DeviceError> {
     for (m, k) in shapes(asked) {
         let (h, delta) = (uniform(device, k * k)?, uniform(device, m * k)?);
-        let (mut residual, mut up) = (uniform(device, m * k)?, device.zeros(m * k)?);
+        let (start, mut up) = (uniform(device, m * k)?, device.zeros(m * k)?);
+        let mut residual = device.zeros(m * k)?;
         let mut flips = device.zeros(m * cpu::REFINE_BLOCK)?;
+        let (mut flipped, mut sweeps) = (0, 0);
         let taken = seconds(device, || {
-            device.refine_sweep(m, k, &h, &mut residual, &delta, &mut up, &mut flips).map(drop)
+            device.subtract(m * k, &mut residual, &start)?;
+            let done = device.descend(1, m, k, &h, &mut residual, &delta, &mut up, &mut flips)?;
+            (flipped, sweeps) = (flipped + done.flips, sweeps + 1);
+            Ok(())
         })?;
-        figures.say(&format!("sweep [{m}, {k}]"), taken * 1e3, "ms", "");
+        let share = flipped as f64 / f64::from(sweeps) / (m * k) as f64;
+        let remark = format!("{:.1} % of the weights flip", 100.0 * share);
+        figures.say(&format!("sweep [{m}, {k}]"), taken * 1e3, "ms", &remark);
     }
     Ok(())
 }

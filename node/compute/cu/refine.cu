@@ -1,17 +1,21 @@
-// Coordinate descent on {floor, ceil} in one block of columns, and the number of flips.
+// Coordinate descent on {floor, ceil}: all sweeps of whole rows, or one pass over a block of columns; and the number of flips.
 //
-// Twin: `cpu::refine_block` (cpu/refine.rs): the same order, the same rule, every multiply-add fused as there, so the same
-// flips bit for bit. A row is one warp's; a lane keeps every 32nd column's residual in a register. Columns are decided in
-// order, but only those that flip cost time: until the next flip residuals stay as they are, so the first column that would
-// flip now is the next one that does.
+// Twins: `cpu::refine_rows`, `cpu::refine_block` (cpu/refine.rs): the same order, the same rule, every multiply-add fused as
+// there, so the same flips bit for bit. Columns are decided in order, but only those that flip cost time: until the next flip
+// residuals stay as they are, so the first column that would flip now is the next one that does. Residuals are in registers:
+// a whole row's in those of a block of threads, a block's in those of a warp.
 //
-// Not here: what a flip does outside the block (one product, the caller's), sweeps.
+// Few weights flip, and rows are independent: a flip costs a row of `h`, read from the cache it shares with the other rows, and a
+// chunk's sweeps need neither products nor anybody's wait. Rows too wide for the registers go block by block, and what a flip
+// does outside its block is a product, the caller's.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define WARP 32
 #define LANE_COLUMNS 4  // columns of a lane; a block of columns has at most 128
+#define SPAN 512        // threads that share a row, and columns that are asked at once
+#define WARPS (SPAN / WARP)
 
 // What flipping a weight changes it by, or 0 if it should stay.
 //
@@ -21,6 +25,124 @@ static __device__ __forceinline__ float flip_of(float residual, float delta, flo
     const float cost = d * d * curvature;
     const float change = fmaf(d * 2.0f, residual, cost);
     return change < cost * -1e-5f ? d : 0.0f;
+}
+
+// The first flip of each warp: two sets, since a warp may be one question ahead of another.
+struct First {
+    float change[2][WARPS];
+    u32 thread[2][WARPS];
+};
+
+// Columns from `start` on.
+static __device__ __forceinline__ u32 left(u32 cols, u32 start) { return cols > start ? cols - start : 0; }
+
+// At most `sweeps` passes over all columns of rows, each row until a pass flips nothing.
+//
+// A thread has every SPAN-th column; `r[0]` is that of the columns being decided, the others follow in their order round the row.
+template <u32 TILES>
+static __device__ __forceinline__ void refine_all(
+    u32 rows, u32 cols, u32 sweeps, const float* __restrict__ h, float* __restrict__ residual, const float* __restrict__ delta,
+    float* __restrict__ up, u32* __restrict__ counts, u32* __restrict__ ran, First& first) {
+    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    u32 set = 0;
+    for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {
+        const u64 at = (u64)row * cols;
+        float r[TILES];
+#pragma unroll
+        for (u32 i = 0; i < TILES; i++) {
+            r[i] = threadIdx.x < left(cols, i * SPAN) ? residual[at + i * SPAN + threadIdx.x] : 0.0f;
+        }
+        u32 flips = 0, passes = 0;
+        for (u32 before = 1; passes < sweeps && flips != before; passes++) {
+            before = flips;
+#pragma unroll 1
+            for (u32 tile = 0; tile < TILES; tile++) {
+                const u32 column = tile * SPAN + threadIdx.x;
+                if (tile * SPAN < cols) {
+                    const bool inside = column < cols;
+                    // A scale of 0 never flips.
+                    const float scale = inside ? delta[at + column] : 0.0f;
+                    const float was = inside ? up[at + column] : 0.0f;
+                    const float curvature = inside ? h[(u64)column * cols + column] : 0.0f;
+                    // Threads from here on are undecided.
+                    u32 next = 0;
+                    for (;;) {
+                        const float mine = threadIdx.x >= next ? flip_of(r[0], scale, was, curvature) : 0.0f;
+                        const u32 lanes = __ballot_sync(0xffffffffu, mine != 0.0f);
+                        if (lanes != 0 ? lane == (u32)__ffs(lanes) - 1 : lane == 0) {
+                            first.change[set][warp] = mine;
+                            first.thread[set][warp] = threadIdx.x;
+                        }
+                        __syncthreads();
+                        const u32 warps = __ballot_sync(0xffffffffu, first.change[set][lane % WARPS] != 0.0f);
+                        if (warps == 0) {
+                            set ^= 1;
+                            break;
+                        }
+                        const u32 winner = __ffs(warps) - 1;
+                        const float d = first.change[set][winner];
+                        const u32 chosen = first.thread[set][winner];
+                        set ^= 1;
+                        next = chosen + 1;
+                        flips++;
+                        if (threadIdx.x == chosen) up[at + column] = 1.0f - was;
+                        // Along the row of `h` from here round to here: places that depend on the flip take no registers.
+                        const float* from = h + (u64)(tile * SPAN + chosen) * cols;
+                        const float* end = from + cols;
+                        from += column;
+#pragma unroll
+                        for (u32 i = 0; i < TILES; i++) {
+                            if (from < end) r[i] = fmaf(d, *from, r[i]);
+                            from += SPAN;
+                            if (tile + i + 1 == TILES) from -= TILES * SPAN;
+                        }
+                    }
+                }
+                const float decided = r[0];
+#pragma unroll
+                for (u32 i = 0; i + 1 < TILES; i++) r[i] = r[i + 1];
+                r[TILES - 1] = decided;
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < TILES; i++) {
+            if (threadIdx.x < left(cols, i * SPAN)) residual[at + i * SPAN + threadIdx.x] = r[i];
+        }
+        if (threadIdx.x == 0) {
+            counts[row] = flips;
+            ran[row] = passes;
+        }
+    }
+}
+
+// `h`: [cols, cols], symmetric. `residual`, `delta`, `up` (0 or 1): [rows, cols]; residuals and choices are updated. `counts`, `ran`:
+// [rows], receive flips and passes. `cols` <= 4096, 8192, 14336, 29696. A block of 512 threads per row, any number of blocks.
+extern "C" __global__ void __launch_bounds__(SPAN, 1) refine_rows_4096(
+    u32 rows, u32 cols, u32 sweeps, const float* __restrict__ h, float* __restrict__ residual, const float* __restrict__ delta,
+    float* __restrict__ up, u32* __restrict__ counts, u32* __restrict__ ran) {
+    __shared__ First first;
+    refine_all<8>(rows, cols, sweeps, h, residual, delta, up, counts, ran, first);
+}
+
+extern "C" __global__ void __launch_bounds__(SPAN, 1) refine_rows_8192(
+    u32 rows, u32 cols, u32 sweeps, const float* __restrict__ h, float* __restrict__ residual, const float* __restrict__ delta,
+    float* __restrict__ up, u32* __restrict__ counts, u32* __restrict__ ran) {
+    __shared__ First first;
+    refine_all<16>(rows, cols, sweeps, h, residual, delta, up, counts, ran, first);
+}
+
+extern "C" __global__ void __launch_bounds__(SPAN, 1) refine_rows_14336(
+    u32 rows, u32 cols, u32 sweeps, const float* __restrict__ h, float* __restrict__ residual, const float* __restrict__ delta,
+    float* __restrict__ up, u32* __restrict__ counts, u32* __restrict__ ran) {
+    __shared__ First first;
+    refine_all<28>(rows, cols, sweeps, h, residual, delta, up, counts, ran, first);
+}
+
+extern "C" __global__ void __launch_bounds__(SPAN, 1) refine_rows_29696(
+    u32 rows, u32 cols, u32 sweeps, const float* __restrict__ h, float* __restrict__ residual, const float* __restrict__ delta,
+    float* __restrict__ up, u32* __restrict__ counts, u32* __restrict__ ran) {
+    __shared__ First first;
+    refine_all<58>(rows, cols, sweeps, h, residual, delta, up, counts, ran, first);
 }
 
 // One pass over the columns `start..start + width` of `rows` independent rows.

@@ -196,6 +196,17 @@ pub struct RefineShape {
     pub block: Range<usize>,
 }
 
+/// What sweeps of coordinate descent did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Descent {
+    /// How many there were, of the row that took most.
+    pub sweeps: u32,
+    /// Weights that flipped, all rows.
+    pub flips: u64,
+    /// Whether another sweep would flip nothing, of what is known.
+    pub settled: bool,
+}
+
 /// What the nearest plane reads of a chunk, each `[rows, n]`.
 #[derive(Debug)]
 pub struct PlaneBuffers<'a, B> {
@@ -334,6 +345,29 @@ pub trait Device: Send + Sync {
             total += flipped;
         }
         Ok(total)
+    }
+
+    /// Coordinate descent over all columns, again and again: at least one sweep and at most `sweeps`, as many as are done best
+    /// at once. `residual` follows the flips, `up` is updated; `flips` is scratch as for [`Device::refine_sweep`].
+    ///
+    /// # Errors
+    /// Those of its parts.
+    fn descend(
+        &self,
+        sweeps: u32,
+        rows: usize,
+        cols: usize,
+        h: &Self::Buffer,
+        residual: &mut Self::Buffer,
+        delta: &Self::Buffer,
+        up: &mut Self::Buffer,
+        flips: &mut Self::Buffer,
+    ) -> Result<Descent, DeviceError> {
+        if sweeps == 0 {
+            return Ok(Descent::default());
+        }
+        let flips = self.refine_sweep(rows, cols, h, residual, delta, up, flips)?;
+        Ok(Descent { sweeps: 1, flips, settled: flips == 0 })
     }
 
     /// `a -= b`, the first `len` elements.

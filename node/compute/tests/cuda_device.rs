@@ -15,8 +15,8 @@ use device::cuda;
 use halfstep_compute::cuda::{Cuda, CudaBuffer};
 use halfstep_compute::random::Stream;
 use halfstep_compute::{
-    Activation, Cpu, CpuBuffer, Device, DeviceError, MatMut, MatRef, PlaneBuffers, Product, RefineShape,
-    StepArgs, StepBuffers, StepGradient,
+    Activation, Cpu, CpuBuffer, Descent, Device, DeviceError, MatMut, MatRef, PlaneBuffers, Product,
+    RefineShape, StepArgs, StepBuffers, StepGradient, cpu,
 };
 
 /// f32 sums of `k` terms below 1 in magnitude, in any order.
@@ -423,6 +423,37 @@ fn whole_sweeps_and_differences_are_those_of_the_cpu() {
     }
     let (mut a, b) = (gpu.zeros(2).unwrap(), gpu.zeros(3).unwrap());
     assert!(gpu.subtract(3, &mut a, &b).is_err());
+}
+
+#[test]
+fn descent_ends_where_the_twin_ends_and_says_whether_it_settled() {
+    let Some(gpu) = cuda() else { return };
+    for (rows, cols, sweeps) in [(1, 1, 1), (3, 130, 1), (33, 257, 40), (200, 128, 2), (5, 1030, 40)] {
+        let mut stream = Stream::new(9, rows as u64, cols as u32);
+        let mut integers = |len: usize, limit: u32, shift: f32| -> Vec<f32> {
+            (0..len).map(|_| stream.index(limit) as f32 - shift).collect()
+        };
+        let x = Cpu.upload(&integers((cols + 3) * cols, 3, 1.0)).unwrap();
+        let mut h = Cpu.zeros(cols * cols).unwrap();
+        Cpu.gram(&x, cols + 3, cols, &mut h).unwrap();
+        let h = Pair::new(&gpu, &h);
+        let mut residual = Pair::new(&gpu, &integers(rows * cols, 400, 200.0));
+        let delta = Pair::new(&gpu, &vec![1.0; rows * cols]);
+        let mut up = Pair::new(&gpu, &integers(rows * cols, 2, 0.0));
+        let mut flips = gpu.zeros(rows * cols.min(128)).unwrap();
+        let want = cpu::refine_rows(sweeps, rows, cols, &h.cpu, &mut residual.cpu, &delta.cpu, &mut up.cpu);
+        let got = gpu
+            .descend(sweeps, rows, cols, &h.gpu, &mut residual.gpu, &delta.gpu, &mut up.gpu, &mut flips)
+            .unwrap();
+        let what = format!("[{rows}, {cols}], {sweeps} sweeps");
+        let ran = want.iter().map(|(_, ran)| *ran).max().unwrap();
+        let flipped = want.iter().map(|(flips, _)| u64::from(*flips)).sum();
+        let settled = ran < sweeps || flipped == 0;
+        assert_eq!(got, Descent { sweeps: ran, flips: flipped, settled }, "{what}");
+        up.assert_equal(&gpu, &format!("choices of {what}"));
+        // A 0 may have either sign.
+        residual.assert_close(&gpu, 0.0, &format!("residual of {what}"));
+    }
 }
 
 #[test]

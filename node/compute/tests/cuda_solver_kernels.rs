@@ -208,6 +208,46 @@ fn refinement_flips_exactly_what_the_cpu_flips() {
     }
 }
 
+/// A block of threads per row: one block for every row, and fewer.
+fn by_spans(rows: usize) -> Vec<Grid> {
+    [rows + 1, rows.div_ceil(3)].map(|x| Grid { blocks: [x as u32, 1, 1], threads: [512, 1, 1] }).to_vec()
+}
+
+#[test]
+fn whole_rows_are_refined_exactly_as_weight_by_weight() {
+    let (Some(family), mut stream) = (&*REFINE, fresh()) else { return };
+    let kernels = ["refine_rows_4096", "refine_rows_8192", "refine_rows_14336", "refine_rows_29696"];
+    let shapes = [(1, 1), (3, 31), (4, 33), (2, 511), (3, 512), (2, 513), (1, 1031)];
+    for (number, (rows, cols)) in shapes.into_iter().enumerate() {
+        for (exact, sweeps) in [(true, 1), (false, 1), (true, 50), (false, 50)] {
+            let kernel = kernels[(number + sweeps) % 4];
+            let Descent { h, residual, delta, up } = descent(&mut stream, rows, cols, exact);
+            let (mut want_up, mut want_residual) = (up.clone(), residual.clone());
+            let sweeps = sweeps as u32;
+            let want = cpu::refine_rows(sweeps, rows, cols, &h, &mut want_residual, &delta, &mut want_up);
+            let arguments = [
+                size(rows),
+                size(cols),
+                Arg::U32(sweeps),
+                input(&h),
+                state(&residual),
+                input(&delta),
+                state(&up),
+                Arg::Out(Array::U32(vec![u32::MAX; rows])),
+                Arg::Out(Array::U32(vec![u32::MAX; rows])),
+            ];
+            let outputs = family.outputs(kernel, &by_spans(rows), &arguments);
+            let [got_residual, got_up, flips, ran]: [Array; 4] = outputs.try_into().unwrap();
+            let what = format!("{kernel} [{rows}, {cols}] exact {exact}, {sweeps} sweeps");
+            assert_same(&format!("{what}: up"), &got_up.f32(), &want_up);
+            assert_same(&format!("{what}: residual"), &got_residual.f32(), &want_residual);
+            let (want_flips, want_ran) = want.into_iter().unzip();
+            assert_eq!(flips, Array::U32(want_flips), "{what}: flips");
+            assert_eq!(ran, Array::U32(want_ran), "{what}: passes");
+        }
+    }
+}
+
 fn total(family: &Family, rows: usize, counts: Array) -> u64 {
     let one = [Grid { blocks: [1; 3], threads: [256, 1, 1] }];
     let arguments = [size(rows), Arg::In(counts), Arg::Out(Array::U64(vec![u64::MAX]))];

@@ -1,7 +1,7 @@
 //! Refinement: exact coordinate descent over {floor, ceil} on the damped quadratic.
 //!
-//! Columns go in blocks: inside a block the device decides weight by weight, outside one product carries the flips into the
-//! residual, so most of a sweep is products. The result is a local optimum: no single flip improves any row beyond the
+//! Sweeps are the device's: on a CPU columns go in blocks, and most of a sweep is products; on a GPU flips are carried along
+//! whole rows one by one. The result is a local optimum: no single flip improves any row beyond the
 //! kernel's tolerance. Rows that are done cost a comparison per weight.
 //!
 //! Not here: the kernel (`compute`), which start to refine.
@@ -44,16 +44,19 @@ fn descend<D: Device>(
     arrays: &mut Arrays<D::Buffer>,
     watch: Watch<'_>,
 ) -> Result<(u32, u64), DeviceError> {
-    let mut total = 0;
-    for ran in 1..=sweeps {
-        let flips = sweep(device, quadratic, arrays)?;
+    let (rows, cols, h) = (quadratic.rows, quadratic.cols, &quadratic.prepared.damped);
+    let Arrays { delta, product, v, flips, .. } = arrays;
+    let (mut ran, mut total) = (0, 0);
+    while ran < sweeps {
+        let done = device.descend(sweeps - ran, rows, cols, h, product, delta, v, flips)?;
         watch(Step::Iterate);
-        total += flips;
-        if flips == 0 {
-            return Ok((ran, total));
+        ran += done.sweeps;
+        total += done.flips;
+        if done.settled {
+            break;
         }
     }
-    Ok((sweeps, total))
+    Ok((ran, total))
 }
 
 /// `product = errors * H + b` and `v = up` on the device.
@@ -67,15 +70,4 @@ fn residual<D: Device>(
     quadratic.place(device, cells, up, arrays)?;
     device.write(up, &mut arrays.v)?;
     device.subtract(quadratic.rows * quadratic.cols, &mut arrays.product, &arrays.target)
-}
-
-/// One pass over all columns; returns the number of flips.
-fn sweep<D: Device>(
-    device: &D,
-    quadratic: &Quadratic<'_, D::Buffer>,
-    arrays: &mut Arrays<D::Buffer>,
-) -> Result<u64, DeviceError> {
-    let (rows, cols, h) = (quadratic.rows, quadratic.cols, &quadratic.prepared.damped);
-    let Arrays { delta, product, v, flips, .. } = arrays;
-    device.refine_sweep(rows, cols, h, product, delta, v, flips)
 }

@@ -36,7 +36,7 @@ pub use moments::{column_gaps, exact_differences, multiply_moments, normal_equat
 pub use norm::{layer_norm, rms_norm};
 pub use plane::{PLANE_BLOCK, factor_block, plane_block};
 pub use product::{matmul, matmul_made, matmul_nt, matmul_tn};
-pub use refine::{REFINE_BLOCK, refine_block};
+pub use refine::{REFINE_BLOCK, refine_block, refine_rows};
 pub use rotary::RotaryTable;
 pub use step::{
     Gradient, StepArgs, adaround_step, harden, inverse_rectified_sigmoid, rectified_sigmoid, rounding_loss,

@@ -54,6 +54,7 @@ pub(super) struct Scratch {
     pub(super) indices: CudaSlice<u32>,
     pub(super) counts: CudaSlice<u32>,
     pub(super) total: CudaSlice<u64>,
+    pub(super) most: CudaSlice<u32>,
     pub(super) table: CudaSlice<f32>,
     /// What `table` holds.
     pub(super) table_host: Vec<f32>,
@@ -332,6 +333,7 @@ impl Scratch {
             indices: stream.alloc_zeros(1)?,
             counts: stream.alloc_zeros(1)?,
             total: stream.alloc_zeros(1)?,
+            most: stream.alloc_zeros(1)?,
             table: stream.alloc_zeros(1)?,
             table_host: Vec::new(),
         })

@@ -13,12 +13,12 @@ use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut, DeviceRepr, ValidAsZero
 use super::blas::{Digits, WORKSPACE_BYTES};
 use super::column_major::{ColumnMajor, int, leading};
 use super::device::{Cuda, CudaBuffer, Precision, Scratch, count, offset};
-use super::kernels::{self, PlaneState, RefineState, StepState};
+use super::kernels::{self, DescentState, PlaneState, RefineState, StepState};
 use crate::activation::Activation;
 use crate::cpu;
 use crate::cpu::step::StepArgs;
 use crate::device::{
-    Device, DeviceError, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape, StepBuffers,
+    Descent, Device, DeviceError, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape, StepBuffers,
     StepGradient, carry_flips,
 };
 use crate::shape::{self, area, span};
@@ -217,6 +217,52 @@ impl Device for Cuda {
             carry_flips(self, &shape, h, flips, residual)?;
         }
         self.total(counted, counts, total)
+    }
+
+    /// All sweeps at once, where a row's residuals fit registers.
+    fn descend(
+        &self,
+        sweeps: u32,
+        rows: usize,
+        cols: usize,
+        h: &CudaBuffer,
+        residual: &mut CudaBuffer,
+        delta: &CudaBuffer,
+        up: &mut CudaBuffer,
+        flips: &mut CudaBuffer,
+    ) -> Result<Descent, DeviceError> {
+        let (counted, len) = (count("refine rows", rows)?, area(rows, cols));
+        let mut scratch = self.scratch();
+        let Scratch { counts, total, most, .. } = &mut *scratch;
+        self.grow(counts, area(rows, 2))?;
+        let flipped = counts.device_ptr_mut(&self.stream).0;
+        let state = DescentState {
+            h: self.read("refine h", h, area(cols, cols))?,
+            residual: self.written("refine residual", residual, len)?,
+            delta: self.read("refine delta", delta, len)?,
+            up: self.written("refine up", up, len)?,
+            counts: flipped,
+            ran: offset(flipped, rows),
+        };
+        if sweeps == 0 || len == 0 {
+            return Ok(Descent { settled: len == 0, ..Descent::default() });
+        }
+        let width = count("refine columns", cols)?;
+        match kernels::refine_rows(self.opened.size, counted, width, sweeps, state) {
+            Some(launch) => self.launch(launch)?,
+            None => {
+                drop(scratch);
+                let flips = self.refine_sweep(rows, cols, h, residual, delta, up, flips)?;
+                return Ok(Descent { sweeps: 1, flips, settled: flips == 0 });
+            }
+        }
+        self.launch(kernels::moments::max_u32(counted, state.ran, most.device_ptr_mut(&self.stream).0))?;
+        let flips = self.total(counted, counts, total)?;
+        let mut ran = [0u32];
+        self.stream.memcpy_dtoh(most, &mut ran).map_err(|error| self.driver(error))?;
+        self.synchronize()?;
+        // A row that had sweeps left stopped because it was settled.
+        Ok(Descent { sweeps: ran[0], flips, settled: ran[0] < sweeps || flips == 0 })
     }
 
     fn subtract(&self, len: usize, a: &mut CudaBuffer, b: &CudaBuffer) -> Result<(), DeviceError> {

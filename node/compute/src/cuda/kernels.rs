@@ -53,6 +53,10 @@ pub(super) const FILES: [File; 13] = [
 pub(super) enum Kernel {
     StepDifference,
     StepGiven,
+    RefineRows4096,
+    RefineRows8192,
+    RefineRows14336,
+    RefineRows29696,
     RefineBlock,
     SumCounts,
     GatherRows,
@@ -92,9 +96,13 @@ pub(super) enum Kernel {
 
 impl Kernel {
     /// In the order of their numbers.
-    pub(super) const ALL: [Self; 37] = [
+    pub(super) const ALL: [Self; 41] = [
         Self::StepDifference,
         Self::StepGiven,
+        Self::RefineRows4096,
+        Self::RefineRows8192,
+        Self::RefineRows14336,
+        Self::RefineRows29696,
         Self::RefineBlock,
         Self::SumCounts,
         Self::GatherRows,
@@ -136,6 +144,10 @@ impl Kernel {
         match self {
             Self::StepDifference => "adaround_step_difference",
             Self::StepGiven => "adaround_step_given",
+            Self::RefineRows4096 => "refine_rows_4096",
+            Self::RefineRows8192 => "refine_rows_8192",
+            Self::RefineRows14336 => "refine_rows_14336",
+            Self::RefineRows29696 => "refine_rows_29696",
             Self::RefineBlock => "refine_block",
             Self::SumCounts => "sum_counts",
             Self::GatherRows => "gather_rows",
@@ -178,7 +190,12 @@ impl Kernel {
     pub(super) fn file(self) -> File {
         match self {
             Self::StepDifference | Self::StepGiven => FILES[0],
-            Self::RefineBlock | Self::SumCounts => FILES[1],
+            Self::RefineRows4096
+            | Self::RefineRows8192
+            | Self::RefineRows14336
+            | Self::RefineRows29696
+            | Self::RefineBlock
+            | Self::SumCounts => FILES[1],
             Self::GatherRows | Self::MirrorLower => FILES[2],
             Self::ActivationResidual | Self::Gate | Self::Activate => FILES[3],
             Self::RmsNorm | Self::LayerNorm => FILES[4],
@@ -380,7 +397,54 @@ pub(super) fn step_given(
     }
 }
 
-/// Addresses of what refinement reads and writes.
+/// Threads that share a row in refinement of whole rows.
+const SPAN: u32 = 512;
+
+/// Addresses of what refinement of whole rows reads and writes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DescentState {
+    pub(super) h: u64,
+    pub(super) residual: u64,
+    pub(super) delta: u64,
+    pub(super) up: u64,
+    pub(super) counts: u64,
+    pub(super) ran: u64,
+}
+
+/// Whole rows until they are settled; nothing for rows wider than any kernel's.
+pub(super) fn refine_rows(
+    size: Size,
+    rows: u32,
+    cols: u32,
+    sweeps: u32,
+    state: DescentState,
+) -> Option<Launch<9>> {
+    let kernel = match cols {
+        0..=4096 => Kernel::RefineRows4096,
+        4097..=8192 => Kernel::RefineRows8192,
+        8193..=14336 => Kernel::RefineRows14336,
+        14337..=29696 => Kernel::RefineRows29696,
+        _ => return None,
+    };
+    Some(Launch {
+        kernel,
+        grid: (at_most(rows as usize, 32 * size.multiprocessors), 1),
+        block: (SPAN, 1),
+        arguments: [
+            ("rows", Value::U32(rows)),
+            ("cols", Value::U32(cols)),
+            ("sweeps", Value::U32(sweeps)),
+            ("h", Value::Read(state.h)),
+            ("residual", Value::Write(state.residual)),
+            ("delta", Value::Read(state.delta)),
+            ("up", Value::Write(state.up)),
+            ("counts", Value::Write(state.counts)),
+            ("ran", Value::Write(state.ran)),
+        ],
+    })
+}
+
+/// Addresses of what refinement of a block of columns reads and writes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RefineState {
     pub(super) h: u64,
@@ -682,7 +746,11 @@ mod tests {
                 launch.kernel
             );
         }
-        assert!(launch.block.0 * launch.block.1 <= THREADS && launch.grid.0 > 0 && launch.grid.1 > 0);
+        let threads = launch.block.0 * launch.block.1;
+        assert!(threads <= THREADS || threads == SPAN, "{:?}", launch.kernel);
+        let declared = format!("__launch_bounds__({}", if threads == SPAN { "SPAN" } else { "" });
+        assert!(launch.kernel.file().source.contains(&declared), "{:?}", launch.kernel);
+        assert!(launch.grid.0 > 0 && launch.grid.1 > 0);
     }
 
     #[test]
@@ -693,6 +761,11 @@ mod tests {
         check(step_given(SIZE, 10, 7, state, &args));
         let refine = RefineState { h: 1, residual: 2, delta: 3, up: 4, flips: 5, counts: 6 };
         check(refine_block(SIZE, 3, 5, 1, 2, refine));
+        let descent = DescentState { h: 1, residual: 2, delta: 3, up: 4, counts: 5, ran: 6 };
+        for cols in [0, 4096, 4097, 8192, 8193, 14_336, 14_337, 29_696] {
+            check(refine_rows(SIZE, 3, cols, 9, descent).unwrap());
+        }
+        assert!(refine_rows(SIZE, 3, 29_697, 9, descent).is_none());
         check(sum_counts(3, 1, 2));
         check(gather_rows(SIZE, 3, 5, 1, 2, 3));
         check(mirror_lower(33, 1));
