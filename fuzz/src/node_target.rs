@@ -65,10 +65,11 @@ fn means(blob: &[u8], form: &SliceForm, rows: std::ops::Range<usize>) {
     // Bytes: a NaN is not equal to itself.
     assert_eq!(encode_means(&again), written);
     let mut whole = LayerMeans::new(form.cols, form.groups);
-    whole.place(&read).expect("a slice of the form asked for has a place");
-    let placed = whole.slice(read.rows).expect("its rows are in");
+    let rows = read.rows.clone();
+    whole.place(std::sync::Arc::new(read)).expect("a slice of the form asked for has a place");
+    let placed = whole.slice(rows).expect("its rows are in");
     assert_eq!(encode_means(&placed), written);
-    drop(whole.complete());
+    drop(whole.complete(2));
 }
 
 fn samples(blob: &[u8], form: &SliceForm) {

@@ -26,7 +26,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 /// Stages of a range that may be open at once where they do not wait for each other; the scheduler opens fewer.
 const STAGES_AHEAD: usize = 4;
 
-/// See the module. Locks below are never held together but in the order of the fields.
+/// See the module. Locks below are never held together but in the order of the fields; `summed` comes before `sums`.
 pub(crate) struct Job {
     pub(crate) plan: Arc<Plan>,
     /// Replaced when the job is opened again, over a new connection.
@@ -42,6 +42,8 @@ pub(crate) struct Job {
     /// The latest peaks of every shard in every range.
     pub(crate) captured: Mutex<BTreeMap<LaneShard, Captured>>,
     pub(crate) sums: Mutex<Sums>,
+    /// Whoever reads sums at length shares it; who changes them has it alone.
+    pub(crate) summed: RwLock<()>,
     /// Of products that are not in the sums yet.
     pub(crate) rooms: ProductRooms,
     /// Told of every verdict.
@@ -88,6 +90,7 @@ impl Job {
             sessions: Sessions::default(),
             captured: Mutex::default(),
             sums: Mutex::default(),
+            summed: RwLock::default(),
             settled: Condvar::new(),
             means: Mutex::default(),
             together: Together::default(),

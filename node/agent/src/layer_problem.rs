@@ -9,13 +9,14 @@ use crate::devices::{Lane, OnDevices};
 use crate::phase_clock::{Phase, PhaseClock};
 use crate::{failure, transit};
 use halfstep_exec::{GroupMeans, LayerMeans};
-use halfstep_model::{Activation as Follows, Data, Layer};
+use halfstep_model::{Activation as Follows, Data, Layer, WeightLayout};
 use halfstep_quant::{Encodings, Granularity, GridSpec, QuantError, RangeEstimator, ScaleType, estimate};
 use halfstep_solver::{Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Step};
 use halfstep_work::{
-    ChunkId, ChunkReport, Failure, LayerId, LayerPlan, Objective, Rounding, SolverSettings, Source,
-    StartPoint,
+    ChunkId, ChunkReport, Failure, InputTensor, LayerId, LayerPlan, Objective, Rounding, SolverSettings,
+    Source, StartPoint,
 };
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -41,9 +42,50 @@ impl Gathered {
     }
 }
 
+/// A layer's weights, `[rows, cols]`.
+enum Weights {
+    /// Stored row by row: each chunk reads its own.
+    Stored(InputTensor),
+    Matrix(Vec<f32>),
+}
+
+impl Weights {
+    fn read(layer: &Layer, stored: InputTensor) -> Result<Self, Failure> {
+        let shape = layer.layout.matrix_shape(&stored.shape);
+        let fits = shape.is_ok_and(|shape| (shape.rows, shape.cols) == (layer.rows, layer.cols));
+        let row_by_row = layer.layout == WeightLayout::AsIs && fits;
+        let whole = layer.rows * layer.cols * stored.kind.size() == stored.bytes.len();
+        if row_by_row && whole && transit::rows(&stored, layer.cols, 0..0).is_some() {
+            return Ok(Self::Stored(stored));
+        }
+        let matrix = layer
+            .layout
+            .to_matrix(&layer.weight_shape, &floats(&stored)?)
+            .map_err(|e| failure::internal(format!("layer `{}`: {e}", layer.name)))?;
+        Ok(Self::Matrix(matrix))
+    }
+
+    fn rows(&self, layer: &Layer, rows: Range<usize>) -> Result<Cow<'_, [f32]>, Failure> {
+        let found = match self {
+            Self::Stored(stored) => transit::rows(stored, layer.cols, rows.clone()).map(Cow::Owned),
+            Self::Matrix(matrix) => {
+                matrix.get(rows.start * layer.cols..rows.end * layer.cols).map(Cow::Borrowed)
+            }
+        };
+        found.ok_or_else(|| failure::internal(format!("layer `{}`: no rows {rows:?}", layer.name)))
+    }
+}
+
+fn floats(stored: &InputTensor) -> Result<Vec<f32>, Failure> {
+    match transit::tensor(stored)?.data {
+        Data::F32(values) => Ok(values),
+        _ => Err(failure::internal(format!("constant `{}`: expected f32", stored.name))),
+    }
+}
+
 /// A layer whose statistics are complete.
 pub(crate) struct LayerProblem {
-    weights: Vec<f32>,
+    weights: Weights,
     bias: Option<Vec<f32>>,
     grid: GridSpec,
     /// The grid of all rows, where they have one.
@@ -61,22 +103,15 @@ impl LayerProblem {
         statistics: Arc<Gathered>,
         scales: ScaleType,
     ) -> Result<Self, Failure> {
-        let constant = |name: &str| -> Result<Vec<f32>, Failure> {
-            match transit::tensor(&source.constant(name).map_err(failure::source)?)?.data {
-                Data::F32(values) => Ok(values),
-                _ => Err(failure::internal(format!("constant `{name}`: expected f32"))),
-            }
-        };
-        let weights = layer
-            .layout
-            .to_matrix(&layer.weight_shape, &constant(&layer.weight)?)
-            .map_err(|e| failure::internal(format!("layer `{}`: {e}", layer.name)))?;
-        let bias = layer.bias.as_deref().map(constant).transpose()?;
+        let constant = |name: &str| source.constant(name).map_err(failure::source);
+        let weights = Weights::read(layer, constant(&layer.weight)?)?;
+        let bias = layer.bias.as_deref().map(|name| floats(&constant(name)?)).transpose()?;
         let bias = bias.map(|b| rows_of_bias(&b, layer));
         let scales = scales.of(entry.grid.scheme);
         let mut problem = Self { weights, bias, grid: entry.grid, scales, whole: None, statistics };
         if entry.grid.granularity == Granularity::PerTensor {
-            problem.whole = Some(problem.encodings(layer, 0..layer.rows, 0)?);
+            let weights = problem.weights.rows(layer, 0..layer.rows)?;
+            problem.whole = Some(problem.encodings(layer, &weights, 0..layer.rows, 0)?);
         }
         Ok(problem)
     }
@@ -104,9 +139,10 @@ impl LayerProblem {
             let group = start / per_group;
             let end = rows.end.min((group + 1) * per_group);
             clock.enter(Phase::Grids);
-            let encodings = self.encodings(layer, start..end, group)?;
+            let weights = self.weights.rows(layer, start..end)?;
+            let encodings = self.encodings(layer, &weights, start..end, group)?;
             clock.enter(Phase::Prepare);
-            let problem = self.problem(id, layer, settings, &encodings, start..end, group);
+            let problem = self.problem(id, layer, settings, (&weights, &encodings), start..end, group);
             let settings = solver_settings(settings);
             let mut tell = |step| clock.tell(step);
             let (encodings, solution) = lane
@@ -122,13 +158,18 @@ impl LayerProblem {
         Ok((Rounding { layer: id, chunk, encodings, q, report }, clock.step(Step::Refine)))
     }
 
-    /// Grids of some rows of one group.
-    fn encodings(&self, layer: &Layer, rows: Range<usize>, group: usize) -> Result<Encodings, Failure> {
+    /// Grids of some rows of one group; `weights` are those rows'.
+    fn encodings(
+        &self,
+        layer: &Layer,
+        weights: &[f32],
+        rows: Range<usize>,
+        group: usize,
+    ) -> Result<Encodings, Failure> {
         if let Some(whole) = &self.whole {
             return Ok(whole.slice_rows(rows));
         }
         let cols = layer.cols;
-        let weights = &self.weights[rows.start * cols..rows.end * cols];
         let importance = self.importance(group, cols);
         let found = estimate(&self.grid, weights, rows.len(), cols, importance.as_deref());
         let mut found = found.map_err(|e| failure::quant(&layer.name, &in_layer(e, rows.start)))?;
@@ -152,7 +193,7 @@ impl LayerProblem {
         id: LayerId,
         layer: &Layer,
         settings: &SolverSettings,
-        encodings: &'a Encodings,
+        (weights, encodings): (&'a [f32], &'a Encodings),
         rows: Range<usize>,
         group: usize,
     ) -> RowProblem<'a> {
@@ -177,7 +218,7 @@ impl LayerProblem {
             ),
         };
         RowProblem {
-            w: &self.weights[rows.start * layer.cols..rows.end * layer.cols],
+            w: weights,
             rows: rows.len(),
             cols: layer.cols,
             encodings,

@@ -1,7 +1,7 @@
 //! From sums to a layer's problem: slices reduced to means here, gathered from wherever they were reduced, and solved.
 //!
 //! Means are gathered once per node, by the first chunk of the layers that share them; the others wait for it. They are held
-//! once: slices go to their rows of the layer's matrices, which chunks are solved with and other nodes are answered from.
+//! once: slices become the layer's matrices, which chunks are solved with and other nodes are answered from.
 //! Not here: adding integers (`collective`), the mathematics (`layer_problem`, `solver`).
 
 use crate::attempt::Attempt;
@@ -40,7 +40,7 @@ impl HeldMeans {
     }
 
     /// Adds a slice unless it is here.
-    fn place(&mut self, slice: &MeanSlice) -> Result<(), Failure> {
+    fn place(&mut self, slice: Arc<MeanSlice>) -> Result<(), Failure> {
         match &mut self.place {
             Place::Parts(means) if !means.has(&slice.rows) => means.place(slice).map_err(failure::exec),
             _ => Ok(()),
@@ -66,7 +66,7 @@ impl Job {
         };
         let held = self.held_means(id);
         let mut held = lock(&held);
-        held.place(&means)?;
+        held.place(means)?;
         held.own.insert(slice);
         Ok(Done::Reduced)
     }
@@ -129,7 +129,7 @@ impl Job {
                     Some(means) => means,
                     None => Arc::new(self.fetch_means(attempt, id, slice, rows)?),
                 };
-                lock(&held).place(&came)?;
+                lock(&held).place(came)?;
             }
         }
         let samples = match self.plan.solver.objective {
@@ -140,7 +140,7 @@ impl Job {
         let mut means = match &mut held.place {
             Place::Whole(gathered) => return Ok(Arc::clone(gathered)),
             Place::Parts(means) => {
-                means.complete().map_err(failure::exec)?;
+                means.complete(self.threads).map_err(failure::exec)?;
                 std::mem::take(means)
             }
         };

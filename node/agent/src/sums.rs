@@ -219,7 +219,10 @@ impl Job {
 
     /// What became of a lease.
     pub(crate) fn settle(&self, lease: LeaseId, verdict: Verdict) {
-        lock(&self.sums).settle(lease, verdict);
+        {
+            let _alone = self.summed.write().unwrap_or_else(PoisonError::into_inner);
+            lock(&self.sums).settle(lease, verdict);
+        }
         self.settled.notify_all();
     }
 
@@ -245,9 +248,10 @@ impl Job {
         shards: &[ShardId],
     ) -> Result<Option<SumSlice>, Failure> {
         let (stage, rows) = (self.entry(layer)?.stage, self.rows(layer, slice)?);
+        drop(self.settled_sums(stage, shards));
         // Held while the rows are read: a shard that is merged meanwhile would be in some rows only.
-        let sums = self.settled_sums(stage, shards);
-        let uses = sums.uses(stage, layer, shards)?;
+        let _same = self.summed.read().unwrap_or_else(PoisonError::into_inner);
+        let uses = lock(&self.sums).uses(stage, layer, shards)?;
         if uses.is_empty() {
             return Ok(None);
         }

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 use halfstep_model::{Data, Tensor};
 use halfstep_work::{Failure, FailureClass, InputTensor, ScalarKind};
+use std::ops::Range;
 
 /// A tensor as it travels.
 pub(crate) fn sent(name: String, tensor: &Tensor) -> InputTensor {
@@ -16,6 +17,21 @@ pub(crate) fn sent(name: String, tensor: &Tensor) -> InputTensor {
         Data::Bool(_) => ScalarKind::Bool,
     };
     InputTensor { name, kind, shape: tensor.shape.clone(), bytes: tensor.data.to_le_bytes().into() }
+}
+
+/// Some rows of a matrix of floats `[_, cols]` as it travels, in f32; `None` if it has other elements, or not these rows.
+pub(crate) fn rows(input: &InputTensor, cols: usize, rows: Range<usize>) -> Option<Vec<f32>> {
+    fn each<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+        bytes.as_chunks::<N>().0.iter().map(|c| f(*c)).collect()
+    }
+    let at = |row: usize| row.checked_mul(cols)?.checked_mul(input.kind.size());
+    let bytes = input.bytes.get(at(rows.start)?..at(rows.end)?)?;
+    match input.kind {
+        ScalarKind::F32 => Some(each(bytes, f32::from_le_bytes)),
+        ScalarKind::F16 => Some(each(bytes, |b| f16::from_le_bytes(b).to_f32())),
+        ScalarKind::Bf16 => Some(each(bytes, |b| bf16::from_le_bytes(b).to_f32())),
+        _ => None,
+    }
 }
 
 /// # Errors

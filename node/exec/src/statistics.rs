@@ -18,7 +18,7 @@ use halfstep_compute::random;
 use halfstep_model::{Layer, Tensor};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 /// Rows unfolded at a time: near the second-level cache, long enough for products at full speed.
 const BLOCK_ELEMENTS: usize = 1 << 18;
@@ -81,7 +81,8 @@ pub struct LayerStatistics {
     layer_key: u64,
     sampling: Sampling,
     positions: u64,
-    sums: Mutex<Sums>,
+    /// Written for every shard; read by many at once.
+    sums: RwLock<Sums>,
 }
 
 /// Powers of two of the fixed points.
@@ -137,7 +138,7 @@ impl LayerStatistics {
             false => Some((exponent(peak_fp, peak_q)?, exponent(peak_fp, peak_fp)?)),
         };
         let form = Form { cols: layer.cols, groups: layer.groups, exponents: Exponents { h, cross } };
-        Ok(Self { form, layer_key, sampling, positions, sums: Mutex::default() })
+        Ok(Self { form, layer_key, sampling, positions, sums: RwLock::default() })
     }
 
     /// Adds one shard. `q` is `None` when both streams are the same. A shard that is already in is left out.
@@ -229,7 +230,7 @@ impl LayerStatistics {
     /// # Errors
     /// `Device`: then the sums are worth nothing.
     pub fn merge(&self, products: ShardProducts) -> Result<(), ExecError> {
-        let mut sums = self.lock();
+        let mut sums = self.sums.write().unwrap_or_else(PoisonError::into_inner);
         if sums.samples.contains_key(&products.shard) {
             return Ok(());
         }
@@ -247,13 +248,13 @@ impl LayerStatistics {
         if rows.start > rows.end || rows.end > total {
             return Err(ExecError::Internal(format!("rows {rows:?} of {total} were asked for")));
         }
-        let sums = self.lock().kept.rows(self.form, rows)?;
+        let sums = self.read().kept.rows(self.form, rows)?;
         Ok(UseSlice { positions: self.positions, exponents: self.form.exponents, sums })
     }
 
     /// The kept sample rows of the shards that are in.
     pub fn kept(&self) -> BTreeMap<u32, ShardSamples> {
-        self.lock().samples.clone()
+        self.read().samples.clone()
     }
 
     /// Rows for the samples objective: one from each of `quota` equal stretches of the rows, by counter-based
@@ -298,8 +299,8 @@ impl LayerStatistics {
         (lower + cross) * groups * size_of::<i64>()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Sums> {
-        self.sums.lock().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> RwLockReadGuard<'_, Sums> {
+        self.sums.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -463,8 +464,8 @@ pub fn means(uses: &[Arc<LayerStatistics>]) -> Result<Vec<GroupMeans>, ExecError
     let slices: Result<Vec<UseSlice>, ExecError> = uses.iter().map(|one| one.slice(rows.clone())).collect();
     let slice = SumSlice { cols, rows, uses: slices? }.means()?;
     let mut whole = LayerMeans::new(cols, groups);
-    whole.place(&slice)?;
-    whole.complete()?;
+    whole.place(Arc::new(slice))?;
+    whole.complete(1)?;
     let mut groups = whole.into_groups();
     let kept: Vec<_> = uses.iter().map(|one| one.kept()).collect();
     add_samples(&mut groups, &kept);

@@ -81,7 +81,7 @@ proptest! {
             .collect();
         let mut whole = LayerMeans::new(COLS, 1);
         for rows in [cut..COLS, 0..cut] {
-            prop_assert!(whole.complete().is_err() && whole.slice(rows.clone()).is_none());
+            prop_assert!(whole.complete(3).is_err() && whole.slice(rows.clone()).is_none());
             let mut sum = slice(&fleet[first], rows.clone());
             for other in (0..4).filter(|n| *n != first) {
                 let bytes = encode_sums(Some(&slice(&fleet[other], rows.clone())));
@@ -91,12 +91,12 @@ proptest! {
             prop_assert_eq!(&sum, &slice(&alone, rows.clone()));
             let bytes = encode_means(&sum.means().unwrap());
             let came = decode_means(&bytes, &form(differs), rows.clone()).unwrap();
-            whole.place(&came).unwrap();
+            whole.place(Arc::new(came.clone())).unwrap();
             prop_assert_eq!(whole.slice(rows), Some(came));
         }
         let before = whole.slice(0..COLS).unwrap();
-        whole.complete().unwrap();
-        whole.complete().unwrap();
+        whole.complete(3).unwrap();
+        whole.complete(3).unwrap();
         prop_assert_eq!(whole.slice(0..COLS), Some(before));
         let together = whole.into_groups().remove(0);
         let expected = means(&[Arc::new(alone)]).unwrap().remove(0);
@@ -117,14 +117,14 @@ fn slices_of_other_forms_are_refused() {
     }
     let part = slice(&node(&[0], true), 0..2).means().unwrap();
     let mut whole = LayerMeans::new(COLS, 1);
-    assert!(whole.complete().is_err());
-    whole.place(&part).unwrap();
-    assert!(whole.complete().is_err());
+    assert!(whole.complete(3).is_err());
+    whole.place(Arc::new(part.clone())).unwrap();
+    assert!(whole.complete(3).is_err());
     let beyond = MeanSlice { rows: COLS..COLS + 2, ..part.clone() };
     let short = MeanSlice { rows: 2..4, ..part.clone() };
     let other = slice(&node(&[0], false), 2..4).means().unwrap();
     for wrong in [&part, &beyond, &short, &other] {
-        assert!(whole.place(wrong).is_err(), "{:?}", wrong.rows);
+        assert!(whole.place(Arc::new(wrong.clone())).is_err(), "{:?}", wrong.rows);
     }
     assert!(whole.has(&(0..2)) && !whole.has(&(1..3)));
     assert!(node(&[0], true).slice(3..COLS + 1).is_err());

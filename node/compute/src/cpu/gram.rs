@@ -91,6 +91,72 @@ pub fn mirror_lower(g: &mut [f32], k: usize) {
     }
 }
 
+/// [`mirror_lower`] by at most `threads` threads.
+///
+/// # Panics
+/// As there.
+pub fn mirror_lower_by(g: &mut [f32], k: usize, threads: usize) {
+    if threads < 2 || k < MIRRORED_ALONE {
+        return mirror_lower(g, k);
+    }
+    assert!(
+        k.checked_mul(k).is_some_and(|area| area <= g.len()),
+        "mirror: expected [{k}, {k}], actual {} elements",
+        g.len()
+    );
+    mirror_rows(&mut g[..k * k], 0, k, threads);
+}
+
+/// Smallest side for which threads are worth their start.
+const MIRRORED_ALONE: usize = 1024;
+
+/// The entries of `rows` (`[n, k]`, of which the first is row `first` of the whole) that are mirrored within them: those right of a
+/// square are below it in the lower half, then the halves are on their own.
+fn mirror_rows(rows: &mut [f32], first: usize, k: usize, threads: usize) {
+    const BLOCK: usize = 32;
+    let n = rows.len() / k;
+    if n <= BLOCK {
+        for i in 0..n {
+            for j in 0..i {
+                rows[j * k + first + i] = rows[i * k + first + j];
+            }
+        }
+        return;
+    }
+    let half = n.div_ceil(2).next_multiple_of(BLOCK).min(n);
+    let (upper, lower) = rows.split_at_mut(half * k);
+    let lines = half.div_ceil(threads).next_multiple_of(BLOCK);
+    let fill = |number: usize, lines_of: &mut [f32]| {
+        let from = number * lines;
+        for row in (0..n - half).step_by(BLOCK) {
+            for (i, line) in lines_of.chunks_exact_mut(k).enumerate() {
+                for j in row..(n - half).min(row + BLOCK) {
+                    line[first + half + j] = lower[j * k + first + from + i];
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let parts = upper.chunks_mut(lines * k).enumerate();
+        for (number, part) in parts {
+            if threads > 1 {
+                scope.spawn(move || fill(number, part));
+            } else {
+                fill(number, part);
+            }
+        }
+    });
+    let (mine, others) = (threads.div_ceil(2), threads / 2);
+    if others == 0 {
+        mirror_rows(upper, first, k, 1);
+        return mirror_rows(lower, first + half, k, 1);
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| mirror_rows(lower, first + half, k, others));
+        mirror_rows(upper, first, k, mine);
+    });
+}
+
 /// `c += x^T xq`, i.e. `c[i][j] += sum x_i xq_j`; `x`, `xq`: `[n, k]`, `c: [k, k]`.
 ///
 /// # Panics
@@ -291,6 +357,17 @@ mod tests {
         (700, 200),
         (5, 300),
     ];
+
+    #[test]
+    fn threads_mirror_what_one_mirrors() {
+        for (k, threads) in [(1024, 2), (1031, 3), (1100, 5), (1057, 16), (40, 4)] {
+            let whole: Vec<f32> = (0..k * k).map(|index| index as f32).collect();
+            let (mut one, mut many) = (whole.clone(), whole);
+            mirror_lower(&mut one, k);
+            mirror_lower_by(&mut many, k, threads);
+            assert!(one == many, "{k} by {threads}");
+        }
+    }
 
     #[test]
     fn lower_triangle_then_mirror_is_the_gram_matrix() {

@@ -28,7 +28,7 @@ pub use device::{Cpu, CpuBuffer};
 pub use exact::add_product_f64;
 pub use experts::{chosen, combine, gather, route};
 pub use gate::{Rows, gate};
-pub use gram::{cross_gram, gram_lower, mirror_lower};
+pub use gram::{cross_gram, gram_lower, mirror_lower, mirror_lower_by};
 pub use halves::{narrow, widen};
 pub use host::{Host, HostChoice, HostLane};
 pub use isa::{Isa, isa};

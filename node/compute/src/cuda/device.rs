@@ -67,8 +67,8 @@ pub struct Cuda {
     pub(super) blas: Blas,
     lane: u64,
     scratch: Mutex<Scratch>,
-    /// Made when numbers are first brought to the host.
-    pub(super) staging: Mutex<Option<Staging>>,
+    /// Made when numbers are first brought to the host, by as many threads as do so at once.
+    pub(super) staging: Mutex<Vec<Staging>>,
 }
 
 /// An array on a device.

@@ -1,10 +1,10 @@
 //! Numbers on their way from a device to the host, through memory that the device writes to directly.
 //!
-//! While the host copies one part out, the device fills the next. Not here: numbers on their way to a device (`staging`).
+//! While the host copies one part out, the device fills the next; threads that share a lane do so side by side. Not here: numbers on their way to a device (`staging`).
 #![expect(unsafe_code, reason = "queues copies into memory that is not read before their end")]
 
 use std::ops::Range;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
 use cudarc::driver::sys::CUevent_flags;
 use cudarc::driver::{CudaEvent, DeviceRepr, PinnedHostSlice, result};
@@ -60,11 +60,9 @@ impl Cuda {
         take: &mut dyn FnMut(&[T]),
     ) -> Result<(), DeviceError> {
         let address = self.read(operand, buffer, range.end)? + (range.start * size_of::<T>()) as u64;
-        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        if staging.is_none() {
-            *staging = Staging::new(self);
-        }
-        let result = match staging.as_mut() {
+        let idle = self.idle_staging().pop();
+        let mut staging = idle.or_else(|| Staging::new(self));
+        let result = match &mut staging {
             Some(staging) => staging.parts(self, address, range.len(), take),
             // The system does not let this process have memory that a device writes.
             None => self.bring_plainly(buffer, range, take),
@@ -73,7 +71,13 @@ impl Cuda {
             // Nothing may be on its way into memory that is used again.
             self.synchronize()?;
         }
+        self.idle_staging().extend(staging);
         result
+    }
+
+    fn idle_staging(&self) -> MutexGuard<'_, Vec<Staging>> {
+        // Each is whole or not there.
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn bring_plainly<T: Number>(
