@@ -3,7 +3,7 @@
 //! Method: about 80 clip fractions of the min-max range, a finer search around the best one, for asymmetric grids one
 //! of each end alone, then least squares: for fixed integers `k` the best scale is `sum w k / sum k^2`, which cannot
 //! raise the error and is repeated while it helps. Passes per grid: about 95 (symmetric) or 130 (asymmetric).
-//! The loops have no branches and no calls, so that they compile to vector code on any x86-64 or aarch64.
+//! The loops have no branches and no calls, so that they compile to vector code, on x86-64 for the level that the machine has.
 //! Limit: from 5 bits on, a short row's error is a jagged function of the scale and a denser scan can find up to
 //! 1.4 times less; up to 4 bits the search is within 1 % of one (`mse_search_is_close_to_a_dense_scan`).
 //! Not here: output error, which needs activations; that is the solver's objective.
@@ -25,6 +25,9 @@ const LANES: usize = 16;
 pub(crate) const ROUND: f32 = 12_582_912.0;
 
 /// Searches the grid of one cell whose weights span `lo..=hi` (which includes 0 and more). Never worse than min-max.
+///
+/// Compiled for several levels of vector instructions; each computes the same bits, since nothing is fused or reordered.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2", "x86_64+avx2"))]
 pub(crate) fn search(integers: Integers, cell: Cell<'_>, lo: f32, hi: f32) -> Entry {
     let (lo, hi) = (f64::from(lo), f64::from(hi));
     let mut best = Best::new(integers, cell, integers.covering(lo, hi));
@@ -55,11 +58,13 @@ struct Best<'a> {
 }
 
 impl<'a> Best<'a> {
+    #[inline(always)]
     fn new(integers: Integers, cell: Cell<'a>, entry: Entry) -> Self {
         Self { integers, cell, entry, error: error(integers, cell, entry) }
     }
 
     /// Takes `entry` if it is strictly better; ties keep the earlier one.
+    #[inline(always)]
     fn offer(&mut self, entry: Entry) -> bool {
         let error = error(self.integers, self.cell, entry);
         let better = error < self.error;
@@ -70,6 +75,7 @@ impl<'a> Best<'a> {
     }
 
     /// Tries fractions of `lo..=hi`, coarse then fine; returns the ends of the best one.
+    #[inline(always)]
     fn shrink(&mut self, lo: f64, hi: f64, moving: Ends) -> (f64, f64) {
         let ends = |f: f64| match moving {
             Ends::Both => (lo * f, hi * f),
@@ -97,6 +103,7 @@ impl<'a> Best<'a> {
     }
 
     /// Alternates between nearest integers and the least-squares scale for them, as long as the error falls.
+    #[inline(always)]
     fn fit(&mut self) {
         for _ in 0..FITS_MAX {
             let [tk, kk] = products(self.integers, self.cell, self.entry);
@@ -108,24 +115,58 @@ impl<'a> Best<'a> {
     }
 }
 
+/// Values side by side, one of each lane.
+type Vector = [f32; LANES];
+
+/// What is summed over a cell. No closures: they would be compiled for the lowest level.
+trait Terms<const N: usize> {
+    /// Of weights `t` in units of the scale, with levels from `lo` to `hi`, and their importance.
+    fn of(t: &Vector, importance: &Vector, lo: f32, hi: f32) -> [Vector; N];
+}
+
+/// Squared distance to the nearest level.
+struct Squares;
+
+impl Terms<1> for Squares {
+    #[inline(always)]
+    fn of(t: &Vector, importance: &Vector, lo: f32, hi: f32) -> [Vector; 1] {
+        let mut squares = [0.0; LANES];
+        for lane in 0..LANES {
+            let e = nearest_level(t[lane], lo, hi) - t[lane];
+            squares[lane] = importance[lane] * e * e;
+        }
+        [squares]
+    }
+}
+
+/// `t k` and `k^2` of the nearest levels `k`.
+struct Levels;
+
+impl Terms<2> for Levels {
+    #[inline(always)]
+    fn of(t: &Vector, importance: &Vector, lo: f32, hi: f32) -> [Vector; 2] {
+        let mut products = [[0.0; LANES]; 2];
+        for lane in 0..LANES {
+            let k = nearest_level(t[lane], lo, hi);
+            products[0][lane] = importance[lane] * t[lane] * k;
+            products[1][lane] = importance[lane] * k * k;
+        }
+        products
+    }
+}
+
 /// Weighted squared error of nearest rounding on `entry`.
+#[inline(always)]
 pub(crate) fn error(integers: Integers, cell: Cell<'_>, entry: Entry) -> f64 {
-    let (lo, hi) = integers.levels(entry.zero_point);
-    let [units] = accumulate(cell, entry.scale.recip(), |t, weight| {
-        let e = nearest_level(t, lo, hi) - t;
-        [weight * e * e]
-    });
+    let [units] = accumulate::<1, Squares>(cell, entry.scale, integers.levels(entry.zero_point));
     // Summed in units of the scale so that tiny weights do not underflow.
     units * f64::from(entry.scale).powi(2)
 }
 
 /// `[sum t k, sum k^2]` of weights `t` in units of the scale and their nearest levels `k`.
+#[inline(always)]
 fn products(integers: Integers, cell: Cell<'_>, entry: Entry) -> [f64; 2] {
-    let (lo, hi) = integers.levels(entry.zero_point);
-    accumulate(cell, entry.scale.recip(), |t, weight| {
-        let k = nearest_level(t, lo, hi);
-        [weight * t * k, weight * k * k]
-    })
+    accumulate::<2, Levels>(cell, entry.scale, integers.levels(entry.zero_point))
 }
 
 #[inline(always)]
@@ -136,25 +177,20 @@ fn nearest_level(t: f32, lo: f32, hi: f32) -> f32 {
     (t + ROUND) - ROUND
 }
 
-/// Sums `term(w / scale, importance)` over the cell: f32 lanes within a block, f64 across blocks, in fixed order.
+/// Sums terms over the cell: f32 lanes within a block, f64 across blocks, in fixed order.
 #[inline(always)]
-fn accumulate<const N: usize>(
-    cell: Cell<'_>,
-    reciprocal: f32,
-    term: impl Fn(f32, f32) -> [f32; N] + Copy,
-) -> [f64; N] {
-    let mut total = [0.0; N];
+fn accumulate<const N: usize, T: Terms<N>>(cell: Cell<'_>, scale: f32, (lo, hi): (f32, f32)) -> [f64; N] {
+    let (reciprocal, mut total) = (scale.recip(), [0.0; N]);
     match cell.importance {
         None => {
             for block in cell.w.chunks(BLOCK) {
-                add_block(&mut total, block, |_, w| term(w * reciprocal, 1.0));
+                add_block::<N, T>(&mut total, block, &[1.0; BLOCK], (reciprocal, lo, hi));
             }
         }
         Some(importance) => {
             for line in cell.w.chunks(cell.width) {
                 for (block, weights) in line.chunks(BLOCK).zip(importance.chunks(BLOCK)) {
-                    let weights = &weights[..block.len()];
-                    add_block(&mut total, block, |i, w| term(w * reciprocal, weights[i]));
+                    add_block::<N, T>(&mut total, block, weights, (reciprocal, lo, hi));
                 }
             }
         }
@@ -162,26 +198,64 @@ fn accumulate<const N: usize>(
     total
 }
 
+/// `importance` has at least as many values as the block.
 #[inline(always)]
-fn add_block<const N: usize>(total: &mut [f64; N], block: &[f32], term: impl Fn(usize, f32) -> [f32; N]) {
-    let mut lanes = [[0.0_f32; LANES]; N];
-    let whole = block.len() - block.len() % LANES;
-    for start in (0..whole).step_by(LANES) {
-        let chunk = &block[start..start + LANES];
-        for lane in 0..LANES {
-            let values = term(start + lane, chunk[lane]);
-            for n in 0..N {
-                lanes[n][lane] += values[n];
-            }
-        }
+fn add_block<const N: usize, T: Terms<N>>(
+    total: &mut [f64; N],
+    block: &[f32],
+    importance: &[f32],
+    (reciprocal, lo, hi): (f32, f32, f32),
+) {
+    let mut lanes = [[0.0; LANES]; N];
+    let (whole, rest) = block.as_chunks::<LANES>();
+    let (of_whole, of_rest) = importance.split_at(whole.len() * LANES);
+    for (w, importance) in whole.iter().zip(of_whole.as_chunks::<LANES>().0) {
+        add::<N, T>(&mut lanes, w, importance, (reciprocal, lo, hi));
     }
-    for (lane, &w) in block[whole..].iter().enumerate() {
-        let values = term(whole + lane, w);
-        for n in 0..N {
-            lanes[n][lane] += values[n];
-        }
+    if !rest.is_empty() {
+        // What is missing has no importance: it adds 0.
+        let mut last = [[0.0; LANES]; 2];
+        last[0][..rest.len()].copy_from_slice(rest);
+        last[1][..rest.len()].copy_from_slice(&of_rest[..rest.len()]);
+        add::<N, T>(&mut lanes, &last[0], &last[1], (reciprocal, lo, hi));
     }
     for n in 0..N {
-        total[n] += lanes[n].iter().map(|&v| f64::from(v)).sum::<f64>();
+        total[n] += sum(&lanes[n]);
     }
+}
+
+#[inline(always)]
+fn add<const N: usize, T: Terms<N>>(
+    lanes: &mut [Vector; N],
+    w: &Vector,
+    importance: &Vector,
+    (reciprocal, lo, hi): (f32, f32, f32),
+) {
+    let mut t = [0.0; LANES];
+    for lane in 0..LANES {
+        t[lane] = w[lane] * reciprocal;
+    }
+    let terms = T::of(&t, importance, lo, hi);
+    for n in 0..N {
+        for lane in 0..LANES {
+            lanes[n][lane] += terms[n][lane];
+        }
+    }
+}
+
+/// The lanes' sum in f64, halves onto halves. A call: inlined, its pairs decide how wide the loops before it are compiled.
+#[inline(never)]
+fn sum(lanes: &Vector) -> f64 {
+    let mut wide = [0.0; LANES];
+    for lane in 0..LANES {
+        wide[lane] = f64::from(lanes[lane]);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            wide[lane] += wide[lane + width];
+        }
+        width /= 2;
+    }
+    wide[0]
 }
