@@ -196,6 +196,29 @@ pub struct RefineShape {
     pub block: Range<usize>,
 }
 
+/// What an objective's sums are over: `[rows, cols]` each, and columns' weights `[cols]`.
+#[derive(Debug)]
+pub struct RowTerms<'a, B> {
+    /// Errors of a rounding.
+    pub errors: &'a B,
+    /// Their product with H.
+    pub product: &'a B,
+    /// Minus the linear term.
+    pub target: &'a B,
+    /// Roots of the mean squares of the inputs.
+    pub roots: &'a B,
+    /// Norms of the columns of H - C.
+    pub gaps: &'a B,
+}
+
+impl<B> Clone for RowTerms<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for RowTerms<'_, B> {}
+
 /// What sweeps of coordinate descent did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Descent {
@@ -372,6 +395,30 @@ pub trait Device: Send + Sync {
 
     /// `a -= b`, the first `len` elements.
     fn subtract(&self, len: usize, a: &mut Self::Buffer, b: &Self::Buffer) -> Result<(), DeviceError>;
+
+    /// `out = up * delta + low`, the first `len` elements: the errors of a rounding; see [`cpu::rounding_errors`].
+    ///
+    /// # Errors
+    /// `Length`, `Failed`.
+    fn rounding_errors(
+        &self,
+        len: usize,
+        low: &Self::Buffer,
+        delta: &Self::Buffer,
+        up: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// The sums of each row that an objective is made of, in f64; see [`cpu::row_sums`].
+    ///
+    /// # Errors
+    /// `Length`, `Failed`.
+    fn row_sums(
+        &self,
+        rows: usize,
+        cols: usize,
+        terms: RowTerms<'_, Self::Buffer>,
+    ) -> Result<Vec<[f64; 4]>, DeviceError>;
 
     /// Copies rows `indices` of `source: [_, k]` to `out: [indices.len(), k]`.
     fn gather_rows(

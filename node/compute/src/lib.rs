@@ -25,7 +25,7 @@ pub use activation::Activation;
 pub use cpu::step::{Gradient, StepArgs};
 pub use cpu::{Cpu, CpuBuffer, Host};
 pub use device::{
-    Descent, Device, DeviceError, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape, StepBuffers,
-    StepGradient,
+    Descent, Device, DeviceError, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape, RowTerms,
+    StepBuffers, StepGradient,
 };
 pub use memory::give_back_large_blocks;

@@ -12,6 +12,7 @@ use shim::values::uniform;
 use shim::{Arg, Array, Family, Grid, by_rows, by_warps, flat, fresh, input, poisoned, size, state};
 
 static MOMENTS: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("moments"));
+static OBJECTIVE: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("objective"));
 static DOTS: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("dots"));
 
 /// f64 sums of some hundred terms in two orders, relative to the largest.
@@ -28,6 +29,47 @@ fn f64s(array: Array) -> Vec<f64> {
 
 fn optional(values: Option<&[f32]>) -> Arg {
     values.map_or(Arg::Null, input)
+}
+
+#[test]
+fn errors_of_roundings_are_exact_and_sums_over_rows_agree() {
+    let (Some(family), mut stream) = (&*OBJECTIVE, fresh()) else { return };
+    for len in [1, 3, 255, 1024, 1031] {
+        let [low, delta] = [(); 2].map(|()| uniform(&mut stream, len, -1.0, 1.0));
+        let up: Vec<f32> = (0..len).map(|_| stream.index(2) as f32).collect();
+        let mut want = vec![0.0; len];
+        cpu::rounding_errors(&low, &delta, &up, &mut want);
+        let arguments = [Arg::U64(len as u64), input(&low), input(&delta), input(&up), poisoned(len)];
+        let got = family.outputs("rounding_errors", &flat(len), &arguments).remove(0).f32();
+        assert_eq!(got, want, "{len}");
+    }
+    for (rows, cols) in [(1, 1), (3, 31), (2, 256), (5, 257), (4, 1033)] {
+        let [errors, product, target] = [(); 3].map(|()| uniform(&mut stream, rows * cols, -1.0, 1.0));
+        let [roots, gaps] = [(); 2].map(|()| uniform(&mut stream, cols, 0.0, 1.0));
+        let arguments = [
+            size(rows),
+            size(cols),
+            input(&errors),
+            input(&product),
+            input(&target),
+            input(&roots),
+            input(&gaps),
+            wide(vec![f64::NAN; rows * 4]),
+        ];
+        let grids =
+            [rows + 1, rows.div_ceil(3)].map(|x| Grid { blocks: [x as u32, 1, 1], threads: [256, 1, 1] });
+        let got = f64s(family.outputs("row_sums", &grids, &arguments).remove(0));
+        for row in 0..rows {
+            let line = |matrix: &'_ [f32]| matrix[row * cols..(row + 1) * cols].to_vec();
+            let want = cpu::row_sums(&line(&errors), &line(&product), &line(&target), &roots, &gaps);
+            for (got, want) in got[row * 4..].iter().zip(want) {
+                assert!(
+                    (got - want).abs() <= SUM_ERROR_MAX * cols as f64,
+                    "[{rows}, {cols}] row {row}: {got} for {want}"
+                );
+            }
+        }
+    }
 }
 
 /// Height and width of a tile, where it begins, and the side of what it is a part of.

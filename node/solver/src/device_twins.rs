@@ -58,9 +58,11 @@ fn find<D: Device>(device: &D, fixture: &Fixture, view: GramView<'_>) -> Found {
     let pairs: Vec<Pair<'_>> =
         [2, 0, 3].map(|row| Pair { row, first: nearest, second: &other }).into_iter().collect();
     let differences = quadratic.differences(device, &cells, &pairs, arrays).unwrap();
+    let mut gap_norm = vec![0.0; fixture.cols];
+    device.download(&prepared.gap_norm, &mut gap_norm).unwrap();
     Found {
         squares: prepared.squares.clone(),
-        gap_norm: prepared.gap_norm.clone(),
+        gap_norm,
         gap_is_zero: prepared.gap_is_zero,
         linear: quadratic.linear.clone(),
         sums: [(0..4).map(|row| quadratic.full(row, 0.0, 1.0)).sum(), quadratic.signal(1.0)],

@@ -121,9 +121,9 @@ impl Fit {
         quadratic.load(device, cells, arrays)?;
         let mut up = cells.choices(&self.q);
         if let Some(watch) = watch {
-            refine::refine(device, quadratic, cells, settings.refine_sweeps, &mut up, arrays, watch)?;
+            refine::refine(device, quadratic, settings.refine_sweeps, &mut up, arrays, watch)?;
         }
-        let (values, product) = quadratic.evaluate_with_product(device, cells, &up, arrays)?;
+        let (values, product) = quadratic.evaluate_with_product(device, &up, arrays)?;
         Ok((cells.integers(&up), Reached { values, product, unit: quadratic.unit.clone() }))
     }
 

@@ -91,12 +91,6 @@ impl Cells {
         up * self.delta[index] + self.low[index]
     }
 
-    /// The errors of some weights of a whole rounding.
-    pub(crate) fn errors(&self, at: Range<usize>, up: &[f32]) -> impl Iterator<Item = f32> {
-        let cells = self.delta[at.clone()].iter().zip(&self.low[at.clone()]);
-        up[at].iter().zip(cells).map(|(up, (delta, low))| up * delta + low)
-    }
-
     /// The choices nearest to given integers: 1.0 for the upper neighbour.
     pub(crate) fn choices(&self, q: &[i32]) -> Vec<f32> {
         let choice =

@@ -29,8 +29,10 @@ pub struct Prepared<B> {
     pub(crate) dead: Vec<bool>,
     /// Mean squares of the inputs: the diagonal of H, undamped.
     pub(crate) squares: Vec<f32>,
+    /// Their roots.
+    pub(crate) roots: B,
     /// Euclidean norms of the columns of H - C.
-    pub(crate) gap_norm: Vec<f32>,
+    pub(crate) gap_norm: B,
     /// Whether H is C.
     pub(crate) gap_is_zero: bool,
     /// `H + d I`.
@@ -112,7 +114,7 @@ impl<B: Send + Sync> Prepared<B> {
         let mut damped = device.adopt(matrix)?;
         device.share(&mut damped)?;
         let (gaps, differ) = cpu::column_gaps(cols, h, c);
-        Ok(Self::new_of(cols, (fraction, damping), squares, gaps, !differ, damped, None))
+        Self::new_of(device, cols, (fraction, damping), squares, gaps, !differ, damped, None)
     }
 
     /// On a device, which also looks for what is not finite. The statistics' shapes have been checked.
@@ -154,32 +156,39 @@ impl<B: Send + Sync> Prepared<B> {
         let mut diagonal = device.upload(&squares)?;
         device.share(&mut diagonal)?;
         let rest = OnDevice { diagonal, c, g };
-        Ok(Self::new_of(cols, (fraction, damping), squares, gaps, !differ, damped, Some(rest)))
+        Self::new_of(device, cols, (fraction, damping), squares, gaps, !differ, damped, Some(rest))
     }
 
-    fn new_of(
+    fn new_of<D: Device<Buffer = B>>(
+        device: &D,
         cols: usize,
         (fraction, damping): (f32, f32),
         squares: Vec<f32>,
         gaps: Vec<f32>,
         gap_is_zero: bool,
         damped: B,
-        device: Option<OnDevice<B>>,
-    ) -> Self {
-        Self {
+        rest: Option<OnDevice<B>>,
+    ) -> Result<Self, SolveError> {
+        let root = |squares: &[f32]| -> Result<B, DeviceError> {
+            let mut roots = device.adopt(squares.iter().map(|square| square.sqrt()).collect())?;
+            device.share(&mut roots)?;
+            Ok(roots)
+        };
+        Ok(Self {
             cols,
             place: (0, 0),
             fraction,
             damping,
             dead: squares.iter().map(|square| *square == 0.0).collect(),
+            roots: root(&squares)?,
             squares,
-            gap_norm: gaps.iter().map(|square| square.sqrt()).collect(),
+            gap_norm: root(&gaps)?,
             gap_is_zero,
             damped,
-            device,
+            device: rest,
             factor: Mutex::new(None),
             moments: None,
-        }
+        })
     }
 
     /// What there is on a device that is not the host.

@@ -10,7 +10,7 @@
 //! Not here: refinement, the guard, the samples objective.
 
 use halfstep_compute::{
-    Device, DeviceError, MatMut, MatRef, Product, StepArgs, StepBuffers, StepGradient, cpu,
+    Device, DeviceError, MatMut, MatRef, Product, RowTerms, StepArgs, StepBuffers, StepGradient, cpu,
 };
 
 use crate::grid::Cells;
@@ -35,6 +35,8 @@ pub(crate) struct Quadratic<'a, B> {
     constant: Vec<f64>,
     /// `w G w'` of each row.
     energy: Vec<f64>,
+    /// Euclidean norms of the rows of weights.
+    weight_norm: Vec<f64>,
 }
 
 /// One rounding's objective in one row, plain units, without `k`.
@@ -80,7 +82,6 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
         arrays: &mut Arrays<B>,
     ) -> Result<Self, DeviceError> {
         let (rows, cols) = (problem.rows, problem.cols);
-        device.write(problem.w, &mut arrays.soft)?;
         let Terms { gap: linear, excess, energy } =
             prepared.weights_times(device, problem.w, rows, moments, arrays)?;
         let constant = row_dots(&linear, problem.w, cols);
@@ -97,6 +98,7 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
             unit: units(cells, &prepared.squares, rows, cols, problem.output_scale, settings.normalize),
             constant,
             energy,
+            weight_norm: row_dots(problem.w, problem.w, cols).into_iter().map(f64::sqrt).collect(),
         })
     }
 
@@ -108,7 +110,7 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
 
     /// Half the gradient, `e H + d e + b`, of one row in plain units, from its `product` (which has the row's unit).
     pub(crate) fn residual<'b>(&'b self, row: usize, product: &'b [f32]) -> impl Iterator<Item = f64> + 'b {
-        let inverse = if self.unit[row] == 0.0 { 0.0 } else { 1.0 / f64::from(self.unit[row]) };
+        let inverse = self.inverse_unit(row);
         let linear = self.row(&self.linear, row);
         product.iter().zip(linear).map(move |(p, b)| f64::from(*p) * inverse + f64::from(*b))
     }
@@ -154,79 +156,72 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
         )
     }
 
-    /// Writes the errors of a rounding (plain host choices) to `soft` and their product with H to `product`.
+    /// Puts a rounding's choices in `v`, its errors in `soft` and their product with H in `product`. The chunk must be loaded.
     pub(crate) fn place<D: Device<Buffer = B>>(
         &self,
         device: &D,
-        cells: &Cells,
         up: &[f32],
         arrays: &mut Arrays<B>,
     ) -> Result<(), DeviceError> {
-        arrays.host.clear();
-        for (row, unit) in self.unit.iter().enumerate() {
-            let line = row * self.cols..(row + 1) * self.cols;
-            arrays.host.extend(cells.errors(line, up).map(|error| error * unit));
-        }
-        device.write(&arrays.host, &mut arrays.soft)?;
+        device.write(up, &mut arrays.v)?;
+        self.look(device, arrays)
+    }
+
+    /// [`Self::place`] of the choices in `v`.
+    pub(crate) fn look<D: Device<Buffer = B>>(
+        &self,
+        device: &D,
+        arrays: &mut Arrays<B>,
+    ) -> Result<(), DeviceError> {
+        let Arrays { low, delta, v, soft, .. } = arrays;
+        device.rounding_errors(self.rows * self.cols, low, delta, v, soft)?;
         self.multiply(device, arrays)
     }
 
-    /// The objective of a rounding in each row, without `k`.
+    /// The objective of a rounding in each row, without `k`. The chunk must be loaded; leaves what [`Self::place`] leaves.
     pub(crate) fn evaluate<D: Device<Buffer = B>>(
         &self,
         device: &D,
-        cells: &Cells,
         up: &[f32],
         arrays: &mut Arrays<B>,
     ) -> Result<Vec<RowValue>, DeviceError> {
-        self.place(device, cells, up, arrays)?;
-        let Arrays { product, host, .. } = arrays;
-        host.resize(self.rows * self.cols, 0.0);
-        device.download(product, host)?;
-        Ok(self.values(cells, up, host))
+        self.place(device, up, arrays)?;
+        let (roots, gaps) = (&self.prepared.roots, &self.prepared.gap_norm);
+        let Arrays { soft: errors, product, target, .. } = arrays;
+        let sums =
+            device.row_sums(self.rows, self.cols, RowTerms { errors, product, target, roots, gaps })?;
+        Ok(sums.into_iter().enumerate().map(|(row, sums)| self.row_value(row, sums)).collect())
     }
 
     /// [`Self::evaluate`], and the errors' product with H in row units.
     pub(crate) fn evaluate_with_product<D: Device<Buffer = B>>(
         &self,
         device: &D,
-        cells: &Cells,
         up: &[f32],
         arrays: &mut Arrays<B>,
     ) -> Result<(Vec<RowValue>, Vec<f32>), DeviceError> {
-        self.place(device, cells, up, arrays)?;
+        let values = self.evaluate(device, up, arrays)?;
         let mut product = vec![0.0; self.rows * self.cols];
         device.download(&arrays.product, &mut product)?;
-        Ok((self.values(cells, up, &product), product))
-    }
-
-    /// Of each row, from its errors' product with H.
-    fn values(&self, cells: &Cells, up: &[f32], product: &[f32]) -> Vec<RowValue> {
-        let value = |row: usize| {
-            let line = row * self.cols..(row + 1) * self.cols;
-            self.row_value(row, cells.errors(line, up), self.row(product, row))
-        };
-        (0..self.rows).map(value).collect()
+        Ok((values, product))
     }
 
     pub(crate) fn row<'b>(&self, matrix: &'b [f32], row: usize) -> &'b [f32] {
         &matrix[row * self.cols..][..self.cols]
     }
 
-    fn row_value(&self, row: usize, errors: impl Iterator<Item = f32>, product: &[f32]) -> RowValue {
-        let inverse = if self.unit[row] == 0.0 { 0.0 } else { 1.0 / f64::from(self.unit[row]) };
-        let (mut damped, mut square, mut spread, mut gap) = (0.0, 0.0, 0.0, 0.0);
-        let Prepared { squares, gap_norm, .. } = self.prepared;
-        for (j, ((e, &p), &b)) in errors.zip(product).zip(self.row(&self.linear, row)).enumerate() {
-            let e = f64::from(e);
-            damped += e * (f64::from(p) * inverse + 2.0 * f64::from(b));
-            square += e * e;
-            spread += e.abs() * f64::from(squares[j]).sqrt();
-            gap += e.abs() * f64::from(gap_norm[j]);
-        }
-        let weight_norm = self.row(self.w, row).iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
-        let uncertainty = PRODUCT_ERROR * (spread * spread + 2.0 * gap * weight_norm);
+    /// From a row's sums, which are in row units.
+    fn row_value(&self, row: usize, [damped, square, spread, gap]: [f64; 4]) -> RowValue {
+        let inverse = self.inverse_unit(row);
+        let (damped, square) = (damped * inverse * inverse, square * inverse * inverse);
+        let (spread, gap) = (spread * inverse, gap * inverse);
+        let uncertainty = PRODUCT_ERROR * (spread * spread + 2.0 * gap * self.weight_norm[row]);
         RowValue { damped, plain: damped - f64::from(self.prepared.damping) * square, uncertainty }
+    }
+
+    /// From row units to plain ones.
+    fn inverse_unit(&self, row: usize) -> f64 {
+        if self.unit[row] == 0.0 { 0.0 } else { 1.0 / f64::from(self.unit[row]) }
     }
 
     /// How much the undamped objective of each first rounding exceeds that of the second, in f64 throughout, from H, C and the
@@ -477,7 +472,7 @@ mod tests {
         with_quadratic(&Settings::default(), 2.0, |fixture, cells, quadratic, workspace| {
             let arrays = workspace.arrays(&Cpu, 4, 9).unwrap();
             quadratic.load(&Cpu, cells, arrays).unwrap();
-            let values = quadratic.evaluate(&Cpu, cells, &cells.nearest_up, arrays).unwrap();
+            let values = quadratic.evaluate(&Cpu, &cells.nearest_up, arrays).unwrap();
             let rounded = fixture.encodings.fake_quantize(&fixture.w);
             for (row, value) in values.iter().enumerate() {
                 let want = 4.0 * fixture.objective(row, &rounded[row * 9..][..9], |y| y);

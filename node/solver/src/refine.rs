@@ -8,7 +8,6 @@
 
 use halfstep_compute::{Device, DeviceError};
 
-use crate::grid::Cells;
 use crate::quadratic::Quadratic;
 use crate::workspace::{Arrays, Step, Watch};
 
@@ -16,21 +15,25 @@ use crate::workspace::{Arrays, Step, Watch};
 pub(crate) fn refine<D: Device>(
     device: &D,
     quadratic: &Quadratic<'_, D::Buffer>,
-    cells: &Cells,
     sweeps: u32,
     up: &mut [f32],
     arrays: &mut Arrays<D::Buffer>,
     watch: Watch<'_>,
 ) -> Result<u32, DeviceError> {
-    let mut done = 0;
+    let (mut done, mut flipped) = (0, false);
+    device.write(up, &mut arrays.v)?;
     while done < sweeps {
-        residual(device, quadratic, cells, up, arrays)?;
+        // The residual drifts by as many rounding errors as there are flips: after some, look again with a new one.
+        quadratic.look(device, arrays)?;
+        device.subtract(quadratic.rows * quadratic.cols, &mut arrays.product, &arrays.target)?;
         let (ran, flips) = descend(device, quadratic, sweeps - done, arrays, watch)?;
         done += ran;
         if flips == 0 {
             break;
         }
-        // The residual has drifted by as many rounding errors as there were flips: look again with a new one.
+        flipped = true;
+    }
+    if flipped {
         device.download(&arrays.v, up)?;
     }
     Ok(done)
@@ -57,17 +60,4 @@ fn descend<D: Device>(
         }
     }
     Ok((ran, total))
-}
-
-/// `product = errors * H + b` and `v = up` on the device.
-fn residual<D: Device>(
-    device: &D,
-    quadratic: &Quadratic<'_, D::Buffer>,
-    cells: &Cells,
-    up: &[f32],
-    arrays: &mut Arrays<D::Buffer>,
-) -> Result<(), DeviceError> {
-    quadratic.place(device, cells, up, arrays)?;
-    device.write(up, &mut arrays.v)?;
-    device.subtract(quadratic.rows * quadratic.cols, &mut arrays.product, &arrays.target)
 }

@@ -162,14 +162,15 @@ impl<D: Device> Chunk<'_, D> {
             watch(Step::Learn);
             solved.push(self.adaround(fallbacks.get(1).map(Vec::as_slice), arrays, watch)?);
         }
+        // For refinement, and for measuring what came of it.
+        self.quadratic.load(self.device, self.cells, arrays)?;
         if self.settings.refine_sweeps > 0 {
             watch(Step::Refine);
-            self.quadratic.load(self.device, self.cells, arrays)?;
             // The unrefined result stays in the contest: after an activation the quadratic is only a model.
             for mut up in solved.iter().chain(&fallbacks).cloned().collect::<Vec<_>>() {
                 let sweeps = self.settings.refine_sweeps;
                 report.refine_sweeps +=
-                    refine::refine(self.device, self.quadratic, self.cells, sweeps, &mut up, arrays, watch)?;
+                    refine::refine(self.device, self.quadratic, sweeps, &mut up, arrays, watch)?;
                 solved.push(up);
             }
         }
@@ -223,9 +224,8 @@ fn judge_quadratic<D: Device>(
 ) -> Result<Vec<f32>, SolveError> {
     watch(Step::Choose);
     let Chunk { device, cells, quadratic, .. } = *chunk;
-    quadratic.load(device, cells, arrays)?;
     let mut measure = |up: Vec<f32>| -> Result<Candidate<RowValue>, SolveError> {
-        let values = quadratic.evaluate(device, cells, &up, arrays)?;
+        let values = quadratic.evaluate(device, &up, arrays)?;
         finite("objective", values.iter().map(|value| value.damped), problem)?;
         Ok(Candidate { up, values })
     };

@@ -8,7 +8,7 @@ use crate::activation::{self, Activation};
 use crate::cpu;
 use crate::cpu::step::{Gradient, StepArgs};
 use crate::device::{
-    Device, DeviceError, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape, StepBuffers,
+    Device, DeviceError, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape, RowTerms, StepBuffers,
     StepGradient,
 };
 use crate::shape::{self, area, span};
@@ -195,6 +195,38 @@ impl Device for Cpu {
         let (a, b) = (first_mut("subtract a", a, len)?, first("subtract b", b, len)?);
         a.iter_mut().zip(b).for_each(|(a, b)| *a -= b);
         Ok(())
+    }
+
+    fn rounding_errors(
+        &self,
+        len: usize,
+        low: &CpuBuffer,
+        delta: &CpuBuffer,
+        up: &CpuBuffer,
+        out: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
+        let (low, delta) = (first("errors low", low, len)?, first("errors delta", delta, len)?);
+        cpu::rounding_errors(low, delta, first("errors up", up, len)?, first_mut("errors out", out, len)?);
+        Ok(())
+    }
+
+    fn row_sums(
+        &self,
+        rows: usize,
+        cols: usize,
+        terms: RowTerms<'_, CpuBuffer>,
+    ) -> Result<Vec<[f64; 4]>, DeviceError> {
+        let len = area(rows, cols);
+        let errors = first("sums errors", terms.errors, len)?;
+        let product = first("sums product", terms.product, len)?;
+        let target = first("sums target", terms.target, len)?;
+        let (roots, gaps) = (first("sums roots", terms.roots, cols)?, first("sums gaps", terms.gaps, cols)?);
+        if cols == 0 {
+            // Rows without columns may be any number: nothing is kept of them.
+            return Ok(Vec::new());
+        }
+        let lines = errors.chunks_exact(cols).zip(product.chunks_exact(cols)).zip(target.chunks_exact(cols));
+        Ok(lines.map(|((e, product), target)| cpu::row_sums(e, product, target, roots, gaps)).collect())
     }
 
     fn gather_rows(

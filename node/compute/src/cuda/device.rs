@@ -20,6 +20,7 @@ use super::kernels::{self, Launch, Size, Value};
 use super::libraries::guarded;
 use super::modules::Modules;
 use super::probe::{Found, Gpu, Probe, probe};
+use super::staging::Sending;
 use super::transfer::Staging;
 use crate::device::DeviceError;
 use crate::shape::length;
@@ -69,6 +70,8 @@ pub struct Cuda {
     scratch: Mutex<Scratch>,
     /// Made when numbers are first brought to the host, by as many threads as do so at once.
     pub(super) staging: Mutex<Vec<Staging>>,
+    /// Made when numbers are first sent from the host.
+    pub(super) sending: Mutex<Sending>,
 }
 
 /// An array on a device.
@@ -153,7 +156,15 @@ impl Cuda {
         let blas = Blas::new(&stream).map_err(|error| subject.blas(error))?;
         let scratch = Scratch::new(&stream).map_err(|error| subject.driver(error))?;
         let lane = LANES.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { stream, blas, lane, scratch: Mutex::new(scratch), staging: Mutex::default(), opened })
+        Ok(Self {
+            stream,
+            blas,
+            lane,
+            scratch: Mutex::new(scratch),
+            staging: Mutex::default(),
+            sending: Mutex::default(),
+            opened,
+        })
     }
 
     /// Bytes free and in all on the device.

@@ -18,8 +18,8 @@ use crate::activation::Activation;
 use crate::cpu;
 use crate::cpu::step::StepArgs;
 use crate::device::{
-    Descent, Device, DeviceError, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape, StepBuffers,
-    StepGradient, carry_flips,
+    Descent, Device, DeviceError, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape, RowTerms,
+    StepBuffers, StepGradient, carry_flips,
 };
 use crate::shape::{self, area, span};
 
@@ -86,8 +86,7 @@ impl Device for Cuda {
         if host.is_empty() {
             return Ok(());
         }
-        // The host's memory is not pinned: it has been read when this returns.
-        self.stream.memcpy_htod(host, &mut buffer.slice).map_err(|error| self.driver(error))
+        self.send(host, buffer)
     }
 
     fn download(&self, buffer: &CudaBuffer, host: &mut [f32]) -> Result<(), DeviceError> {
@@ -275,6 +274,32 @@ impl Device for Cuda {
         // SAFETY: both lengths were checked above; `a` is borrowed mutably, so it is not `b`.
         unsafe { self.blas.subtract(len, a, b) }
             .map_err(|error| self.opened.subject(WORKSPACE_BYTES).blas(error))
+    }
+
+    fn rounding_errors(
+        &self,
+        len: usize,
+        low: &CudaBuffer,
+        delta: &CudaBuffer,
+        up: &CudaBuffer,
+        out: &mut CudaBuffer,
+    ) -> Result<(), DeviceError> {
+        let low = self.read("errors low", low, len)?;
+        let delta = self.read("errors delta", delta, len)?;
+        let (up, out) = (self.read("errors up", up, len)?, self.written("errors out", out, len)?);
+        match len {
+            0 => Ok(()),
+            len => self.launch(kernels::moments::rounding_errors(self.opened.size, len, low, delta, up, out)),
+        }
+    }
+
+    fn row_sums(
+        &self,
+        rows: usize,
+        cols: usize,
+        terms: RowTerms<'_, CudaBuffer>,
+    ) -> Result<Vec<[f64; 4]>, DeviceError> {
+        self.sums_of_rows(rows, cols, terms)
     }
 
     fn gather_rows(

@@ -31,7 +31,7 @@ macro_rules! file {
 }
 
 /// All files that [`Kernel`]s are in.
-pub(super) const FILES: [File; 13] = [
+pub(super) const FILES: [File; 14] = [
     file!("step.cu"),
     file!("refine.cu"),
     file!("rows.cu"),
@@ -45,6 +45,7 @@ pub(super) const FILES: [File; 13] = [
     file!("statistics.cu"),
     file!("moments.cu"),
     file!("dots.cu"),
+    file!("objective.cu"),
 ];
 
 /// The kernels that a device needs.
@@ -92,11 +93,13 @@ pub(super) enum Kernel {
     ColumnGaps,
     DifferenceDots,
     GroupDots,
+    RoundingErrors,
+    RowSums,
 }
 
 impl Kernel {
     /// In the order of their numbers.
-    pub(super) const ALL: [Self; 41] = [
+    pub(super) const ALL: [Self; 43] = [
         Self::StepDifference,
         Self::StepGiven,
         Self::RefineRows4096,
@@ -138,6 +141,8 @@ impl Kernel {
         Self::ColumnGaps,
         Self::DifferenceDots,
         Self::GroupDots,
+        Self::RoundingErrors,
+        Self::RowSums,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -183,6 +188,8 @@ impl Kernel {
             Self::ColumnGaps => "column_gaps",
             Self::DifferenceDots => "difference_dots",
             Self::GroupDots => "group_dots",
+            Self::RoundingErrors => "rounding_errors",
+            Self::RowSums => "row_sums",
         }
     }
 
@@ -207,6 +214,7 @@ impl Kernel {
             Self::FixedWorst | Self::FixedAdd | Self::MaxU64 | Self::PeakBits | Self::MaxU32 => FILES[10],
             Self::Widen | Self::SubtractRows | Self::SetDiagonal | Self::ColumnGaps => FILES[11],
             Self::DifferenceDots | Self::GroupDots => FILES[12],
+            Self::RoundingErrors | Self::RowSums => FILES[13],
         }
     }
 }
@@ -787,6 +795,8 @@ mod tests {
         check(moments::difference_dots(SIZE, tile, (1, 2), 3, 4));
         let groups = moments::Groups { rows: 3, cols: 9, width: 4, groups: 3, group: 2, end: 9 };
         check(moments::group_dots(SIZE, groups, 1, 2, 3));
+        check(moments::rounding_errors(SIZE, 10, 1, 2, 3, 4));
+        check(moments::row_sums(SIZE, 3, 5, [1, 2, 3, 4, 5], 6));
         check(moments::peak_bits(SIZE, 10, 1, 2));
         check(moments::max_u32(3, 1, 2));
     }

@@ -9,7 +9,7 @@ use super::blas::WORKSPACE_BYTES;
 use super::column_major::ColumnMajor;
 use super::device::{Cuda, CudaBuffer, count, offset};
 use super::kernels::moments::{self as kernels, Groups, Source, Tile};
-use crate::device::{Device, DeviceError, MatMut, MatRef, Moments, Product};
+use crate::device::{Device, DeviceError, MatMut, MatRef, Moments, Product, RowTerms};
 use crate::shape::area;
 
 /// Largest side of a tile of f64: 8 MiB, and three of them at once.
@@ -229,6 +229,31 @@ impl Cuda {
             self.launch(kernels::group_dots(self.opened.size, shape, product, from, to))?;
         }
         self.bring("normal equations", &normal, 0..entries)
+    }
+
+    /// See [`Device::row_sums`].
+    pub(super) fn sums_of_rows(
+        &self,
+        rows: usize,
+        cols: usize,
+        terms: RowTerms<'_, CudaBuffer>,
+    ) -> Result<Vec<[f64; 4]>, DeviceError> {
+        let len = area(rows, cols);
+        let from = [
+            self.read("sums errors", terms.errors, len)?,
+            self.read("sums product", terms.product, len)?,
+            self.read("sums target", terms.target, len)?,
+            self.read("sums roots", terms.roots, cols)?,
+            self.read("sums gaps", terms.gaps, cols)?,
+        ];
+        if len == 0 {
+            return Ok(Vec::new());
+        }
+        let mut sums = self.allocate::<f64>(area(rows, 4))?;
+        let to = self.written("row sums", &mut sums, area(rows, 4))?;
+        let (count_rows, count_cols) = (count("sums rows", rows)?, count("sums columns", cols)?);
+        self.launch(kernels::row_sums(self.opened.size, count_rows, count_cols, from, to))?;
+        Ok(self.bring("row sums", &sums, 0..area(rows, 4))?.as_chunks::<4>().0.to_vec())
     }
 
     /// See [`Device::column_gaps`].

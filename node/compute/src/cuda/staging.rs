@@ -1,16 +1,17 @@
 //! Numbers on their way to a device: a ring of page-locked memory, filled by the host while earlier parts are being copied.
 //!
-//! Parts go out on the lane's stream, in order with what uses them. Not here: what is done with them (`grams`,
+//! Parts go out on the lane's stream, in order with what uses them: rows of statistics, and whatever else is written to an array. Pageable
+//! memory goes at a fifth of the bus's rate, all lanes one after the other. Not here: what is done with them (`grams`,
 //! `decoder`).
 #![expect(unsafe_code, reason = "copies from page-locked memory that the driver reads after the call")]
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use cudarc::driver::sys::CUevent_flags;
 use cudarc::driver::{CudaContext, CudaEvent, DeviceRepr, DriverError, PinnedHostSlice, result};
 
 use super::blas::RowDigits;
-use super::device::Cuda;
+use super::device::{Cuda, CudaBuffer};
 use crate::device::DeviceError;
 
 /// f32 of a part: long enough for the bus, short enough for the host's cache.
@@ -22,6 +23,17 @@ pub struct RowStaging {
     context: Arc<CudaContext>,
     parts: Vec<Part>,
     next: usize,
+}
+
+/// Page-locked memory for whatever a lane sends.
+#[derive(Default)]
+pub(super) enum Sending {
+    /// Nothing was sent yet.
+    #[default]
+    Unused,
+    Ring(RowStaging),
+    /// The system does not let this process have memory that a device reads.
+    Plain,
 }
 
 struct Part {
@@ -40,6 +52,24 @@ impl Part {
 }
 
 impl Cuda {
+    /// Sends values to the start of an array that holds as many; they have been read when this returns.
+    ///
+    /// # Errors
+    /// `Failed`.
+    pub(super) fn send(&self, values: &[f32], buffer: &mut CudaBuffer) -> Result<(), DeviceError> {
+        let to = self.written("values", buffer, values.len())?;
+        // It is whole at every step.
+        let mut sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*sending, Sending::Unused) {
+            *sending = self.staging().map_or(Sending::Plain, Sending::Ring);
+        }
+        match &mut *sending {
+            // SAFETY: the array's length was checked above; it is this lane's.
+            Sending::Ring(ring) => unsafe { ring.send(self, values, RowDigits::F32, to) },
+            _ => self.stream.memcpy_htod(values, &mut buffer.slice).map_err(|error| self.driver(error)),
+        }
+    }
+
     /// Page-locked memory for this lane's rows.
     ///
     /// # Errors
