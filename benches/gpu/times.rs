@@ -105,9 +105,19 @@ pub(crate) fn floors<D: Timed>(
     let len = if asked.quick { 1 << 12 } else { 1 << 24 };
     let (mut host, mut buffer) = (vec![1.0; len], device.zeros(len)?);
     let up = seconds(device, || device.write(&host, &mut buffer))?;
-    figures.say("copy to the device", (len * 4) as f64 / up / 1e9, "GB/s", "pageable memory");
+    figures.say(
+        "copy to the device",
+        (len * 4) as f64 / up / 1e9,
+        "GB/s",
+        "from pageable memory, by one thread",
+    );
     let down = seconds(device, || device.download(&buffer, &mut host))?;
-    figures.say("copy from the device", (len * 4) as f64 / down / 1e9, "GB/s", "pageable memory");
+    figures.say(
+        "copy from the device",
+        (len * 4) as f64 / down / 1e9,
+        "GB/s",
+        "to pageable memory, by one thread",
+    );
     let side = if asked.quick { 64 } else { 8192 };
     let rate = |rough| {
         Ok::<_, DeviceError>(flops((side, side, side)) / product_seconds(device, (side, side, side), rough)?)
@@ -265,41 +275,59 @@ pub(crate) fn refine<D: Timed>(device: &D, asked: &Asked, figures: &mut Figures)
     Ok(())
 }
 
-/// Iterations of the usual chunk on several lanes at once: what a node's threads do together.
+/// Iterations of the usual chunks on several lanes at once, and their products alone: what a node's threads do together. A lane's
+/// steps run beside other lanes' products.
 pub(crate) fn lanes<D: Timed>(
     device: &D,
     asked: &Asked,
     floors: Floors,
     figures: &mut Figures,
 ) -> Result<(), DeviceError> {
-    let (m, k, calls) = if asked.quick { (16, 64, 3) } else { (128, 4096, 400) };
-    for lanes in [1, 4, 16] {
-        let all = (0..lanes).map(|_| device.another()).collect::<Result<Vec<D>, _>>()?;
-        let mut chunks =
-            all.iter().map(|lane| Chunk::new(lane, m, k, true)).collect::<Result<Vec<_>, _>>()?;
-        let mut round = || {
-            let begun = Instant::now();
-            std::thread::scope(|scope| {
-                let work = |lane: &D, chunk: &mut Chunk<D::Buffer>| {
-                    for _ in 0..calls {
-                        chunk.multiply(lane, m, k)?;
-                        chunk.step(lane, m * k)?;
-                    }
-                    lane.wait()
-                };
-                let threads: Vec<_> = all
-                    .iter()
-                    .zip(&mut chunks)
-                    .map(|(lane, chunk)| scope.spawn(move || work(lane, chunk)))
-                    .collect();
-                threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())))
-            })?;
-            Ok::<_, DeviceError>(begun.elapsed().as_secs_f64())
-        };
-        let taken = round()?.min(round()?).min(round()?) / f64::from(calls * lanes);
-        let remark =
-            format!("{:.0} % of the large product's rate", 100.0 * flops((m, k, k)) / taken / floors.rough);
-        figures.say(&format!("iteration [{m}, {k}] on {lanes} lanes, each"), taken * 1e6, "us", &remark);
+    let shapes: &[(usize, usize, u32)] =
+        if asked.quick { &[(16, 64, 3)] } else { &[(128, 4096, 400), (512, 4096, 200), (256, 14336, 40)] };
+    for (m, k, calls) in shapes.iter().copied() {
+        for lanes in [1, 4, 16] {
+            let all = (0..lanes).map(|_| device.another()).collect::<Result<Vec<D>, _>>()?;
+            let mut chunks =
+                all.iter().map(|lane| Chunk::new(lane, m, k, true)).collect::<Result<Vec<_>, _>>()?;
+            let mut best = |with_step: bool| {
+                let mut round = || side_by_side(&all, &mut chunks, (m, k), (calls, with_step));
+                Ok::<_, DeviceError>(round()?.min(round()?).min(round()?) / f64::from(calls * lanes))
+            };
+            let (product, both) = (best(false)?, best(true)?);
+            let remark = format!(
+                "products alone {:.1} us, {:.2} of it; {:.0} % of the large product's rate",
+                product * 1e6,
+                both / product,
+                100.0 * flops((m, k, k)) / both / floors.rough
+            );
+            figures.say(&format!("iteration [{m}, {k}] on {lanes} lanes, each"), both * 1e6, "us", &remark);
+        }
     }
     Ok(())
+}
+
+/// Seconds for `calls` products, with their steps or without, on every lane, by a thread each.
+fn side_by_side<D: Timed>(
+    lanes: &[D],
+    chunks: &mut [Chunk<D::Buffer>],
+    (m, k): (usize, usize),
+    (calls, with_step): (u32, bool),
+) -> Result<f64, DeviceError> {
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let work = |lane: &D, chunk: &mut Chunk<D::Buffer>| {
+            for _ in 0..calls {
+                chunk.multiply(lane, m, k)?;
+                if with_step {
+                    chunk.step(lane, m * k)?;
+                }
+            }
+            lane.wait()
+        };
+        let threads: Vec<_> =
+            lanes.iter().zip(chunks).map(|(lane, chunk)| scope.spawn(move || work(lane, chunk))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())))
+    })?;
+    Ok(begun.elapsed().as_secs_f64())
 }

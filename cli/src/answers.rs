@@ -168,6 +168,8 @@ pub(crate) struct PlanReport {
     /// Bytes that go to files at this memory budget.
     pub(crate) spill_bytes: u64,
     pub(crate) output_bytes: u64,
+    /// On a CUDA device, unless the job is for CPUs.
+    pub(crate) gpu: Option<GpuRow>,
     /// Estimated wall seconds of everything but writing.
     pub(crate) seconds: f64,
     /// The same by phase: read, forward, statistics, solve and refine.
@@ -176,6 +178,19 @@ pub(crate) struct PlanReport {
     pub(crate) fleet: Vec<FleetRow>,
     /// The network between its nodes.
     pub(crate) link: Option<LinkRow>,
+}
+
+/// What a job holds on a CUDA device, of statistics and solves.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct GpuRow {
+    /// The most, in which stage.
+    pub(crate) bytes: u64,
+    pub(crate) stage: usize,
+    pub(crate) threads: usize,
+    /// Of the smallest chosen device here.
+    pub(crate) memory_bytes: Option<u64>,
+    /// The most threads, up to these, with which it fits; 0: none.
+    pub(crate) threads_that_fit: usize,
 }
 
 /// A network between nodes, and how it is known.

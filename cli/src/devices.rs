@@ -136,6 +136,18 @@ pub(crate) fn text(report: &DevicesReport) -> String {
     out
 }
 
+/// Memory of the smallest CUDA device that a job may run on here; nothing if there is none.
+pub(crate) fn memory(config: &DeviceConfig) -> Result<Option<u64>, CliError> {
+    libraries(&config.libraries)?;
+    let found = probe();
+    let chosen = |gpu: &&Gpu| match &config.device {
+        DeviceArg::Auto => true,
+        DeviceArg::Cpu => false,
+        DeviceArg::Cuda(ordinals) => ordinals.is_empty() || ordinals.contains(&gpu.ordinal),
+    };
+    Ok(found.devices.iter().filter(chosen).map(|gpu| gpu.memory_bytes).min())
+}
+
 /// Opens what a run or node solves on.
 ///
 /// # Errors

@@ -7,16 +7,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use halfstep_agent::{ProbeReport, Rates, SegmentProbe, TapProbe, probe};
+use halfstep_agent::{ProbeReport, Rates, SegmentProbe, StageMemory, TapProbe, device_memory, probe};
 use halfstep_coordinator::partition::{self, Fleet, StageCost};
 use halfstep_coordinator::{PlanSource, inspect as list, prepare};
 use halfstep_quant::Granularity;
 use halfstep_work::{LayerPlan, Objective, Plan};
 
-use crate::answers::{FleetRow, InspectReport, Kept, LayerRow, LinkRow, PlanReport, StageRow};
+use crate::answers::{FleetRow, GpuRow, InspectReport, Kept, LayerRow, LinkRow, PlanReport, StageRow};
 use crate::config::RunConfig;
-use crate::engine;
 use crate::exit::CliError;
+use crate::values::DeviceArg;
+use crate::{devices, engine};
 
 /// Lists layers.
 ///
@@ -69,6 +70,10 @@ pub(crate) fn plan(config: &RunConfig, fleet: Option<FleetAsked>) -> Result<Plan
     let budget = config.resources.memory_budget.0;
     let costs = Costs { plan: &plan, probed: &probed };
     let mut report = costs.report(&nodes, budget, dataset_bytes, read_seconds);
+    if config.resources.device.device != DeviceArg::Cpu {
+        report.gpu =
+            Some(gpu(&device_memory(&plan, &probed), threads, devices::memory(&config.resources.device)?));
+    }
     if let Some(asked) = fleet {
         let memory_bytes = asked.memory_bytes.unwrap_or(0);
         let link_bytes_per_second = asked.link.bytes_per_second;
@@ -79,6 +84,22 @@ pub(crate) fn plan(config: &RunConfig, fleet: Option<FleetAsked>) -> Result<Plan
     }
     Ok(report)
 }
+
+/// The most that any stage holds, and with how many threads all of them fit.
+fn gpu(stages: &[StageMemory], threads: usize, memory_bytes: Option<u64>) -> GpuRow {
+    let memory = memory_bytes.unwrap_or(u64::MAX);
+    let most = |threads: usize| {
+        let peaks = stages.iter().map(|stage| stage.peak(threads, memory)).enumerate();
+        peaks.max_by_key(|(_, bytes)| *bytes).unwrap_or_default()
+    };
+    let fits = |threads: &usize| most(*threads).1.saturating_add(CUDA_ITSELF) <= memory;
+    let (stage, bytes) = most(threads);
+    let threads_that_fit = (1..=threads).rev().find(fits).unwrap_or(0);
+    GpuRow { bytes, stage, threads, memory_bytes, threads_that_fit }
+}
+
+/// What contexts, kernels and CUDA's libraries take of a device.
+const CUDA_ITSELF: u64 = 1 << 30;
 
 /// The fleet a user thinks of.
 #[derive(Debug, Clone, PartialEq)]
@@ -127,6 +148,7 @@ impl Costs<'_> {
             kept: plan.kept.iter().map(|k| kept(k.clone(), k.reason.starts_with("skipped"))).collect(),
             peak_bytes: stages.iter().map(resident).max().unwrap_or(0) + dataset_bytes,
             spill_bytes: stages.iter().map(|s| s.carry_bytes.saturating_sub(budget)).max().unwrap_or(0),
+            gpu: None,
             output_bytes: plan.layers.iter().map(|l| (l.rows * l.cols * 4) as u64).sum(),
             seconds: phases.iter().map(|(_, seconds)| seconds).sum(),
             fleet: Vec::new(),
@@ -358,6 +380,25 @@ mod tests {
         assert_eq!((all.peak_bytes, all.spill_bytes), (2700 + 4000 + 10_000, 0));
         // A probe of five samples holds five times as much of one.
         assert_eq!(report(5, u64::MAX).stages[0].carry_bytes, 600);
+    }
+
+    #[test]
+    fn a_device_that_is_small_fits_fewer_threads() {
+        let (mut plan, mut probed) = (small(), probed(1));
+        plan.layers[0].cols = 4096;
+        probed.segments[0].taps[0] = TapProbe { differs: true, ..tap(0, 256 << 20) };
+        let stages = device_memory(&plan, &probed);
+        // Layer 1 has too few inputs for a device to sum. Products of a shard: H, C and G of 64 MiB.
+        assert_eq!((stages[0].sums, stages[0].products, stages[1].products), (256 << 20, 192 << 20, 0));
+        let on = |memory| gpu(&stages, 8, memory);
+        // Two chunks, with their statistics, are more than the products of three shards.
+        let StageMemory { sums, shared, chunk, .. } = stages[0];
+        let anywhere = on(None);
+        assert_eq!((anywhere.stage, anywhere.bytes), (0, sums + shared + 2 * chunk));
+        assert_eq!(anywhere.threads_that_fit, 8);
+        let small = on(Some(1760 << 20));
+        assert_eq!((small.bytes, small.threads_that_fit), (anywhere.bytes, 1));
+        assert_eq!(on(Some(1 << 30)).threads_that_fit, 0);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::Table;
 use crate::answers::{
-    EvalRow, FleetRow, InspectReport, Kept, LinkRow, PerplexityReport, PlanReport, QuantizeOutcome,
+    EvalRow, FleetRow, GpuRow, InspectReport, Kept, LinkRow, PerplexityReport, PlanReport, QuantizeOutcome,
 };
 use crate::values::ByteSize;
 use crate::verify::Verified;
@@ -100,11 +100,29 @@ pub(crate) fn plan(report: &PlanReport) -> String {
         ByteSize(report.spill_bytes),
         ByteSize(report.output_bytes)
     );
+    out += &report.gpu.as_ref().map(gpu).unwrap_or_default();
     let phases = report.phases.iter().map(|(name, seconds)| format!("{name} {}", duration(*seconds)));
     out +=
         &format!("estimated time {}: {}\n", duration(report.seconds), phases.collect::<Vec<_>>().join(", "));
     out += "from a run of one sample (one batch if the model fixes it) and this machine's speed now\n";
     out + &fleet(&report.fleet, report.link.as_ref()) + &kept(&report.kept)
+}
+
+/// What a device holds, and whether that is too much.
+fn gpu(row: &GpuRow) -> String {
+    let bytes = ByteSize(row.bytes);
+    let by = count(row.threads, "thread");
+    let mut out =
+        format!("GPU memory {bytes} at most for statistics and solving by {by} (stage {})", row.stage);
+    out += &match (row.memory_bytes.map(ByteSize), row.threads_that_fit) {
+        (None, _) => String::new(),
+        (Some(memory), 0) => format!("; too much for the {memory} here, even with --threads 1"),
+        (Some(memory), fit) if fit < row.threads => {
+            format!("; too much for the {memory} here: --threads {fit} fits")
+        }
+        (Some(memory), _) => format!("; {memory} here"),
+    };
+    out + "\n"
 }
 
 /// Ways to spread a job over a fleet.
@@ -349,6 +367,13 @@ mod tests {
             peak_bytes: 5 << 30,
             spill_bytes: 0,
             output_bytes: 500,
+            gpu: Some(GpuRow {
+                bytes: 3 << 30,
+                stage: 1,
+                threads: 8,
+                memory_bytes: Some(3 << 30),
+                threads_that_fit: 5,
+            }),
             seconds: 100.0,
             phases: vec![("read".into(), 4.0), ("forward".into(), 96.0)],
             fleet: vec![],
@@ -360,6 +385,7 @@ mod tests {
 
         2 layers in 1 stage, 1024 samples in 16 shards
         memory 5.0 GiB at most for data, carries and statistics; 0 B to files; new weights 500 B
+        GPU memory 3.0 GiB at most for statistics and solving by 8 threads (stage 1); too much for the 3.0 GiB here: --threads 5 fits
         estimated time 2 min: read 4 s, forward 2 min
         from a run of one sample (one batch if the model fixes it) and this machine's speed now
         ");

@@ -34,10 +34,10 @@ fn is_small(rows: usize, cols: usize) -> bool {
 }
 
 /// Statistics of fewer columns than this are summed on the CPU, where a row of them takes less than its way to a device.
-const SUMMED_ON_CPU: usize = 256;
+pub(crate) const SUMMED_ON_CPU: usize = 256;
 
 /// One part in so many of the devices' memory may be products of shards, beside sums, weights and what is being computed.
-const PRODUCTS_SHARE: usize = 2;
+pub(crate) const PRODUCTS_SHARE: usize = 2;
 
 /// Which devices a user wants.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -246,7 +246,7 @@ fn in_layer(error: QuantError, first: usize) -> QuantError {
     }
 }
 
-fn solver_settings(s: &SolverSettings) -> Settings {
+pub(crate) fn solver_settings(s: &SolverSettings) -> Settings {
     Settings {
         iterations: s.iterations,
         learning_rate: s.learning_rate,

@@ -9,6 +9,7 @@ mod blocks;
 mod carry_wire;
 mod collective;
 mod daemon;
+mod device_memory;
 mod devices;
 mod exchange;
 pub mod failpoints;
@@ -33,6 +34,7 @@ mod transit;
 
 pub use carry_wire::{Live, Place as CarryPlace, decode as decode_carry, encode as encode_carry};
 pub use daemon::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon, describe_metrics};
+pub use device_memory::{StageMemory, device_memory};
 pub use devices::{DeviceChoice, Devices};
 pub use exchange::Exchange;
 pub use forward::{Forward, ForwardError};

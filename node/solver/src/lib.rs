@@ -18,6 +18,7 @@ mod error;
 mod fit;
 #[cfg(test)]
 mod fixture;
+mod footprint;
 mod gptq;
 mod grid;
 mod prepared;
@@ -32,6 +33,7 @@ mod workspace;
 
 pub use error::{ErrorKind, SolveError};
 pub use fit::solve_fitted;
+pub use footprint::{Footprint, footprint};
 pub use prepared::Prepared;
 pub use problem::{Activation, ChunkReport, GramView, RowProblem, SamplesView, Solution, Statistics};
 pub use settings::{Settings, Start};
