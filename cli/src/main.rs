@@ -36,6 +36,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use exit::Exit;
 
+/// Matrices and activations come and go in large blocks.
+#[global_allocator]
+static ALLOCATOR: halfstep_agent::LargePages = halfstep_agent::LargePages;
+
 fn main() -> ExitCode {
     halfstep_agent::give_back_large_blocks();
     let cli = match args::Cli::try_parse() {

@@ -40,7 +40,7 @@ pub use exchange::Exchange;
 pub use forward::{Forward, ForwardError};
 pub use forward_decoder::{DecoderForward, Predictions, Scores};
 pub use halfstep_compute::cuda;
-pub use halfstep_compute::give_back_large_blocks;
+pub use halfstep_compute::{LargePages, give_back_large_blocks};
 pub use halfstep_exec::{CarryUse, CountingEngine, Engine, ExecError, NodeCounts, OrtEngine, RtenEngine};
 pub use halfstep_model::checkpoint::is_checkpoint;
 pub use local::{LocalNode, NodeOptions};

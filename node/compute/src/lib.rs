@@ -28,4 +28,4 @@ pub use device::{
     Descent, Device, DeviceError, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape, RowTerms,
     StepBuffers, StepGradient,
 };
-pub use memory::give_back_large_blocks;
+pub use memory::{LargePages, give_back_large_blocks};
