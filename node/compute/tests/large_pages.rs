@@ -1,6 +1,5 @@
 //! The allocator of large blocks, as the allocator of a process.
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 use halfstep_compute::LargePages;
 

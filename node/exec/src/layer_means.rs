@@ -98,7 +98,7 @@ impl LayerMeans {
             return matrix?.get(row % k * k..(row % k + 1) * k);
         }
         let (_, slice) = self.slices.range(..=row).next_back()?;
-        slice.from_row(number, row)
+        slice.entries_from(number, row)
     }
 
     /// Makes the matrices, by at most `threads` threads: from now on [`Self::groups`] are what a solver reads.
@@ -197,7 +197,7 @@ fn rooms(
 
 impl MeanSlice {
     /// The entries of one matrix from a row on.
-    fn from_row(&self, number: usize, row: usize) -> Option<&[f32]> {
+    fn entries_from(&self, number: usize, row: usize) -> Option<&[f32]> {
         let parts = parts(self.differs);
         let before: usize =
             parts[..number].iter().map(|part| part.entries_of(self.rows.clone(), self.cols)).sum();
@@ -208,7 +208,7 @@ impl MeanSlice {
     fn copy_to(&self, room: Room<'_>) {
         let k = self.cols;
         let part = parts(self.differs)[room.number];
-        let mut from = self.from_row(room.number, room.rows.start).unwrap_or_default();
+        let mut from = self.entries_from(room.number, room.rows.start).unwrap_or_default();
         for (row, line) in room.rows.zip(room.out.chunks_exact_mut(k)) {
             let (entries, rest) = from.split_at(part.width(row % k, k));
             line[..entries.len()].copy_from_slice(entries);
