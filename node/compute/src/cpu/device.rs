@@ -599,6 +599,10 @@ mod tests {
             let _ = Cpu.all_finite(k, &a);
             let buffers = PlaneBuffers { low: &a, delta: &b, offset: &a };
             let _ = Cpu.plane_block(m, k, n..strides.0, &a, buffers, &mut out, &mut flips);
+            let _ = Cpu.rounding_errors(k, &a, &b, &up, &mut out);
+            let terms = RowTerms { errors: &a, product: &b, target: &a, roots: &b, gaps: &a };
+            let _ = Cpu.row_sums(m, k, terms);
+            let _ = Cpu.descend(2, m, k, &b, &mut out, &a, &mut up, &mut flips);
         }
     }
 }
