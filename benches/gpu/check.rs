@@ -4,8 +4,8 @@
 
 use halfstep_compute::random::Stream;
 use halfstep_compute::{
-    Activation, Cpu, Device, DeviceError, MatMut, MatRef, Product, RefineShape, StepArgs, StepBuffers,
-    StepGradient,
+    Activation, Cpu, Device, DeviceError, MatMut, MatRef, Product, RefineShape, RowTerms, StepArgs,
+    StepBuffers, StepGradient,
 };
 
 use crate::figures::Figures;
@@ -85,6 +85,39 @@ fn refine<D: Device>(device: &D) -> Result<Vec<f32>, DeviceError> {
     Ok(all)
 }
 
+/// One sweep over all columns, of small integers: every sum is exact, in blocks or row by row.
+fn swept<D: Device>(device: &D) -> Result<Vec<f32>, DeviceError> {
+    let mut stream = Stream::new(10, 0, 0);
+    let mut integers = |len: usize, limit: u32, shift: f32| -> Vec<f32> {
+        (0..len).map(|_| stream.index(limit) as f32 - shift).collect()
+    };
+    let x = device.upload(&integers((COLS + 3) * COLS, 3, 1.0))?;
+    let mut h = device.zeros(COLS * COLS)?;
+    device.gram(&x, COLS + 3, COLS, &mut h)?;
+    let mut residual = device.upload(&integers(ROWS * COLS, 400, 200.0))?;
+    let delta = device.upload(&vec![1.0; ROWS * COLS])?;
+    let mut up = device.upload(&integers(ROWS * COLS, 2, 0.0))?;
+    let mut flips = device.zeros(ROWS * 128)?;
+    let done = device.descend(1, ROWS, COLS, &h, &mut residual, &delta, &mut up, &mut flips)?;
+    let mut all = [download(device, &up, ROWS * COLS)?, download(device, &residual, ROWS * COLS)?].concat();
+    all.push(done.flips as f32);
+    Ok(all)
+}
+
+fn objective<D: Device>(device: &D) -> Result<Vec<f32>, DeviceError> {
+    let upload = |key, len| device.upload(&uniform(key, len));
+    let (low, delta) = (upload(11, ROWS * COLS)?, upload(12, ROWS * COLS)?);
+    let (up, product) = (upload(13, ROWS * COLS)?, upload(14, ROWS * COLS)?);
+    let (roots, gaps) = (upload(15, COLS)?, upload(16, COLS)?);
+    let mut errors = device.zeros(ROWS * COLS)?;
+    device.rounding_errors(ROWS * COLS, &low, &delta, &up, &mut errors)?;
+    let terms = RowTerms { errors: &errors, product: &product, target: &low, roots: &roots, gaps: &gaps };
+    let sums = device.row_sums(ROWS, COLS, terms)?;
+    let mut all = download(device, &errors, ROWS * COLS)?;
+    all.extend(sums.into_iter().flatten().map(|sum| sum as f32));
+    Ok(all)
+}
+
 fn gathered<D: Device>(device: &D) -> Result<Vec<f32>, DeviceError> {
     let source = device.upload(&uniform(9, ROWS * COLS))?;
     let mut out = device.zeros(5 * COLS)?;
@@ -134,6 +167,8 @@ pub(crate) fn all<D: Device>(device: &D, figures: &mut Figures) -> Result<(), St
     one("gram", gram(device), gram(&Cpu), 2e-5)?;
     one("adaround step, 5 iterations", steps(device), steps(&Cpu), 2e-4)?;
     one("refine block", refine(device), refine(&Cpu), 0.0)?;
+    one("refine whole rows", swept(device), swept(&Cpu), 0.0)?;
+    one("objective of rows", objective(device), objective(&Cpu), 1e-6)?;
     one("gather rows", gathered(device), gathered(&Cpu), 0.0)?;
     one("activation residual", residuals(device), residuals(&Cpu), 4e-5)
 }

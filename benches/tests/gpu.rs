@@ -12,6 +12,8 @@ fn every_part_of_the_gpu_benchmark_runs_on_the_cpu() {
     assert!(output.status.success(), "{text}");
     for part in [
         "check refine block",
+        "check refine whole rows",
+        "check objective of rows",
         "copy on the device",
         "gradient product",
         "step [",
