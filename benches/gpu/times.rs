@@ -254,7 +254,7 @@ pub(crate) fn gram<D: Timed>(
     Ok(())
 }
 
-/// Sweeps over rows of which about one weight in ten flips: the residual is put back before each.
+/// Sweeps over random rows, whose residual is moved before each so that weights flip; the share that does is said.
 pub(crate) fn refine<D: Timed>(device: &D, asked: &Asked, figures: &mut Figures) -> Result<(), DeviceError> {
     for (m, k) in shapes(asked) {
         let (h, delta) = (uniform(device, k * k)?, uniform(device, m * k)?);
@@ -275,8 +275,7 @@ pub(crate) fn refine<D: Timed>(device: &D, asked: &Asked, figures: &mut Figures)
     Ok(())
 }
 
-/// Iterations of the usual chunks on several lanes at once, and their products alone: what a node's threads do together. A lane's
-/// steps run beside other lanes' products.
+/// Iterations of the usual chunks on several lanes at once, and their products alone: what a node's threads do together.
 pub(crate) fn lanes<D: Timed>(
     device: &D,
     asked: &Asked,

@@ -98,7 +98,7 @@ fn gpu(stages: &[StageMemory], threads: usize, memory_bytes: Option<u64>) -> Gpu
     GpuRow { bytes, stage, threads, memory_bytes, threads_that_fit }
 }
 
-/// What contexts, kernels and CUDA's libraries take of a device.
+/// Left to contexts, kernels and CUDA's libraries where threads are said to fit.
 const CUDA_ITSELF: u64 = 1 << 30;
 
 /// The fleet a user thinks of.

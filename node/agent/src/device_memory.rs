@@ -1,12 +1,14 @@
 //! What a job will hold on a CUDA device, stage by stage: from the plan and its probe alone, on any machine.
 //!
 //! Counted are statistics and solves, which grow with the square of a layer's inputs and with threads. A language model's weights and
-//! activations, and what CUDA itself takes (about 1 GiB with its libraries), come on top.
+//! activations, arrays that threads keep of earlier stages, and what CUDA itself takes come on top. Threads are counted as if all were
+//! on one device.
 //! Not here: making room at run time (`room`), bytes of the host (whoever reports the plan).
 
 use crate::devices::{PRODUCTS_SHARE, SUMMED_ON_CPU};
 use crate::layer_problem::solver_settings;
 use crate::probe::{ProbeReport, TapProbe};
+use halfstep_exec::SliceForm;
 use halfstep_quant::Granularity;
 use halfstep_solver::{Footprint, footprint};
 use halfstep_work::{LayerId, LayerPlan, Plan};
@@ -66,12 +68,10 @@ fn of_stage(plan: &Plan, probed: &ProbeReport, stage: usize) -> StageMemory {
     StageMemory { sums, products, shared, chunk, shards: plan.shards.len(), chunks }
 }
 
-/// H, C and G in f32.
+/// H, C and G in f32, as a device makes them.
 fn products(layer: &LayerPlan, differs: bool) -> u64 {
-    let matrices = if differs { 3 } else { 1 };
-    [layer.cols, layer.groups, 4]
-        .iter()
-        .fold(layer.cols as u64 * matrices, |bytes, one| bytes.saturating_mul(*one as u64))
+    let form = SliceForm { cols: layer.cols, groups: layer.groups, uses: 1, differs };
+    form.square_product_bytes() as u64
 }
 
 /// Of the largest problem of the layer's chunks.

@@ -54,7 +54,8 @@ impl Weights {
         let shape = layer.layout.matrix_shape(&stored.shape);
         let fits = shape.is_ok_and(|shape| (shape.rows, shape.cols) == (layer.rows, layer.cols));
         let row_by_row = layer.layout == WeightLayout::AsIs && fits;
-        let whole = layer.rows * layer.cols * stored.kind.size() == stored.bytes.len();
+        let size = stored.kind.size();
+        let whole = stored.bytes.len() % size == 0 && stored.bytes.len() / size == layer.rows * layer.cols;
         if row_by_row && whole && transit::rows(&stored, layer.cols, 0..0).is_some() {
             return Ok(Self::Stored(stored));
         }
@@ -72,7 +73,10 @@ impl Weights {
                 matrix.get(rows.start * layer.cols..rows.end * layer.cols).map(Cow::Borrowed)
             }
         };
-        found.ok_or_else(|| failure::internal(format!("layer `{}`: no rows {rows:?}", layer.name)))
+        found.ok_or_else(|| {
+            let (name, all) = (&layer.name, layer.rows);
+            failure::internal(format!("layer `{name}`: rows {rows:?} were asked for, it has {all}"))
+        })
     }
 }
 

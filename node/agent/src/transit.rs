@@ -21,12 +21,18 @@ pub(crate) fn sent(name: String, tensor: &Tensor) -> InputTensor {
 
 /// Some rows of a matrix of floats `[_, cols]` as it travels, in f32; `None` if it has other elements, or not these rows.
 pub(crate) fn rows(input: &InputTensor, cols: usize, rows: Range<usize>) -> Option<Vec<f32>> {
-    fn each<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-        bytes.as_chunks::<N>().0.iter().map(|c| f(*c)).collect()
-    }
     let at = |row: usize| row.checked_mul(cols)?.checked_mul(input.kind.size());
     let bytes = input.bytes.get(at(rows.start)?..at(rows.end)?)?;
-    match input.kind {
+    floats(input.kind, bytes)
+}
+
+fn each<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|c| f(*c)).collect()
+}
+
+/// Half-precision numbers are computed with as f32, which holds them exactly. `None` for what else there is.
+fn floats(kind: ScalarKind, bytes: &[u8]) -> Option<Vec<f32>> {
+    match kind {
         ScalarKind::F32 => Some(each(bytes, f32::from_le_bytes)),
         ScalarKind::F16 => Some(each(bytes, |b| f16::from_le_bytes(b).to_f32())),
         ScalarKind::Bf16 => Some(each(bytes, |b| bf16::from_le_bytes(b).to_f32())),
@@ -37,9 +43,6 @@ pub(crate) fn rows(input: &InputTensor, cols: usize, rows: Range<usize>) -> Opti
 /// # Errors
 /// `BadInput` if the byte count does not match the shape.
 pub(crate) fn tensor(input: &InputTensor) -> Result<Tensor, Failure> {
-    fn each<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Vec<T> {
-        bytes.as_chunks::<N>().0.iter().map(|c| f(*c)).collect()
-    }
     let bytes = &input.bytes;
     if !bytes.len().is_multiple_of(input.kind.size()) {
         return Err(Failure::new(
@@ -48,11 +51,10 @@ pub(crate) fn tensor(input: &InputTensor) -> Result<Tensor, Failure> {
         ));
     }
     let data = match input.kind {
-        ScalarKind::F32 => Data::F32(each(bytes, f32::from_le_bytes)),
+        ScalarKind::F32 | ScalarKind::F16 | ScalarKind::Bf16 => {
+            Data::F32(floats(input.kind, bytes).unwrap_or_default())
+        }
         ScalarKind::F64 => Data::F64(each(bytes, f64::from_le_bytes)),
-        // Half-precision weights are computed with as f32, which holds them exactly.
-        ScalarKind::F16 => Data::F32(each(bytes, |b| f16::from_le_bytes(b).to_f32())),
-        ScalarKind::Bf16 => Data::F32(each(bytes, |b| bf16::from_le_bytes(b).to_f32())),
         ScalarKind::I64 => Data::I64(each(bytes, i64::from_le_bytes)),
         ScalarKind::I32 => Data::I32(each(bytes, i32::from_le_bytes)),
         ScalarKind::I8 => Data::I8(each(bytes, i8::from_le_bytes)),

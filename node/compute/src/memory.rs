@@ -2,8 +2,8 @@
 //!
 //! The C library of Linux keeps freed blocks of up to 32 MiB for later, in several heaps: a process whose threads make and
 //! drop matrices of that size holds several times what it uses. Blocks that go back to the system at once come with new pages the next
-//! time, and a fault for each: with huge pages there are few. Half of the time in which a large model's activations were brought from
-//! a device went by in those faults.
+//! time, and a fault for each: with huge pages there are few. On one machine a large block's forward passes, which bring activations from a device, took
+//! 5.9 s without and 3.2 s with them.
 //! Not here: who allocates what.
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -122,6 +122,7 @@ impl LayerMeans {
         }
         let slices = std::mem::take(&mut self.slices);
         let work = rooms(slices, &mut self.groups, self.cols);
+        let copying = threads.min(work.len());
         let queue = Mutex::new(work.into_iter());
         let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
         let copy = || {
@@ -130,7 +131,7 @@ impl LayerMeans {
             }
         };
         std::thread::scope(|scope| {
-            (1..threads).for_each(|_| drop(scope.spawn(copy)));
+            (1..copying).for_each(|_| drop(scope.spawn(copy)));
             copy();
         });
         for group in &mut self.groups {

@@ -1,5 +1,5 @@
 //! Second moments on a device: products with the difference of two, comparisons in f64, normal equations, and what is to be known of
-//! them before a solve.
+//! them before a solve; and the sums over rows that objectives are made of.
 //!
 //! What f64 needs is made of f32 in tiles of bounded size, whatever the layer. Tiles and their order depend on the shape alone.
 //! Not here: argument order and grids (`kernels::moments`), what the numbers mean (`solver`).
