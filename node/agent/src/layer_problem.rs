@@ -55,7 +55,8 @@ impl Weights {
         let fits = shape.is_ok_and(|shape| (shape.rows, shape.cols) == (layer.rows, layer.cols));
         let row_by_row = layer.layout == WeightLayout::AsIs && fits;
         let size = stored.kind.size();
-        let whole = stored.bytes.len() % size == 0 && stored.bytes.len() / size == layer.rows * layer.cols;
+        let whole =
+            stored.bytes.len().is_multiple_of(size) && stored.bytes.len() / size == layer.rows * layer.cols;
         if row_by_row && whole && transit::rows(&stored, layer.cols, 0..0).is_some() {
             return Ok(Self::Stored(stored));
         }

@@ -64,3 +64,29 @@ pub(crate) fn tensor(input: &InputTensor) -> Result<Tensor, Failure> {
     Tensor::new(input.shape.clone(), data)
         .map_err(|e| Failure::new(FailureClass::BadInput, format!("tensor `{}`: {e}", input.name)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(kind: ScalarKind, bytes: Vec<u8>) -> InputTensor {
+        InputTensor { name: "w".into(), kind, shape: vec![3, 2], bytes: bytes.into() }
+    }
+
+    #[test]
+    fn rows_are_those_of_the_whole_tensor_and_others_are_refused() {
+        let values = [1.5, -2.0, 0.25, 3.0, -0.5, 8.0];
+        let f32s = values.iter().flat_map(|v: &f32| v.to_le_bytes()).collect();
+        let halves = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        let brains = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+        for (kind, bytes) in [(ScalarKind::F32, f32s), (ScalarKind::F16, halves), (ScalarKind::Bf16, brains)]
+        {
+            let input = stored(kind, bytes);
+            assert_eq!(tensor(&input).unwrap().data, Data::F32(values.to_vec()), "{kind:?}");
+            assert_eq!(rows(&input, 2, 1..3).unwrap(), values[2..], "{kind:?}");
+            assert_eq!(rows(&input, 2, 0..0).unwrap(), [0.0; 0], "{kind:?}");
+            assert_eq!((rows(&input, 2, 2..4), rows(&input, usize::MAX, 1..2)), (None, None), "{kind:?}");
+        }
+        assert_eq!(rows(&stored(ScalarKind::I32, vec![0; 24]), 2, 0..1), None);
+    }
+}
