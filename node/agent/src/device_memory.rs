@@ -1,7 +1,7 @@
 //! What a job will hold on a CUDA device, stage by stage: from the plan and its probe alone, on any machine.
 //!
 //! Counted are statistics and solves, which grow with the square of a layer's inputs and with threads. A language model's weights and
-//! activations, arrays that threads keep of earlier stages, and what CUDA itself takes come on top. Threads are counted as if all were
+//! activations (up to two fifths of the device's memory, less where the rest needs it), arrays that threads keep of earlier stages, and what CUDA itself takes come on top. Threads are counted as if all were
 //! on one device.
 //! Not here: making room at run time (`room`), bytes of the host (whoever reports the plan).
 
@@ -30,7 +30,7 @@ pub struct StageMemory {
 }
 
 impl StageMemory {
-    /// With so many threads, on a device of so much memory: products of shards wait for room in its half.
+    /// With so many threads, on a device of so much memory: products of shards wait for room in a quarter of it.
     pub fn peak(&self, threads: usize, memory: u64) -> u64 {
         let times = |bytes: u64, tasks: usize| bytes.saturating_mul(threads.min(tasks) as u64);
         let room = (memory / PRODUCTS_SHARE as u64).max(self.products);
@@ -90,13 +90,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_wait_for_half_the_memory_and_more_threads_than_tasks_take_no_more() {
+    fn products_wait_for_a_quarter_of_the_memory_and_more_threads_than_tasks_take_no_more() {
         let stage = StageMemory { sums: 10, products: 8, shared: 5, chunk: 3, shards: 6, chunks: 4 };
         // One thread: a shard's products, or a chunk with its statistics, beside the sums.
         assert_eq!(stage.peak(1, 1000), 10 + 8);
         assert_eq!(stage.peak(6, 1000), 10 + 48);
         assert_eq!(stage.peak(100, 1000), 10 + 48);
-        assert_eq!(stage.peak(6, 40), 10 + 20);
+        assert_eq!(stage.peak(6, 80), 10 + 20);
         // There is always room for one.
         assert_eq!(stage.peak(6, 2), 10 + 5 + 12);
         let large = StageMemory { products: u64::MAX, shards: 9, ..stage };

@@ -37,7 +37,11 @@ fn is_small(rows: usize, cols: usize) -> bool {
 pub(crate) const SUMMED_ON_CPU: usize = 256;
 
 /// One part in so many of the devices' memory may be products of shards, beside sums, weights and what is being computed.
-pub(crate) const PRODUCTS_SHARE: usize = 2;
+pub(crate) const PRODUCTS_SHARE: usize = 4;
+
+/// So many parts of so many of a device's memory may be activations that stay there from their capture until they are summed and
+/// read by the next segment.
+const STAY_SHARE: (usize, usize) = (2, 5);
 
 /// Which devices a user wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,6 +166,16 @@ impl Devices {
             }
         };
         ProductRooms::new(host, devices)
+    }
+
+    /// Whether activations may stay on the devices from now on.
+    pub(crate) fn let_stay(&self, stays: bool) {
+        if let Solvers::Cuda { place, .. } = &self.solvers
+            && let Err(error) = place.let_stay(if stays { STAY_SHARE } else { (0, 1) })
+        {
+            // They go by way of the host; a device that fails says so when it is used.
+            tracing::debug!(%error, "activations do not stay on the devices");
+        }
     }
 
     fn cuda(ordinals: &[usize], precision: Precision) -> Result<Self, String> {

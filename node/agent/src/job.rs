@@ -16,8 +16,8 @@ use crate::{attempt::Attempt, failure};
 use halfstep_exec::{CarryStore, Engine, SliceForm};
 use halfstep_model::decoder::CarryPrecision;
 use halfstep_work::{
-    Done, Failure, LayerId, LayerPlan, PeakRecord, Plan, Propagation, SegmentId, ShardId, SliceId, Source,
-    Task,
+    Done, Failure, FailureClass, LayerId, LayerPlan, PeakRecord, Plan, Propagation, SegmentId, ShardId,
+    SliceId, Source, Task,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -77,6 +77,7 @@ impl Job {
         if let Some(why) = program.left_to_cpu(&devices) {
             tracing::info!("{why}");
         }
+        devices.let_stay(true);
         Ok(Self {
             plan,
             source: RwLock::new(source),
@@ -109,6 +110,22 @@ impl Job {
 
     /// Works one task off; also the seconds spent refining.
     pub(crate) fn execute(&self, attempt: &Attempt<'_>) -> Result<(Done, f64), Failure> {
+        let done = self.work_off(attempt);
+        if done.as_ref().is_err_and(|failure| failure.class == FailureClass::OutOfMemory) {
+            self.clear_devices();
+        }
+        done
+    }
+
+    /// Activations that stay on devices make room for what has to be there.
+    fn clear_devices(&self) {
+        self.devices.let_stay(false);
+        if let Err(error) = self.carry.leave_devices() {
+            tracing::warn!(%error, "activations stay on a device that is short of memory");
+        }
+    }
+
+    fn work_off(&self, attempt: &Attempt<'_>) -> Result<(Done, f64), Failure> {
         attempt.step()?;
         let plain = |done: Result<Done, Failure>| done.map(|done| (done, 0.0));
         match &attempt.grant.lease.task {

@@ -13,6 +13,7 @@ use std::borrow::{Borrow, BorrowMut};
 use std::ops::Range;
 
 use crate::activation::Activation;
+use crate::cuda::CudaHalves;
 use crate::device::DeviceError;
 
 /// Heads wider than this have no kernel on CUDA devices.
@@ -132,6 +133,22 @@ pub trait Lane {
     /// # Errors
     /// `OutOfMemory`, `Failed`.
     fn given_halves<'a>(&mut self, host: &'a [u16]) -> Result<Self::Given<'a>, DeviceError>;
+
+    /// Numbers that stayed on a device, as an operator's input.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Failed`.
+    fn given_staying<'a>(&mut self, halves: &'a CudaHalves) -> Result<Self::Given<'a>, DeviceError>;
+
+    /// The first `len` numbers rounded to bfloat16, left on the device; nothing where there is no such place or no room: then
+    /// [`Lane::copied_halves`] has them.
+    ///
+    /// # Errors
+    /// As [`Lane::copied`].
+    fn stay(&mut self, array: &Self::Array, len: usize) -> Result<Option<CudaHalves>, DeviceError> {
+        let _ = (array, len);
+        Ok(None)
+    }
 
     /// Memory for `len` numbers; what it holds is not said.
     ///

@@ -462,3 +462,44 @@ fn what_does_not_fit_is_refused_before_anything_is_launched() {
     });
     assert!(short_table.contains("rotary positions: buffer too short"), "{short_table}");
 }
+
+#[test]
+fn what_stays_is_what_would_have_come_to_the_host_and_takes_room_while_it_is_there() {
+    let Some(cuda) = cuda() else { return };
+    let mut values = uniform(21, 5000);
+    values[4321] = -7.03;
+    let ran = cuda.with(|_, lane| {
+        let x = lane.given(&values)?;
+        assert!(lane.stay(&x, 5000)?.is_none(), "nothing may stay before it is let");
+        cuda.let_stay((1, 1 << 14))?;
+        let want = lane.copied_halves(&x, 5000)?;
+        let stays = lane.stay(&x, 5000)?.unwrap();
+        assert_eq!((stays.len(), stays.download()?), (5000, want.clone()));
+        assert_eq!(stays.peak(), half::bf16::from_f32(7.03).to_f32());
+        let (here, there) = (lane.given_halves(&want)?, lane.given_staying(&stays)?);
+        assert_eq!(lane.copied(&here, 5000)?, lane.copied(&there, 5000)?);
+        // Room for few of that length on any device; what is dropped makes room again.
+        let mut all = Vec::new();
+        while let Some(more) = lane.stay(&x, 5000)? {
+            all.push(more);
+            assert!(all.len() < 1 << 20, "there is no end to what may stay");
+        }
+        let one = all.pop();
+        assert!(lane.stay(&x, 5000)?.is_none());
+        drop(one);
+        assert!(lane.stay(&x, 5000)?.is_some());
+        assert_eq!(
+            Host::default().with(|_, host| host.given_staying(&stays).map(|x| x.into_owned()))?,
+            lane.copied(&here, 5000)?
+        );
+        cuda.let_stay((0, 1))?;
+        assert!(lane.stay(&x, 5000)?.is_none());
+        let empty = lane.given(&[])?;
+        assert!(lane.stay(&empty, 0)?.is_none_or(|nothing| nothing.is_empty() && nothing.peak() == 0.0));
+        let infinite = lane.given(&[1.0, f32::NAN, f32::INFINITY])?;
+        cuda.let_stay((1, 2))?;
+        assert!(lane.stay(&infinite, 3)?.unwrap().peak().is_nan());
+        cuda.let_stay((0, 1))
+    });
+    ran.unwrap();
+}

@@ -14,8 +14,9 @@ use std::sync::Arc;
 use device::{cuda, is_fake};
 use halfstep_compute::DeviceError;
 use halfstep_compute::cuda::{
-    Cuda, CudaProducts, CudaSums, Factors, GramShape, RowDigits, RowStaging, ShardGrams,
+    Cuda, CudaPlace, CudaProducts, CudaSums, Factors, GramShape, RowDigits, RowStaging, ShardGrams,
 };
+use halfstep_compute::decoder::{Lane, Place};
 use halfstep_compute::random::Stream;
 
 /// Sums of a few thousand products below 1, in blocks of 2048, by any order: relative to the root of their number.
@@ -313,5 +314,50 @@ fn numbers_that_are_none_or_beyond_the_bound_show_in_the_worst() {
         shard.x[0][7 * 300 + 11] = bad;
         let (_, worst) = shard.sum(&lane, &mut staging, digits, (50, None), &[1.0; 3]).unwrap();
         assert!(!worst.is_finite() || worst > 1e30, "{bad}: {worst}");
+    }
+}
+
+#[test]
+fn rows_that_stayed_on_the_device_give_the_products_of_rows_sent_there() {
+    let Some(cuda) = device::cuda() else { return };
+    let place = CudaPlace::new([&cuda]).unwrap();
+    place.let_stay((1, 2)).unwrap();
+    let (lane, elsewhere) = (cuda.lane().unwrap(), cuda.lane().unwrap());
+    let (mut staging, mut other) = (lane.staging().unwrap(), elsewhere.staging().unwrap());
+    for (cols, cross) in [(1, true), (31, false), (64, true), (33, true)] {
+        for rows in [1, 7, 2048, 2049, 5000] {
+            let two = shape(cols, 1, cross);
+            let shard = Shard::integers(two, rows, 77);
+            let stay = |values: &[f32]| {
+                let stays = place.with(|_, there| {
+                    let array = there.given(values)?;
+                    there.stay(&array, values.len())
+                });
+                stays.unwrap().unwrap()
+            };
+            let (x, q) = (stay(&shard.x[0]), stay(&shard.q[0]));
+            let mut grams = ShardGrams::new(&lane, &mut staging, two, RowDigits::Bf16, rows).unwrap();
+            grams.add_staying(&x, cross.then_some(&q)).unwrap();
+            grams.end_group().unwrap();
+            let got = grams.finish(&FACTORS).unwrap();
+            let want = shard.sum(&elsewhere, &mut other, RowDigits::Bf16, (rows, None), &FACTORS).unwrap();
+            assert_eq!(got.1, want.1, "{cols} columns, {rows} rows");
+            let kept = |products: &CudaProducts| kept(&products.download(&lane).unwrap(), cols, 0..cols);
+            assert_eq!(kept(&got.0), kept(&want.0), "{cols} columns, {rows} rows");
+        }
+    }
+    // Not every stream, not bfloat16, not whole rows.
+    let one = place.with(|_, there| {
+        let array = there.given(&[1.0; 6])?;
+        there.stay(&array, 6)
+    });
+    let one = one.unwrap().unwrap();
+    for (two, digits) in [
+        (shape(3, 1, true), RowDigits::Bf16),
+        (shape(3, 1, false), RowDigits::F32),
+        (shape(4, 1, false), RowDigits::Bf16),
+    ] {
+        let mut grams = ShardGrams::new(&lane, &mut staging, two, digits, 2).unwrap();
+        assert!(grams.add_staying(&one, None).is_err(), "{two:?} {digits:?}");
     }
 }

@@ -52,7 +52,8 @@ pub trait Session: Send + Sync {
         outputs: &[&str],
         precision: CarryPrecision,
     ) -> Result<Vec<Carried>, ExecError> {
-        let whole: Vec<Arc<Tensor>> = inputs.iter().map(|(_, carried)| (*carried).clone().tensor()).collect();
+        let whole = inputs.iter().map(|(_, carried)| (*carried).clone().tensor());
+        let whole = whole.collect::<Result<Vec<Arc<Tensor>>, _>>()?;
         let views: Vec<(&str, &Tensor)> =
             inputs.iter().zip(&whole).map(|((name, _), tensor)| (*name, tensor.as_ref())).collect();
         let round = |mut tensor: Tensor| {

@@ -21,7 +21,7 @@ mod slice_wire;
 mod statistics;
 mod unfold;
 
-pub use carry::{Carried, CarryKey, CarryStore, CarryUse, Halves, Stream, peak, round_to_bf16};
+pub use carry::{Carried, CarryKey, CarryStore, CarryUse, Halves, OnDevice, Stream, peak, round_to_bf16};
 pub use counting::{CountingEngine, NodeCounts};
 pub use decoder::{DecoderSession, without_kernel};
 pub use engine::{Engine, Session};

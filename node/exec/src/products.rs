@@ -5,11 +5,12 @@
 //! same products to the same integers.
 //! Not here: which rows there are, exponents and shards (`statistics`), whether a layer is worth a device (`agent`).
 
+use crate::carry::Carried;
 use crate::error::ExecError;
 use crate::fixed_gram::{FixedGram, Part, UNITS_MAX, check_f32, power_of_two, too_large};
 use crate::statistics::Exponents;
 use halfstep_compute::cuda::{
-    Cuda, CudaProducts, CudaSums, Factors, GramShape, RowDigits, RowStaging, ShardGrams,
+    Cuda, CudaHalves, CudaProducts, CudaSums, Factors, GramShape, RowDigits, RowStaging, ShardGrams,
 };
 use halfstep_compute::{DeviceError, cpu};
 use std::ops::Range;
@@ -36,6 +37,16 @@ impl Summing<'_> {
     /// Whether rows of bfloat16 are read as they lie.
     pub(crate) fn takes_halves(&self) -> bool {
         matches!(self, Self::Cuda { digits: RowDigits::Bf16, .. })
+    }
+
+    /// Whether that is on the device that multiplies, as it reads rows.
+    pub(crate) fn reads_in_place(&self, carried: &Carried) -> bool {
+        match (self, carried) {
+            (Self::Cuda { lane, digits: RowDigits::Bf16, .. }, Carried::OnDevice(there)) => {
+                there.values.is_on(lane)
+            }
+            _ => false,
+        }
     }
 }
 
@@ -130,6 +141,17 @@ impl<'a> Adding<'a> {
                 self.add(&cpu::widen(x), q.as_deref())
             }
             Self::Cuda { grams, .. } => Ok(grams.add_halves(x, q)?),
+        }
+    }
+
+    /// All of a group's rows, which stayed on the device that multiplies.
+    pub(crate) fn add_staying(&mut self, x: &CudaHalves, q: Option<&CudaHalves>) -> Result<(), ExecError> {
+        match self {
+            Self::Host { .. } => {
+                let q = q.map(CudaHalves::download).transpose()?;
+                self.add_halves(&x.download()?, q.as_deref())
+            }
+            Self::Cuda { grams, .. } => Ok(grams.add_staying(x, q)?),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::layer_means::LayerMeans;
 use crate::products::{Adding, Form, Kept, Products, Summing};
 use crate::slice::{SumSlice, UseSlice};
 use crate::unfold::{Unfolder, floats};
+use halfstep_compute::cuda::CudaHalves;
 use halfstep_compute::random;
 use halfstep_model::{Layer, Tensor};
 use std::collections::BTreeMap;
@@ -171,17 +172,27 @@ impl LayerStatistics {
         q: Option<&Carried>,
     ) -> Result<ShardProducts, ExecError> {
         self.check_streams(layer, q.is_some())?;
+        let stays = |carried: &Carried| summing.reads_in_place(carried);
+        let in_place = self.takes_all_rows() && stays(fp) && q.is_none_or(stays);
+        let fetched = |carried: &Carried| match in_place {
+            true => Ok(carried.clone()),
+            false => carried.clone().on_host(),
+        };
+        let (fp, q) = (fetched(fp)?, q.map(fetched).transpose()?);
         if summing.takes_halves()
             && self.takes_all_rows()
-            && let Some(rows) = HalfRows::of(layer, input, fp, q)?
+            && let Some(rows) = HalfRows::of(layer, input, &fp, q.as_ref())?
         {
             let mut adding = Adding::new(self.form, summing, rows.count)?;
-            adding.add_halves(rows.fp, rows.q)?;
+            match rows.at {
+                At::Host(fp, q) => adding.add_halves(fp, q)?,
+                At::Device(fp, q) => adding.add_staying(fp, q)?,
+            }
             adding.end_group()?;
             let samples = vec![SampleRows::default(); layer.groups];
             return Ok(ShardProducts { shard, products: adding.finish()?, samples });
         }
-        let (fp, q) = (fp.clone().tensor(), q.map(|q| q.clone().tensor()));
+        let (fp, q) = (fp.tensor()?, q.map(Carried::tensor).transpose()?);
         self.products_of_tensors(summing, layer, input, shard, &fp, q.as_deref())
     }
 
@@ -348,8 +359,28 @@ fn same_shape(name: &str, fp: &[usize], q: Option<&[usize]>) -> Result<(), ExecE
 /// A shard's rows as they lie in tensors of bfloat16, on both streams.
 struct HalfRows<'a> {
     count: usize,
-    fp: &'a [u16],
-    q: Option<&'a [u16]>,
+    at: At<'a>,
+}
+
+/// Where both streams lie, the original's first.
+enum At<'a> {
+    Host(&'a [u16], Option<&'a [u16]>),
+    Device(&'a CudaHalves, Option<&'a CudaHalves>),
+}
+
+impl<'a> At<'a> {
+    /// Nothing if they do not lie in one place, or are not bfloat16.
+    fn of(fp: &'a Carried, q: Option<&'a Carried>) -> Option<Self> {
+        match (fp, q) {
+            (Carried::Halves(fp), None) => Some(Self::Host(&fp.values, None)),
+            (Carried::Halves(fp), Some(Carried::Halves(q))) => Some(Self::Host(&fp.values, Some(&q.values))),
+            (Carried::OnDevice(fp), None) => Some(Self::Device(&fp.values, None)),
+            (Carried::OnDevice(fp), Some(Carried::OnDevice(q))) => {
+                Some(Self::Device(&fp.values, Some(&q.values)))
+            }
+            _ => None,
+        }
+    }
 }
 
 impl<'a> HalfRows<'a> {
@@ -361,16 +392,10 @@ impl<'a> HalfRows<'a> {
         q: Option<&'a Carried>,
     ) -> Result<Option<Self>, ExecError> {
         same_shape(name, fp.dims(), q.map(Carried::dims))?;
-        let halves = |carried: &'a Carried| match carried {
-            Carried::Halves(halves) => Some(halves.values.as_slice()),
-            Carried::Whole(_) => None,
-        };
-        let (Some(rows), Some(q)) = (halves(fp), q.map_or(Some(None), |q| halves(q).map(Some))) else {
-            return Ok(None);
-        };
+        let Some(at) = At::of(fp, q) else { return Ok(None) };
         let unfolder = Unfolder::for_dims(name, &layer.unfold, fp.dims(), layer.cols, layer.groups)?;
         let count = unfolder.positions();
-        Ok(unfolder.is_plain().then_some(Self { count, fp: rows, q }))
+        Ok(unfolder.is_plain().then_some(Self { count, at }))
     }
 }
 

@@ -13,7 +13,9 @@ use decoders::{Golden, RELATIVE_ERROR_MAX, cases, folder, open, relative_error};
 use halfstep_compute::Host;
 use halfstep_compute::cuda::{Cuda, CudaPlace, Precision, open_libraries};
 use halfstep_compute::decoder::Place;
-use halfstep_exec::{Carried, DecoderSession, ExecError, Session, without_kernel};
+use halfstep_exec::{
+    Carried, CarryKey, CarryStore, DecoderSession, ExecError, Session, Stream, without_kernel,
+};
 use halfstep_model::decoder::{CarryPrecision, DescribeOptions, LOGITS, Op, TOKENS};
 use halfstep_model::{Data, Tensor, cut};
 use std::collections::BTreeMap;
@@ -33,7 +35,11 @@ fn device(precision: Precision) -> Option<Arc<CudaPlace>> {
         .and_then(|()| open_libraries(&folders).map_err(|error| error.to_string()))
         .and_then(|_| Cuda::open(0, precision).map_err(|error| error.to_string()));
     match opened {
-        Ok(cuda) => Some(Arc::new(CudaPlace::new([&cuda]).unwrap())),
+        Ok(cuda) => {
+            let place = CudaPlace::new([&cuda]).unwrap();
+            place.let_stay((1, 4)).unwrap();
+            Some(Arc::new(place))
+        }
         Err(reason) => {
             println!("SKIPPED: {reason}");
             None
@@ -185,7 +191,11 @@ fn carries_as_the_host_would<P: Place>(place: &Arc<P>, golden: &Golden, precisio
         let theirs = Plain(&session).run_carried(&inputs, &names, precision).unwrap();
         for ((name, ours), theirs) in names.iter().zip(ours).zip(theirs) {
             assert_eq!(ours.dtype(), theirs.dtype(), "{}: {name}", golden.name);
-            assert!(ours.clone().tensor().data == theirs.tensor().data, "{}: {name}", golden.name);
+            assert!(
+                ours.clone().tensor().unwrap().data == theirs.tensor().unwrap().data,
+                "{}: {name}",
+                golden.name
+            );
             carry.insert((*name).to_owned(), ours);
         }
         carry.retain(|name, _| segment.live_after.contains(name));
@@ -271,4 +281,33 @@ fn a_batch_that_has_no_room_is_out_of_memory_and_the_next_one_runs() {
     drop(wide);
     let golden = open(&folder().join("mixtral"), DescribeOptions::default());
     assert!(run(&golden).unwrap()[0].data == before[0].data);
+}
+
+#[test]
+fn what_stays_on_a_device_leaves_it_for_the_host_and_is_the_same_there() {
+    let Some(cuda) = device(Precision::Tf32) else { return };
+    let golden = open(&folder().join("llama"), DescribeOptions::default());
+    let session = session(&cuda, &golden, &all_nodes(&golden));
+    let names = written(&golden);
+    let tokens = Carried::Whole(Arc::new(golden.tokens.clone()));
+    let run = || session.run_carried(&[(TOKENS, &tokens)], &names, CarryPrecision::Bf16).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    // Room for some of them: the others go on to files.
+    let store = CarryStore::with_precision(4000, folder.path(), CarryPrecision::Bf16);
+    let key = |name: &str| CarryKey { lane: 0, stream: Stream::FullPrecision, tensor: name.into(), shard: 0 };
+    let before = run();
+    assert!(before.iter().all(|carried| matches!(carried, Carried::OnDevice(_))));
+    for (name, carried) in names.iter().zip(run()) {
+        store.put_carried(key(name), carried).unwrap();
+    }
+    assert_eq!((store.usage().resident, store.usage().spilled), (0, 0));
+    store.leave_devices().unwrap();
+    assert!(store.usage().resident > 0 && store.usage().resident <= 4000 && store.usage().spilled > 0);
+    for (name, carried) in names.iter().zip(&before) {
+        let here = store.carried(&key(name)).unwrap();
+        assert!(!matches!(here, Carried::OnDevice(_)), "{name}");
+        let peaks = (here.peak().to_bits(), carried.peak().to_bits());
+        assert_eq!((peaks.0, here.dims()), (peaks.1, carried.dims()), "{name}");
+        assert_eq!(here.tensor().unwrap(), carried.clone().tensor().unwrap(), "{name}");
+    }
 }

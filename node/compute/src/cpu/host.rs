@@ -9,6 +9,7 @@ use super::product::{Stored, multiply};
 use super::{Attention, AttentionScratch, RotaryTable, Rows};
 use crate::activation::Activation;
 use crate::cpu;
+use crate::cuda::CudaHalves;
 use crate::decoder::{Embedding, Heads, Lane, Linear, Place, Strided, Turn};
 use crate::device::{DeviceError, Product};
 use crate::shape::row;
@@ -111,6 +112,10 @@ impl Lane for HostLane {
 
     fn given_halves<'a>(&mut self, host: &'a [u16]) -> Result<Cow<'a, [f32]>, DeviceError> {
         Ok(Cow::Owned(cpu::widen(host)))
+    }
+
+    fn given_staying<'a>(&mut self, halves: &'a CudaHalves) -> Result<Cow<'a, [f32]>, DeviceError> {
+        Ok(Cow::Owned(cpu::widen(&halves.download()?)))
     }
 
     fn array(&mut self, len: usize) -> Result<Vec<f32>, DeviceError> {

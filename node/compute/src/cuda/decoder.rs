@@ -6,10 +6,13 @@
 //! Not here: argument order and grids (`kernels::decoder`), who lends lanes (`place`).
 #![expect(unsafe_code, reason = "sends numbers to arrays made here")]
 
+use std::sync::Arc;
+
 use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 
 use super::blas::RowDigits;
 use super::device::{Cuda, CudaBuffer, count, offset};
+use super::halves::{CudaHalves, StayRoom};
 use super::interface::row_of_table;
 use super::kernels::decoder::{self as launches, Angles, At, EmbedFrom, Function, HeadCounts};
 use super::kernels::{self, Size};
@@ -26,6 +29,9 @@ const GRID_MAX: usize = 65535;
 pub struct CudaLane {
     cuda: Cuda,
     staging: RowStaging,
+    /// What may stay on the device, and by which lane it goes to the host.
+    room: Arc<StayRoom>,
+    home: Arc<Cuda>,
     /// Zeros: the row of every token in a table of one row.
     zeros: CudaSlice<u32>,
 }
@@ -59,9 +65,11 @@ pub struct CudaChoice {
 impl CudaLane {
     /// # Errors
     /// `OutOfMemory`, `Failed`.
-    pub(super) fn new(cuda: Cuda) -> Result<Self, DeviceError> {
+    pub(super) fn new(home: &Arc<Cuda>, room: &Arc<StayRoom>) -> Result<Self, DeviceError> {
+        let cuda = home.lane()?;
         let zeros = cuda.stream.alloc_zeros(1).map_err(|error| cuda.driver(error))?;
-        Ok(Self { staging: cuda.staging()?, zeros, cuda })
+        let (room, home) = (Arc::clone(room), Arc::clone(home));
+        Ok(Self { staging: cuda.staging()?, room, home, zeros, cuda })
     }
 
     fn size(&self) -> Size {
@@ -83,6 +91,18 @@ impl CudaLane {
             self.cuda.stream.memcpy_htod(host, &mut slice).map_err(|error| subject().driver(error))?;
         }
         Ok(slice)
+    }
+
+    /// bfloat16 as f32.
+    fn widened(&self, halves: &CudaBuffer<u16>) -> Result<CudaBuffer, DeviceError> {
+        let len = halves.len;
+        let from = self.cuda.read("input", halves, len)?;
+        let mut array = self.cuda.allocate(len)?;
+        let out = self.cuda.written("input", &mut array, len)?;
+        if len > 0 {
+            self.cuda.launch(launches::from_bf16(self.size(), len, from, out))?;
+        }
+        Ok(array)
     }
 
     fn address(&self, numbers: &CudaSlice<u32>) -> u64 {
@@ -259,12 +279,18 @@ impl Lane for CudaLane {
         let to = self.cuda.written("input", &mut halves, host.len())?;
         // SAFETY: the array is this lane's and as long.
         unsafe { self.staging.send_halves(&self.cuda, host, to) }?;
-        let mut array = self.cuda.allocate(host.len())?;
-        let out = self.cuda.written("input", &mut array, host.len())?;
-        if !host.is_empty() {
-            self.cuda.launch(launches::from_bf16(self.size(), host.len(), to, out))?;
+        self.widened(&halves)
+    }
+
+    fn given_staying(&mut self, halves: &CudaHalves) -> Result<CudaBuffer, DeviceError> {
+        match halves.on(&self.cuda) {
+            Some(halves) => self.widened(halves),
+            None => self.given_halves(&halves.download()?),
         }
-        Ok(array)
+    }
+
+    fn stay(&mut self, array: &CudaBuffer, len: usize) -> Result<Option<CudaHalves>, DeviceError> {
+        CudaHalves::of(&self.cuda, &self.home, &self.room, array, len)
     }
 
     fn array(&mut self, len: usize) -> Result<CudaBuffer, DeviceError> {

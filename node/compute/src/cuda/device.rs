@@ -230,6 +230,14 @@ impl Cuda {
         Err(self.opened.subject(0).failed(reason))
     }
 
+    /// Makes an array readable from all lanes of the device, once everything queued is done; nobody writes it again.
+    pub(super) fn publish<T>(&self, buffer: &mut CudaBuffer<T>) -> Result<(), DeviceError> {
+        self.own("share", buffer)?;
+        self.synchronize()?;
+        buffer.shared = true;
+        Ok(())
+    }
+
     /// The address of the first of at least `len` elements.
     pub(super) fn read<T>(
         &self,

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use super::blas::{RowDigits, RowShape, WORKSPACE_BYTES};
 use super::column_major::int;
 use super::device::{Cuda, CudaBuffer, count, offset};
+use super::halves::CudaHalves;
 use super::kernels::{self, Kept};
 use super::staging::RowStaging;
 use super::triangle::{self, Squares};
@@ -66,8 +67,10 @@ pub struct ShardGrams<'a> {
     digits: RowDigits,
     parts: usize,
     matrices: Vec<CudaBuffer>,
-    /// A block of rows of each stream, the original's first.
+    /// A block of rows of each stream, the original's first; made when rows first come from the host.
     blocks: Vec<CudaBuffer<u16>>,
+    /// 16-bit words of a block.
+    block_words: usize,
     group: usize,
     /// Rows in the block.
     filled: usize,
@@ -90,12 +93,10 @@ impl<'a> ShardGrams<'a> {
         int("statistics columns", shape.cols)?;
         let matrices = shape.lower().iter().map(|_| lane.allocate(shape.square()));
         let matrices = matrices.collect::<Result<Vec<_>, _>>()?;
-        let len = area(area(rows.min(BLOCK_ROWS), shape.cols), digits.bytes() / size_of::<u16>());
-        let streams = if shape.cross { 2 } else { 1 };
-        let blocks = (0..streams).map(|_| lane.allocate(len)).collect::<Result<Vec<_>, _>>()?;
+        let block_words = area(area(rows.min(BLOCK_ROWS), shape.cols), digits.bytes() / size_of::<u16>());
         let parts = triangle::parts(shape.cols);
-        let (group, filled, begun) = (0, 0, false);
-        Ok(Self { lane, staging, shape, digits, parts, matrices, blocks, group, filled, begun })
+        let (blocks, group, filled, begun) = (Vec::new(), 0, 0, false);
+        Ok(Self { lane, staging, shape, digits, parts, matrices, blocks, block_words, group, filled, begun })
     }
 
     /// Another cut of triangles than the shape's own, for measuring; the last bits of products may differ.
@@ -137,6 +138,40 @@ impl<'a> ShardGrams<'a> {
         self.add_as(x, q, Self::send_halves)
     }
 
+    /// The whole of a group's rows, in bfloat16 that stayed on the lane's device: multiplied where they lie.
+    ///
+    /// # Errors
+    /// The same; `Failed` where they are on another device, or rows of the group came before.
+    pub fn add_staying(&mut self, x: &CudaHalves, q: Option<&CudaHalves>) -> Result<(), DeviceError> {
+        let streams: Option<Vec<_>> =
+            [Some(x), q].into_iter().flatten().map(|stream| stream.on(self.lane)).collect();
+        let fits = self.digits == RowDigits::Bf16 && self.filled == 0 && !self.begun;
+        let Some(streams) = streams.filter(|streams| fits && streams.len() == self.streams()) else {
+            let reason = "statistics: expected a group's rows in bfloat16, on this device, of every stream";
+            return Err(self.lane.opened.subject(0).failed(reason.into()));
+        };
+        let cols = self.shape.cols.max(1);
+        let rows = x.len() / cols;
+        for stream in &streams {
+            length("statistics rows", stream.len, area(rows, cols))?;
+            length("statistics rows", area(rows, cols), stream.len)?;
+        }
+        for first in (0..rows).step_by(BLOCK_ROWS) {
+            let start = (first * cols * size_of::<u16>()) as u64;
+            let at = |stream: &&CudaBuffer<u16>| {
+                Ok::<_, DeviceError>(self.lane.read("statistics rows", stream, 0)? + start)
+            };
+            let at = streams.iter().map(at).collect::<Result<Vec<_>, _>>()?;
+            self.filled = BLOCK_ROWS.min(rows - first);
+            self.multiply_at(&at)?;
+        }
+        Ok(())
+    }
+
+    fn streams(&self) -> usize {
+        if self.shape.cross { 2 } else { 1 }
+    }
+
     fn add_as<T>(
         &mut self,
         x: &[T],
@@ -144,7 +179,7 @@ impl<'a> ShardGrams<'a> {
         send: fn(&mut Self, usize, &[T]) -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
         let cols = self.shape.cols.max(1);
-        let (given, expected) = (1 + usize::from(q.is_some()), self.blocks.len());
+        let (given, expected) = (1 + usize::from(q.is_some()), self.streams());
         if given != expected {
             let reason = format!("statistics: rows of {given} streams, expected {expected}");
             return Err(self.lane.opened.subject(0).failed(reason));
@@ -215,6 +250,9 @@ impl<'a> ShardGrams<'a> {
 
     /// Where the next rows go, once it is seen that there is room for `len` numbers.
     fn end_of_block(&mut self, stream: usize, len: usize) -> Result<u64, DeviceError> {
+        while self.blocks.len() < self.streams() {
+            self.blocks.push(self.lane.allocate(self.block_words)?);
+        }
         let words = self.digits.bytes() / size_of::<u16>();
         let start = area(area(self.filled, self.shape.cols), words);
         let end = start.saturating_add(area(len, words));
@@ -224,13 +262,19 @@ impl<'a> ShardGrams<'a> {
 
     /// Adds the products of the block's rows to the group's matrices.
     fn multiply(&mut self) -> Result<(), DeviceError> {
+        let at = |block| self.lane.read("statistics block", block, 0);
+        let at = self.blocks.iter().map(at).collect::<Result<Vec<_>, _>>()?;
+        self.multiply_at(&at)
+    }
+
+    /// The same of `filled` rows of each stream at these addresses.
+    fn multiply_at(&mut self, streams: &[u64]) -> Result<(), DeviceError> {
         let cols = self.shape.cols;
         let beta = if self.begun { 1.0 } else { 0.0 };
-        let x = self.lane.read("statistics block", &self.blocks[0], 0)?;
-        let q = self.blocks.get(1).map(|block| self.lane.read("statistics block", block, 0)).transpose()?;
-        let pairs = match q {
-            Some(q) => vec![(q, q), (x, q), (x, x)],
-            None => vec![(x, x)],
+        let pairs = match *streams {
+            [x, q] => vec![(q, q), (x, q), (x, x)],
+            [x] => vec![(x, x)],
+            _ => Vec::new(),
         };
         for (number, (left, right)) in pairs.into_iter().enumerate() {
             let out = self.matrix(number)?;

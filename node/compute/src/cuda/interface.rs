@@ -75,10 +75,7 @@ impl Device for Cuda {
     }
 
     fn share(&self, buffer: &mut CudaBuffer) -> Result<(), DeviceError> {
-        self.own("share", buffer)?;
-        self.synchronize()?;
-        buffer.shared = true;
-        Ok(())
+        self.publish(buffer)
     }
 
     fn write(&self, host: &[f32], buffer: &mut CudaBuffer) -> Result<(), DeviceError> {

@@ -296,9 +296,14 @@ impl Cuda {
 
     /// See [`Device::all_finite`].
     pub(super) fn finite(&self, len: usize, values: &CudaBuffer) -> Result<bool, DeviceError> {
+        Ok(self.largest_magnitude(len, values)? < INFINITE)
+    }
+
+    /// The largest of the first `len` magnitudes, as bits of an f32; those of a NaN are larger than all others.
+    pub(super) fn largest_magnitude(&self, len: usize, values: &CudaBuffer) -> Result<u32, DeviceError> {
         let values = self.read("finite values", values, len)?;
         if len == 0 {
-            return Ok(true);
+            return Ok(0);
         }
         let size = self.opened.size;
         let blocks = kernels::peak_blocks(size, len);
@@ -308,6 +313,6 @@ impl Cuda {
         self.launch(kernels::peak_bits(size, len, values, to))?;
         let out = self.written("finite peak", &mut peak, 1)?;
         self.launch(kernels::max_u32(blocks, to, out))?;
-        Ok(self.bring("finite peak", &peak, 0..1)?.iter().all(|bits: &u32| *bits < INFINITE))
+        Ok(self.bring("finite peak", &peak, 0..1)?[0])
     }
 }

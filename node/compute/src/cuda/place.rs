@@ -3,10 +3,11 @@
 //! A thread gets a lane of the device with the fewest at work; a device lends a few at once, so that one computes while others
 //! move numbers, and memory holds what they need. Not here: operators (`decoder`).
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::decoder::{CudaLane, CudaTable};
 use super::device::{Cuda, CudaBuffer};
+use super::halves::StayRoom;
 use crate::cpu::RotaryTable;
 use crate::decoder::Place;
 use crate::device::{Device, DeviceError};
@@ -16,8 +17,8 @@ const LANES_MAX: usize = 8;
 
 /// See the module.
 pub struct CudaPlace {
-    /// A lane of each device, for weights.
-    first: Vec<Cuda>,
+    /// A lane of each device, for weights, and what may stay there.
+    first: Vec<(Arc<Cuda>, Arc<StayRoom>)>,
     lent: Mutex<Lent>,
     returned: Condvar,
 }
@@ -35,9 +36,18 @@ impl CudaPlace {
     /// # Errors
     /// `OutOfMemory`, `Failed`.
     pub fn new<'a>(devices: impl IntoIterator<Item = &'a Cuda>) -> Result<Self, DeviceError> {
-        let first = devices.into_iter().map(Cuda::lane).collect::<Result<Vec<_>, _>>()?;
+        let one = |device: &Cuda| Ok((Arc::new(device.lane()?), Arc::default()));
+        let first = devices.into_iter().map(one).collect::<Result<Vec<_>, DeviceError>>()?;
         let lent = Lent { idle: Vec::new(), at_work: vec![0; first.len()] };
         Ok(Self { first, lent: Mutex::new(lent), returned: Condvar::new() })
+    }
+
+    /// Lets what runs are asked for stay on the devices, up to `share` of their memory: so many parts of so many.
+    ///
+    /// # Errors
+    /// `Failed`.
+    pub fn let_stay(&self, share: (usize, usize)) -> Result<(), DeviceError> {
+        self.first.iter().try_for_each(|(device, room)| room.let_stay(device, share))
     }
 
     /// Drops lanes that nobody uses, with the memory they keep.
@@ -95,8 +105,7 @@ impl Place for CudaPlace {
     }
 
     fn keep(&self, values: Vec<f32>) -> Result<Vec<CudaBuffer>, DeviceError> {
-        let on = |device: &Cuda| shared(device, &values);
-        self.first.iter().map(on).collect()
+        self.first.iter().map(|(device, _)| shared(device, &values)).collect()
     }
 
     fn table(
@@ -107,8 +116,8 @@ impl Place for CudaPlace {
         positions: usize,
     ) -> Result<CudaTable, DeviceError> {
         let limit = self.first.len();
-        let on =
-            self.first.get(device).ok_or(DeviceError::Index { operand: "device", index: device, limit })?;
+        let on = self.first.get(device);
+        let (on, _) = on.ok_or(DeviceError::Index { operand: "device", index: device, limit })?;
         let table = RotaryTable::new(frequencies, factor, positions);
         let (pairs, cos, sin) = table.parts();
         Ok(CudaTable { cos: shared(on, cos)?, sin: shared(on, sin)?, pairs, positions })
@@ -121,7 +130,7 @@ impl Place for CudaPlace {
         let (busy, lane) = self.take()?;
         let mut lane = match lane {
             Some(lane) => lane,
-            None => CudaLane::new(self.first[busy.device].lane()?)?,
+            None => CudaLane::new(&self.first[busy.device].0, &self.first[busy.device].1)?,
         };
         let done = work(busy.device, &mut lane)?;
         // A lane on which something failed is not used again.

@@ -41,6 +41,7 @@ fn stage(path: &Path, kept: &Carried) -> io::Result<()> {
     match kept {
         Carried::Whole(tensor) => out.all(&tensor.data),
         Carried::Halves(halves) => out.elements(&halves.values, |x| x.to_le_bytes()),
+        Carried::OnDevice(_) => Err(io::Error::other("it is on a device")),
     }?;
     let hash = out.hasher.finalize();
     out.inner.write_all(hash.as_bytes())?;

@@ -4,5 +4,5 @@ mod file;
 mod packed;
 mod store;
 
-pub use packed::{Carried, Halves, peak, round_to_bf16};
+pub use packed::{Carried, Halves, OnDevice, peak, round_to_bf16};
 pub use store::{CarryKey, CarryStore, CarryUse, Stream};

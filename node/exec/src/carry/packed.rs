@@ -1,10 +1,12 @@
 //! Tensors at half the bytes: f32 whose values are all bfloat16 are kept as their upper halves, exactly.
 //!
-//! Values are rounded where they leave a segment ([`round_to_bf16`]), never here: what a tensor is worth does not
+//! What a device computes may stay there; then it costs the host nothing. Values are rounded where they leave a segment ([`round_to_bf16`]), never here: what a tensor is worth does not
 //! depend on who holds it.
 //! Not here: the budget (`store`), files (`file`).
 
+use crate::error::ExecError;
 use half::bf16;
+use halfstep_compute::cuda::CudaHalves;
 use halfstep_model::decoder::CarryPrecision;
 use halfstep_model::{Data, Dtype, Tensor};
 use std::sync::Arc;
@@ -24,6 +26,17 @@ pub enum Carried {
     Whole(Arc<Tensor>),
     /// f32 whose lower halves are 0.
     Halves(Halves),
+    /// The same, on the device that made them.
+    OnDevice(OnDevice),
+}
+
+/// f32 that are all bfloat16, on a device.
+#[derive(Debug, Clone)]
+pub struct OnDevice {
+    /// Dimensions; their product is the number of values.
+    pub dims: Vec<usize>,
+    /// The upper half of each.
+    pub values: Arc<CudaHalves>,
 }
 
 /// f32 that are all bfloat16.
@@ -52,11 +65,12 @@ impl Carried {
         Self::Halves(Halves { dims, values: Arc::new(values) })
     }
 
-    /// Memory of its elements.
+    /// The host's memory of its elements.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Whole(tensor) => tensor.bytes(),
             Self::Halves(halves) => size_of_val(halves.values.as_slice()),
+            Self::OnDevice(_) => 0,
         }
     }
 
@@ -65,6 +79,7 @@ impl Carried {
         match self {
             Self::Whole(tensor) => tensor.len(),
             Self::Halves(halves) => halves.values.len(),
+            Self::OnDevice(there) => there.values.len(),
         }
     }
 
@@ -72,7 +87,7 @@ impl Carried {
     pub fn dtype(&self) -> Dtype {
         match self {
             Self::Whole(tensor) => tensor.dtype(),
-            Self::Halves(_) => Dtype::Bf16,
+            Self::Halves(_) | Self::OnDevice(_) => Dtype::Bf16,
         }
     }
 
@@ -81,19 +96,35 @@ impl Carried {
         match self {
             Self::Whole(tensor) => &tensor.shape,
             Self::Halves(halves) => &halves.dims,
+            Self::OnDevice(there) => &there.dims,
+        }
+    }
+
+    /// The same in the host's memory.
+    ///
+    /// # Errors
+    /// `Device` if it is on one that fails.
+    pub fn on_host(self) -> Result<Self, ExecError> {
+        match self {
+            Self::OnDevice(OnDevice { dims, values }) => Ok(Self::halves(dims, values.download()?)),
+            here => Ok(here),
         }
     }
 
     /// The tensor: what it was made from.
-    #[must_use]
-    pub fn tensor(self) -> Arc<Tensor> {
-        match self {
+    ///
+    /// # Errors
+    /// As [`Self::on_host`].
+    pub fn tensor(self) -> Result<Arc<Tensor>, ExecError> {
+        let widened = |dims, values: &[u16]| {
+            let data = Data::F32(values.iter().map(|half| whole(*half)).collect());
+            Arc::new(Tensor { shape: dims, data })
+        };
+        Ok(match self {
             Self::Whole(tensor) => tensor,
-            Self::Halves(Halves { dims, values }) => {
-                let data = Data::F32(values.iter().map(|half| whole(*half)).collect());
-                Arc::new(Tensor { shape: dims, data })
-            }
-        }
+            Self::Halves(Halves { dims, values }) => widened(dims, &values),
+            Self::OnDevice(OnDevice { dims, values }) => widened(dims, &values.download()?),
+        })
     }
 
     /// Largest absolute value; NaN if any is, or if it is not f32.
@@ -101,6 +132,7 @@ impl Carried {
         match self {
             Self::Whole(tensor) => tensor.as_f32().map_or(f32::NAN, peak),
             Self::Halves(halves) => whole(halves.values.iter().fold(0, |most, half| most.max(half & 0x7fff))),
+            Self::OnDevice(there) => there.values.peak(),
         }
     }
 }
@@ -156,7 +188,7 @@ mod tests {
         let tensor = Arc::new(Tensor::f32(vec![256, 256], values).unwrap());
         let kept = Carried::new(Arc::clone(&tensor), CarryPrecision::Bf16);
         assert_eq!((kept.dtype(), kept.bytes()), (Dtype::Bf16, 2 * 65536));
-        let back = kept.tensor();
+        let back = kept.tensor().unwrap();
         let bits = |tensor: &Tensor| tensor.as_f32().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!((&back.shape, bits(&back)), (&tensor.shape, bits(&tensor)));
     }

@@ -1,6 +1,6 @@
 //! The carry store: live tensors in memory up to a budget, beyond it in files.
 //!
-//! The budget is a hard limit on the bytes the store keeps resident. When a tensor does not fit, the oldest go to disk
+//! The budget is a hard limit on the bytes the store keeps resident; what is on a device counts for nothing. When a tensor does not fit, the oldest go to disk
 //! first (a shard's next segment is furthest away for what was put longest ago); a tensor larger than the whole budget
 //! goes straight to disk. Files live in a folder of their own, removed with the store.
 //! Not here: the files' format (`file`), which tensors are live (`model::cut`).
@@ -60,7 +60,7 @@ pub struct CarryStore {
 #[derive(Debug, Default)]
 struct Inner {
     held: HashMap<CarryKey, Held>,
-    /// Resident tensors, oldest first.
+    /// Resident tensors that have bytes, oldest first.
     ages: BTreeMap<u64, CarryKey>,
     next: u64,
     usage: CarryUse,
@@ -101,14 +101,17 @@ impl CarryStore {
     /// # Errors
     /// The same.
     pub fn put_carried(&self, key: CarryKey, kept: Carried) -> Result<(), ExecError> {
+        self.put_locked(&mut self.lock(), key, kept)
+    }
+
+    fn put_locked(&self, inner: &mut Inner, key: CarryKey, kept: Carried) -> Result<(), ExecError> {
         let bytes = kept.bytes();
-        let mut inner = self.lock();
         inner.remove(&key);
         if bytes > self.budget {
-            return self.spill(&mut inner, key, &kept);
+            return self.spill(inner, key, &kept);
         }
         while inner.usage.resident > self.budget - bytes {
-            self.spill_oldest(&mut inner)?;
+            self.spill_oldest(inner)?;
         }
         inner.keep(key, kept, bytes);
         Ok(())
@@ -119,7 +122,7 @@ impl CarryStore {
     /// # Errors
     /// `Missing`; `Storage`, `Damaged` from the file.
     pub fn get(&self, key: &CarryKey) -> Result<Arc<Tensor>, ExecError> {
-        Ok(self.carried(key)?.tensor())
+        self.carried(key)?.tensor()
     }
 
     /// A kept tensor as it is kept; as [`Self::get`].
@@ -134,6 +137,29 @@ impl CarryStore {
             Some(Held::File { path, shape }) => file::read(&path, &shape),
             None => Err(ExecError::Missing { name: key.tensor.clone() }),
         }
+    }
+
+    /// Takes everything that is on a device to the host: its memory is needed for something else.
+    ///
+    /// # Errors
+    /// `Device`; as [`Self::put`].
+    pub fn leave_devices(&self) -> Result<(), ExecError> {
+        let away = |held: &Held| matches!(held, Held::Memory { kept: Carried::OnDevice(_), .. });
+        let keys: Vec<CarryKey> = {
+            let inner = self.lock();
+            inner.held.iter().filter(|(_, held)| away(held)).map(|(key, _)| key.clone()).collect()
+        };
+        for key in keys {
+            let Ok(Carried::OnDevice(there)) = self.carried(&key) else { continue };
+            let here = Carried::OnDevice(there.clone()).on_host()?;
+            let mut inner = self.lock();
+            // It may have been dropped or replaced meanwhile.
+            let same = |held: &Held| matches!(held, Held::Memory { kept: Carried::OnDevice(now), .. } if Arc::ptr_eq(&now.values, &there.values));
+            if inner.held.get(&key).is_some_and(same) {
+                self.put_locked(&mut inner, key, here)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a tensor is kept.
@@ -212,7 +238,10 @@ impl Inner {
     fn keep(&mut self, key: CarryKey, kept: Carried, bytes: usize) {
         self.next += 1;
         let age = self.next;
-        self.ages.insert(age, key.clone());
+        // What takes no memory of the host is never in its way.
+        if bytes > 0 {
+            self.ages.insert(age, key.clone());
+        }
         self.held.insert(key, Held::Memory { age, kept });
         self.usage.resident += bytes;
         self.usage.peak = self.usage.peak.max(self.usage.resident);

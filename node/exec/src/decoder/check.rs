@@ -43,7 +43,7 @@ impl Batch {
                 let lengths = as_lengths(name, tensor)?;
                 self.agree(name, total(name, lengths)?)
             }
-            (Kind::Tokens | Kind::Lengths, Input::Halves(_)) => {
+            (Kind::Tokens | Kind::Lengths, Input::Halves(_) | Input::OnDevice(_)) => {
                 Err(wrong(name, "integers", input.describe()))
             }
             (Kind::Rows { width, whose }, _) => {

@@ -8,7 +8,7 @@ use super::positions::alike;
 use super::session::{DecoderSession, Slot};
 use super::step::{Learned, Matrix, Ready, Step, Weights};
 use crate::ExecError;
-use crate::carry::{Carried, Halves};
+use crate::carry::{Carried, Halves, OnDevice};
 use halfstep_compute::Activation;
 use halfstep_compute::decoder::{Embedding, Heads, Lane, Linear, Place, Strided, TableOf, Turn};
 use halfstep_model::decoder::{Attend, CarryPrecision, Route, Select, TOKENS};
@@ -35,6 +35,7 @@ pub(super) struct Run<'a, P: Place> {
 pub(super) enum Input<'a> {
     Tensor(&'a Tensor),
     Halves(&'a Halves),
+    OnDevice(&'a OnDevice),
 }
 
 impl<'a> Input<'a> {
@@ -42,6 +43,7 @@ impl<'a> Input<'a> {
         match carried {
             Carried::Whole(tensor) => Self::Tensor(tensor),
             Carried::Halves(halves) => Self::Halves(halves),
+            Carried::OnDevice(there) => Self::OnDevice(there),
         }
     }
 
@@ -49,6 +51,7 @@ impl<'a> Input<'a> {
         match self {
             Self::Tensor(tensor) => &tensor.shape,
             Self::Halves(halves) => &halves.dims,
+            Self::OnDevice(there) => &there.dims,
         }
     }
 
@@ -57,13 +60,14 @@ impl<'a> Input<'a> {
         match self {
             Self::Tensor(tensor) => tensor.as_f32().map(<[f32]>::len),
             Self::Halves(halves) => Some(halves.values.len()),
+            Self::OnDevice(there) => Some(there.values.len()),
         }
     }
 
     fn tensor(self) -> Option<&'a Tensor> {
         match self {
             Self::Tensor(tensor) => Some(tensor),
-            Self::Halves(_) => None,
+            Self::Halves(_) | Self::OnDevice(_) => None,
         }
     }
 
@@ -71,7 +75,7 @@ impl<'a> Input<'a> {
     pub(super) fn describe(self) -> String {
         match self {
             Self::Tensor(tensor) => describe(tensor),
-            Self::Halves(halves) => format!("bfloat16 {:?}", halves.dims),
+            Self::Halves(_) | Self::OnDevice(_) => format!("bfloat16 {:?}", self.dims()),
         }
     }
 }
@@ -107,6 +111,7 @@ impl<'a, L: Lane> Tensors<'a, L> {
             self.read[slot] = match given {
                 Input::Tensor(tensor) => tensor.as_f32().map(|values| lane.given(values)).transpose()?,
                 Input::Halves(halves) => Some(lane.given_halves(&halves.values)?),
+                Input::OnDevice(there) => Some(lane.given_staying(&there.values)?),
             };
         }
         Ok(())
@@ -237,12 +242,17 @@ impl<'a, P: Place> Run<'a, P> {
                     Ok(matrix(*rows, *width, self.lane.copied(array.borrow(), rows * width)?))
                 }
                 CarryPrecision::Bf16 => {
+                    let dims = vec![*rows, *width];
+                    if let Some(halves) = self.lane.stay(array.borrow(), rows * width)? {
+                        return Ok(Carried::OnDevice(OnDevice { dims, values: Arc::new(halves) }));
+                    }
                     let halves = self.lane.copied_halves(array.borrow(), rows * width)?;
-                    Ok(Carried::halves(vec![*rows, *width], halves))
+                    Ok(Carried::halves(dims, halves))
                 }
             },
             (Some(Made::Lengths(lengths)), _) => Ok(vector(lengths.clone())),
             (None, Some(Input::Halves(halves))) => Ok(Carried::Halves(halves.clone())),
+            (None, Some(Input::OnDevice(there))) => Ok(Carried::OnDevice(there.clone())),
             (None, Some(Input::Tensor(tensor))) => Ok(Carried::Whole(Arc::new(tensor.clone()))),
             (None, None) => Err(self.tensors.missing(slot)),
         }

@@ -172,7 +172,7 @@ impl<P: Place> Session for DecoderSession<P> {
         let inputs: Vec<(&str, Input<'_>)> =
             inputs.iter().map(|(name, tensor)| (*name, Input::Tensor(tensor))).collect();
         let found = self.carry(&inputs, outputs, CarryPrecision::F32)?;
-        Ok(found.into_iter().map(|carried| Arc::unwrap_or_clone(carried.tensor())).collect())
+        found.into_iter().map(|carried| Ok(Arc::unwrap_or_clone(carried.tensor()?))).collect()
     }
 
     /// On a device, numbers of halves are rounded and widened there.
