@@ -2,10 +2,10 @@
 //! (`common/model/tests/decoders/make.py`): every family.
 #![allow(clippy::unwrap_used, reason = "a test may stop")]
 
-#[path = "../../compute/tests/shim/host.rs"]
-mod host;
+#[path = "../../compute/tests/device/mod.rs"]
+mod device;
 
-use halfstep_agent::cuda::{Precision, open_libraries};
+use halfstep_agent::cuda::Precision;
 use halfstep_agent::{DecoderForward, DeviceChoice, Devices, Scores};
 use halfstep_model::checkpoint::Checkpoint;
 use std::path::{Path, PathBuf};
@@ -70,18 +70,12 @@ fn likelihoods_are_those_of_transformers() {
     check_likelihoods(&Arc::new(Devices::cpu()), 2);
 }
 
-/// On the first CUDA device; where there is none, on this host in its place.
+/// On the first CUDA device; on machines without one the host pretends to be one.
 #[test]
 fn likelihoods_on_a_cuda_device_are_those_of_transformers() {
-    let folders = std::env::var_os("HALFSTEP_CUDA_LIBRARIES").unwrap_or_default();
-    let folders: Vec<PathBuf> =
-        std::env::split_paths(&folders).filter(|path| !path.as_os_str().is_empty()).collect();
-    let opened = host::device_or_host()
-        .and_then(|()| open_libraries(&folders).map_err(|error| error.to_string()))
-        .and_then(|_| Devices::open(&DeviceChoice::Cuda(vec![0]), Precision::F32));
-    match opened {
-        Ok(devices) => check_likelihoods(&Arc::new(devices), 3),
-        Err(why) => println!("SKIPPED: {why}"),
+    if device::cuda_of(Precision::F32).is_some() {
+        let devices = Devices::open(&DeviceChoice::Cuda(vec![0]), Precision::F32).unwrap();
+        check_likelihoods(&Arc::new(devices), 3);
     }
 }
 

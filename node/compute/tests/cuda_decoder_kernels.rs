@@ -14,6 +14,7 @@ use shim::{Arg, Array, Family, Grid, by_rows, by_warps, flat, fresh, indices, in
 static NORM: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("norm"));
 static ROTARY: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("rotary"));
 static ATTENTION: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("attention"));
+static SOFTMAX: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("softmax"));
 static EXPERTS: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("experts"));
 static ELEMENTWISE: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("elementwise"));
 
@@ -175,6 +176,69 @@ fn attention_is_the_cpus_at_awkward_lengths_and_widths() {
         &Attention { head_dim: 96, heads: 4, kv_heads: 2, scale: 0.1, ..PLAIN },
         &[70],
     );
+}
+
+/// The definition, in f64.
+fn softmax_of(scores: &[f32], seen: std::ops::Range<usize>, scale: f32, softcap: f32) -> Vec<f64> {
+    let capped = |x: f32| match softcap {
+        0.0 => f64::from(x) * f64::from(scale),
+        cap => f64::from(cap) * (f64::from(x) * f64::from(scale) / f64::from(cap)).tanh(),
+    };
+    let values: Vec<f64> = scores[seen.clone()].iter().map(|x| capped(*x)).collect();
+    let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = values.iter().map(|x| (x - most).exp()).sum();
+    let weight = |i: usize| if seen.contains(&i) { (values[i - seen.start] - most).exp() / sum } else { 0.0 };
+    (0..scores.len()).map(weight).collect()
+}
+
+#[test]
+fn rows_of_scores_become_the_softmax_of_the_keys_they_see() {
+    let (Some(family), mut stream) = (&*SOFTMAX, fresh()) else { return };
+    for (rows, first_row, first_key, window, softcap) in [
+        (1, 0, 0, 0, 0.0),
+        (3, 0, 0, 0, 0.0),
+        (2, 300, 0, 0, 2.0),
+        (5, 600, 0, 0, 0.0),
+        (4, 700, 600, 90, 0.0),
+        (3, 257, 256, 1, 1.5),
+        (2, 9, 0, 1000, 0.0),
+    ] {
+        let keys: usize = first_row + rows - first_key;
+        let (heads, pitch) = (2, keys.next_multiple_of(4));
+        let mut scores = uniform(&mut stream, heads * rows * pitch, -9.0, 9.0);
+        let bad = (rows > 2 && softcap == 0.0).then_some(rows - 1);
+        if let Some(row) = bad {
+            // Of the first head; it sees all keys up to this.
+            scores[row * pitch + keys - 1] = f32::INFINITY;
+        }
+        let arguments =
+            [size(keys), size(pitch), size(first_row), size(first_key), Arg::F32(0.7), Arg::F32(softcap)];
+        let grid = Grid { blocks: [rows as u32, heads as u32, 1], threads: [256, 1, 1] };
+        let tail = [size(window), state(&scores)];
+        let got = family.outputs("softmax_rows", &[grid], &[&arguments[..], &tail].concat()).remove(0).f32();
+        for row in 0..heads * rows {
+            let behind = first_row + row % rows + 1 - first_key;
+            let first = if window == 0 {
+                0
+            } else {
+                (behind + first_key).saturating_sub(window).saturating_sub(first_key)
+            };
+            let given = &scores[row * pitch..row * pitch + keys];
+            let what =
+                format!("row {row} of {rows} from {first_row}, keys from {first_key}, window {window}");
+            if bad == Some(row) {
+                let seen = &got[row * pitch + first..row * pitch + behind];
+                assert!(seen.iter().all(|x| x.is_nan()), "{what}");
+                continue;
+            }
+            assert_close(
+                &what,
+                &got[row * pitch..row * pitch + keys],
+                &softmax_of(given, first..behind, 0.7, softcap),
+                1e-5,
+            );
+        }
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The CUDA device against the CPU, method by method; where there is none, this host in its place (`shim/host.rs`).
+//! The CUDA device against the CPU, method by method; on machines without one the host pretends to be one.
 //!
 //! `HALFSTEP_CUDA_LIBRARIES` names folders of CUDA's libraries, as for the binary. Random data comes from seeds that the
 //! shape determines. Not here: kernels executed without a device (`cuda_kernels`).

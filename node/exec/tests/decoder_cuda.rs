@@ -1,17 +1,16 @@
-//! Golden decoders on a CUDA device against the CPU; where there is none, on this host in its place.
+//! Golden decoders on a CUDA device against the CPU; on machines without one the host pretends to be one.
 //!
 //! `HALFSTEP_CUDA_LIBRARIES` names folders of CUDA's libraries, as for the binary. Not here: single operators
 //! (`halfstep_compute`, `tests/cuda_decoder.rs`).
 #![expect(clippy::unwrap_used, reason = "a test may stop")]
-#![expect(clippy::print_stdout, reason = "says why a test was skipped")]
 
 mod decoders;
-#[path = "../../compute/tests/shim/host.rs"]
-mod host;
+#[path = "../../compute/tests/device/mod.rs"]
+mod device;
 
 use decoders::{Golden, RELATIVE_ERROR_MAX, cases, folder, open, relative_error};
 use halfstep_compute::Host;
-use halfstep_compute::cuda::{Cuda, CudaPlace, Precision, open_libraries};
+use halfstep_compute::cuda::{CudaPlace, Precision};
 use halfstep_compute::decoder::Place;
 use halfstep_exec::{
     Carried, CarryKey, CarryStore, DecoderSession, ExecError, Session, Stream, without_kernel,
@@ -19,7 +18,6 @@ use halfstep_exec::{
 use halfstep_model::decoder::{CarryPrecision, DescribeOptions, LOGITS, Op, TOKENS};
 use halfstep_model::{Data, Tensor, cut};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Largest relative error of a tensor where products read factors of 11 bits: of the first product 2^-11 at most, and more
@@ -27,24 +25,10 @@ use std::sync::Arc;
 const ROUGH_ERROR_MAX: f64 = 2e-2;
 
 /// The first device, or why there is none.
-fn device(precision: Precision) -> Option<Arc<CudaPlace>> {
-    let folders = std::env::var_os("HALFSTEP_CUDA_LIBRARIES").unwrap_or_default();
-    let folders: Vec<PathBuf> =
-        std::env::split_paths(&folders).filter(|path| !path.as_os_str().is_empty()).collect();
-    let opened = host::device_or_host()
-        .and_then(|()| open_libraries(&folders).map_err(|error| error.to_string()))
-        .and_then(|_| Cuda::open(0, precision).map_err(|error| error.to_string()));
-    match opened {
-        Ok(cuda) => {
-            let place = CudaPlace::new([&cuda]).unwrap();
-            place.let_stay((1, 4)).unwrap();
-            Some(Arc::new(place))
-        }
-        Err(reason) => {
-            println!("SKIPPED: {reason}");
-            None
-        }
-    }
+fn place(precision: Precision) -> Option<Arc<CudaPlace>> {
+    let place = CudaPlace::new([&device::cuda_of(precision)?]).unwrap();
+    place.let_stay((1, 4)).unwrap();
+    Some(Arc::new(place))
 }
 
 fn session<P: Place>(place: &Arc<P>, golden: &Golden, nodes: &[usize]) -> DecoderSession<P> {
@@ -74,7 +58,7 @@ fn has_router(golden: &Golden) -> bool {
 
 #[test]
 fn every_tensor_of_every_family_is_the_cpus_and_logits_are_those_of_transformers() {
-    let Some(cuda) = device(Precision::F32) else { return };
+    let Some(cuda) = place(Precision::F32) else { return };
     let (host, mut wrong, mut seen) = (Arc::new(Host::default()), Vec::new(), 0);
     for golden in goldens() {
         let (nodes, names) = (all_nodes(&golden), written(&golden));
@@ -102,7 +86,7 @@ fn every_tensor_of_every_family_is_the_cpus_and_logits_are_those_of_transformers
 
 #[test]
 fn products_of_rough_factors_stay_near() {
-    let Some(cuda) = device(Precision::Tf32) else { return };
+    let Some(cuda) = place(Precision::Tf32) else { return };
     for golden in goldens().filter(|golden| !has_router(golden)) {
         let ours = session(&cuda, &golden, &all_nodes(&golden)).run(&[(TOKENS, &golden.tokens)], &[LOGITS]);
         let error = relative_error(&ours.unwrap()[0], &golden.expected[LOGITS], &golden.name);
@@ -114,7 +98,7 @@ fn products_of_rough_factors_stay_near() {
 /// Experts that get every token, and a choice that was given, as on the CPU.
 #[test]
 fn experts_with_all_tokens_or_a_given_choice_are_the_cpus() {
-    let Some(cuda) = device(Precision::F32) else { return };
+    let Some(cuda) = place(Precision::F32) else { return };
     let host = Arc::new(Host::default());
     for all in [false, true] {
         for name in ["mixtral", "qwen3_moe"] {
@@ -146,7 +130,7 @@ fn experts_with_all_tokens_or_a_given_choice_are_the_cpus() {
 
 #[test]
 fn segments_one_after_the_other_compute_the_same_bits_as_the_whole() {
-    let Some(cuda) = device(Precision::Tf32) else { return };
+    let Some(cuda) = place(Precision::Tf32) else { return };
     for golden in goldens() {
         let (layers, _) = golden.decoder.layers();
         let cut = cut(&golden.decoder, &layers, &vec![true; layers.len()]).unwrap();
@@ -206,7 +190,7 @@ fn carries_as_the_host_would<P: Place>(place: &Arc<P>, golden: &Golden, precisio
 fn what_is_carried_is_rounded_and_widened_on_the_device_as_on_the_host() {
     for precision in [CarryPrecision::F32, CarryPrecision::Bf16] {
         goldens().for_each(|golden| carries_as_the_host_would(&Arc::<Host>::default(), &golden, precision));
-        let Some(cuda) = device(Precision::Tf32) else { return };
+        let Some(cuda) = place(Precision::Tf32) else { return };
         goldens().for_each(|golden| carries_as_the_host_would(&cuda, &golden, precision));
     }
 }
@@ -214,7 +198,7 @@ fn what_is_carried_is_rounded_and_widened_on_the_device_as_on_the_host() {
 /// More threads than there are lanes, all on one session.
 #[test]
 fn any_lane_and_any_number_of_threads_compute_the_same_bits() {
-    let Some(cuda) = device(Precision::Tf32) else { return };
+    let Some(cuda) = place(Precision::Tf32) else { return };
     for name in ["llama", "gemma3", "mixtral"] {
         let golden = open(&folder().join(name), DescribeOptions::default());
         let session = session(&cuda, &golden, &all_nodes(&golden));
@@ -235,7 +219,7 @@ fn any_lane_and_any_number_of_threads_compute_the_same_bits() {
 /// Numbers beyond the parts in which they travel, and none at all.
 #[test]
 fn long_and_empty_batches_arrive_whole() {
-    let Some(cuda) = device(Precision::F32) else { return };
+    let Some(cuda) = place(Precision::F32) else { return };
     let host = Arc::new(Host::default());
     let golden = open(&cases()[0], DescribeOptions::default());
     let add = golden.decoder.nodes.iter().position(|node| matches!(node.op, Op::Add)).unwrap();
@@ -257,7 +241,7 @@ fn long_and_empty_batches_arrive_whole() {
 
 #[test]
 fn a_batch_that_has_no_room_is_out_of_memory_and_the_next_one_runs() {
-    let Some(cuda) = device(Precision::F32) else { return };
+    let Some(cuda) = place(Precision::F32) else { return };
     let mut golden = open(&folder().join("mixtral"), DescribeOptions::default());
     let all = all_nodes(&golden);
     let run = |golden: &Golden| session(&cuda, golden, &all).run(&[(TOKENS, &golden.tokens)], &[LOGITS]);
@@ -285,7 +269,7 @@ fn a_batch_that_has_no_room_is_out_of_memory_and_the_next_one_runs() {
 
 #[test]
 fn what_stays_on_a_device_leaves_it_for_the_host_and_is_the_same_there() {
-    let Some(cuda) = device(Precision::Tf32) else { return };
+    let Some(cuda) = place(Precision::Tf32) else { return };
     let golden = open(&folder().join("llama"), DescribeOptions::default());
     let session = session(&cuda, &golden, &all_nodes(&golden));
     let names = written(&golden);

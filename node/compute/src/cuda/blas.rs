@@ -28,6 +28,15 @@ pub(super) enum Digits {
     Rough,
 }
 
+impl Digits {
+    fn compute(self) -> sys::cublasComputeType_t {
+        match self {
+            Self::Full => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            Self::Rough => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+        }
+    }
+}
+
 /// What rows are made of on the device and how they are multiplied. Sums are f32 in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowDigits {
@@ -69,6 +78,14 @@ pub(super) struct RowShape {
     pub(super) rows: i32,
     pub(super) cols: i32,
     pub(super) digits: RowDigits,
+}
+
+/// Products of one shape, each of whose arrays begins so many elements behind that of the one before: our `b`, our `a`, the
+/// result.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Batch {
+    pub(super) count: i32,
+    pub(super) steps: [i64; 3],
 }
 
 /// A handle bound to a stream.
@@ -124,14 +141,52 @@ impl Blas {
         second: u64,
         out: u64,
     ) -> Result<(), CublasError> {
-        let compute = match digits {
-            Digits::Full => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            Digits::Rough => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
-        };
-        let kinds = (sys::cudaDataType::CUDA_R_32F, compute);
+        let kinds = (sys::cudaDataType::CUDA_R_32F, digits.compute());
         let factors = ((&raw const alpha).cast(), (&raw const beta).cast());
         // SAFETY: the caller's promise; alpha and beta are of the kind of the sums.
         unsafe { self.multiply(args, kinds, factors, first, second, out) }
+    }
+
+    /// `out = first * second` for each of a batch, column-major; no dimension is 0. `at`: where the first of each are.
+    ///
+    /// # Safety
+    /// As [`Self::product`], for each of them.
+    pub(super) unsafe fn products(
+        &self,
+        args: &ColumnMajor,
+        digits: Digits,
+        Batch { count, steps: [first_step, second_step, out_step] }: Batch,
+        [first, second, out]: [u64; 3],
+    ) -> Result<(), CublasError> {
+        let (kind, (alpha, beta)) = (sys::cudaDataType::CUDA_R_32F, (1f32, 0f32));
+        // SAFETY: the caller's promise; alpha and beta live until the call returns, which has read them by then.
+        unsafe {
+            gemm_strided_batched_ex(
+                self.handle,
+                operation(args.first),
+                operation(args.second),
+                args.m,
+                args.n,
+                args.k,
+                (&raw const alpha).cast(),
+                first as *const c_void,
+                kind,
+                args.first.leading,
+                first_step,
+                second as *const c_void,
+                kind,
+                args.second.leading,
+                second_step,
+                (&raw const beta).cast(),
+                out as *mut c_void,
+                kind,
+                args.leading,
+                out_step,
+                count,
+                digits.compute(),
+                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        }
     }
 
     /// The same of f64.

@@ -27,7 +27,7 @@ const GRID_MAX: usize = 65535;
 
 /// A lane that runs decoders.
 pub struct CudaLane {
-    cuda: Cuda,
+    pub(super) cuda: Cuda,
     staging: RowStaging,
     /// What may stay on the device, and by which lane it goes to the host.
     room: Arc<StayRoom>,
@@ -239,6 +239,9 @@ impl CudaLane {
         let longest = sequences.lengths.iter().max().copied().unwrap_or(0);
         if longest == 0 {
             return Ok(());
+        }
+        if self.attends_by_products(&sequences.lengths) {
+            return self.attend_by_products(heads, &sequences.lengths, qkv, out);
         }
         let launch = launches::attention(heads, counts, longest, self.address(&sequences.starts), qkv, out);
         self.cuda.launch_deep(launch, count("sequences", sequences.lengths.len())?)

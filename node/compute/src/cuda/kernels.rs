@@ -31,7 +31,7 @@ macro_rules! file {
 }
 
 /// All files that [`Kernel`]s are in.
-pub(super) const FILES: [File; 14] = [
+pub(super) const FILES: [File; 15] = [
     file!("step.cu"),
     file!("refine.cu"),
     file!("rows.cu"),
@@ -46,6 +46,7 @@ pub(super) const FILES: [File; 14] = [
     file!("moments.cu"),
     file!("dots.cu"),
     file!("objective.cu"),
+    file!("softmax.cu"),
 ];
 
 /// The kernels that a device needs.
@@ -71,6 +72,7 @@ pub(super) enum Kernel {
     Attention64,
     Attention128,
     Attention256,
+    SoftmaxRows,
     Route,
     Chosen,
     Combine,
@@ -99,7 +101,7 @@ pub(super) enum Kernel {
 
 impl Kernel {
     /// In the order of their numbers.
-    pub(super) const ALL: [Self; 43] = [
+    pub(super) const ALL: [Self; 44] = [
         Self::StepDifference,
         Self::StepGiven,
         Self::RefineRows4096,
@@ -119,6 +121,7 @@ impl Kernel {
         Self::Attention64,
         Self::Attention128,
         Self::Attention256,
+        Self::SoftmaxRows,
         Self::Route,
         Self::Chosen,
         Self::Combine,
@@ -166,6 +169,7 @@ impl Kernel {
             Self::Attention64 => "attention_64",
             Self::Attention128 => "attention_128",
             Self::Attention256 => "attention_256",
+            Self::SoftmaxRows => "softmax_rows",
             Self::Route => "route",
             Self::Chosen => "chosen",
             Self::Combine => "combine",
@@ -215,6 +219,7 @@ impl Kernel {
             Self::Widen | Self::SubtractRows | Self::SetDiagonal | Self::ColumnGaps => FILES[11],
             Self::DifferenceDots | Self::GroupDots => FILES[12],
             Self::RoundingErrors | Self::RowSums => FILES[13],
+            Self::SoftmaxRows => FILES[14],
         }
     }
 }

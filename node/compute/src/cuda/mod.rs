@@ -7,6 +7,7 @@
 //! [`Nccl`] and [`Communicator`] add integers over the devices of several processes.
 //! Not here: several devices in one solve.
 
+mod attention;
 mod blas;
 mod column_major;
 mod compile;

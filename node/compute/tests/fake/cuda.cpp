@@ -2,7 +2,7 @@
 //
 // Every stream is a queue. Work waits until somebody waits for it, as late as the rules of CUDA allow: a host that reads before
 // it has waited, reuses page-locked memory that is still to be copied, frees what another stream still uses, or lets two
-// streams go unordered, finds wrong bytes. Memory is filled with NaN when it is allocated and when it is freed. Kernels run
+// streams go unordered, finds wrong bytes. Memory is NaN when it is allocated, gone when it is freed, and lies between pages that nobody may touch. Kernels run
 // under shim.h (`SHIM`); NVRTC is the host's C++ compiler, and what it makes lies in `FOLDER`. Handles and addresses
 // that nobody gave out end in an error, copies and launches are checked against the allocations they touch.
 //
@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <deque>
 #include <fstream>
@@ -212,16 +213,37 @@ API int cuStreamWaitEvent(void* stream, void* handle, unsigned) {
 
 // ---- Driver: memory.
 
+static const size_t PAGE = 4096;
+
+static size_t whole_pages(size_t bytes) { return (bytes + PAGE - 1) / PAGE * PAGE; }
+
+// Memory that ends at (or, for lengths that are no multiple of 16 bytes, a few bytes before) a page that nobody may touch, behind
+// another: whoever leaves it ends the process there and then. 0 if there is none.
+static uintptr_t between_pages(size_t bytes) {
+    const size_t inside = whole_pages(bytes);
+    void* start = mmap(nullptr, inside + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED) return 0;
+    char* first = (char*)start + PAGE;
+    if (mprotect(first, inside, PROT_READ | PROT_WRITE) != 0) return munmap(start, inside + 2 * PAGE), 0;
+    return (uintptr_t)(first + inside - (bytes + 15) / 16 * 16);
+}
+
+static void unmap(uintptr_t address, size_t bytes) {
+    const size_t inside = whole_pages(bytes);
+    const uintptr_t first = address + (bytes + 15) / 16 * 16 - inside;
+    munmap((void*)(first - PAGE), inside + 2 * PAGE);
+}
+
 API int cuMemAllocAsync(uint64_t* address, size_t bytes, void* stream) {
     Turn mine(turn);
     if (!current) return fail(NO_CONTEXT, "a call from a thread without a context");
     if (!streams.count((Stream*)stream)) return fail(INVALID_HANDLE, "a stream that nobody made");
     if (bytes > MEMORY - used) return OUT_OF_MEMORY;
-    void* made = aligned_alloc(256, (bytes + 255) / 256 * 256);
+    const uintptr_t made = between_pages(bytes);
     if (!made) return OUT_OF_MEMORY;
-    memset(made, 0xff, bytes);
-    memory[(uintptr_t)made] = bytes, used += bytes;
-    *address = (uintptr_t)made;
+    memset((void*)made, 0xff, bytes);
+    memory[made] = bytes, used += bytes;
+    *address = made;
     return OK;
 }
 
@@ -230,10 +252,9 @@ API int cuMemFreeAsync(uint64_t address, void* stream) {
     return queue(stream, [address] {
         auto array = memory.find(address);
         if (array == memory.end()) return broken("memory freed twice");
-        memset((void*)address, 0xff, array->second);
         used -= array->second;
+        unmap(array->first, array->second);
         memory.erase(array);
-        free((void*)address);
     });
 }
 

@@ -187,6 +187,38 @@ pub(in super::super) fn attention(
     }
 }
 
+/// A tile of scores: its rows are those of all heads, one after the other.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) struct Scores {
+    pub(in super::super) rows: u32,
+    pub(in super::super) heads: u32,
+    pub(in super::super) keys: u32,
+    /// Elements from one row to the next.
+    pub(in super::super) pitch: u32,
+    /// Position of the first row's query, and of the first key.
+    pub(in super::super) first_row: u32,
+    pub(in super::super) first_key: u32,
+}
+
+pub(in super::super) fn softmax_rows(heads: &Heads, tile: Scores, scores: u64) -> Launch<8> {
+    Launch {
+        kernel: Kernel::SoftmaxRows,
+        grid: (tile.rows, tile.heads),
+        block: (THREADS, 1),
+        arguments: [
+            ("keys", Value::U32(tile.keys)),
+            ("pitch", Value::U32(tile.pitch)),
+            ("first_row", Value::U32(tile.first_row)),
+            ("first_key", Value::U32(tile.first_key)),
+            ("scale", Value::F32(heads.scale)),
+            ("softcap", Value::F32(heads.softcap.unwrap_or(0.0))),
+            // A window of more positions than can be counted is none.
+            ("window", Value::U32(heads.window.map_or(0, |window| u32::try_from(window).unwrap_or(0)))),
+            ("scores", Value::Write(scores)),
+        ],
+    }
+}
+
 /// A kind of activation, as `activation.cu` numbers them, and its two parameters.
 pub(in super::super) type Function = (u32, f32, f32);
 
@@ -366,6 +398,8 @@ mod tests {
         check(layer_norm(SIZE, (3, 5), 1e-5, (1, 2, 3), 4));
         check(rotate(SIZE, (3, 2, 8), Angles { positions: 1, cos: 2, sin: 3, pairs: 4 }, at, at));
         [64, 65, 128, 129, 256].into_iter().for_each(|width| check(attention_of(width)));
+        let tile = Scores { rows: 3, heads: 2, keys: 5, pitch: 8, first_row: 2, first_key: 0 };
+        check(softmax_rows(&HEADS, tile, 1));
         check(gate(SIZE, (3, 5), (1, 0.0, 0.0), at, at, 2));
         check(activate(SIZE, (3, 5), (1, 0.0, 0.0), 1, 2));
         check(add(SIZE, 5, 1, 2, 3));
