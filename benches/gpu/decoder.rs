@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use halfstep_compute::decoder::Place;
 use halfstep_exec::{DecoderSession, ExecError, Session};
-use halfstep_model::decoder::{Decoder, LENGTHS};
+use halfstep_model::decoder::{CarryPrecision, Decoder, LENGTHS};
 use halfstep_model::{Data, Tensor};
 
 use crate::block::{Sizes, block};
@@ -83,7 +83,7 @@ fn one<P: Place>(
     let nodes: Vec<usize> = (1..decoder.nodes.len()).collect();
     let begun = Instant::now();
     let mut constants = |name: &str| weight(&decoder, name);
-    let session = DecoderSession::load_at(place, &decoder, &nodes, &mut constants)?;
+    let session = DecoderSession::load_at(place, &decoder, &nodes, CarryPrecision::F32, &mut constants)?;
     let remark = format!("{:.2} GB of weights drawn and taken there", session.bytes() as f64 / 1e9);
     figures.say(&format!("block {}, load", sizes.name), begun.elapsed().as_secs_f64(), "s", &remark);
     let x = Tensor::f32(vec![tokens, sizes.hidden], drawn(tokens * sizes.hidden).collect())?;

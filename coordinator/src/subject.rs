@@ -8,7 +8,7 @@ use crate::source::transit;
 use crate::{CoordinatorError, LanguageConfig};
 use bytes::Bytes;
 use halfstep_model::checkpoint::Checkpoint;
-use halfstep_model::decoder::{Decoder, DecoderProgram, DescribeOptions, describe};
+use halfstep_model::decoder::{CarryPrecision, Decoder, DecoderProgram, DescribeOptions, describe};
 use halfstep_model::{Cut, Dim, Dtype, Layer, Model, Unsupported, cut, list_layers, skeleton};
 use halfstep_work::{FailureClass, InputTensor, ScalarKind, SourceError};
 use std::path::Path;
@@ -45,7 +45,12 @@ impl LanguageModel {
             .map_err(|e| CoordinatorError::BadInput(format!("{}: {e}", folder.display())))?;
         check_constants(&checkpoint, &decoder)?;
         let scales = scale_type(&checkpoint, config.format);
-        let program = DecoderProgram { decoder, carries: config.carries, scales };
+        // A model that is stored in bfloat16 is run in it.
+        let factors = match checkpoint.dtype() {
+            Dtype::Bf16 => config.carries,
+            _ => CarryPrecision::F32,
+        };
+        let program = DecoderProgram { decoder, carries: config.carries, factors, scales };
         let program_bytes = program.to_bytes().map_err(|e| CoordinatorError::BadInput(e.to_string()))?;
         Ok(Self { checkpoint, program, program_bytes })
     }

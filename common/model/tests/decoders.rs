@@ -190,6 +190,11 @@ fn any_field_may_be_absurd() {
 }
 
 fn arrives(decoder: Decoder) {
-    let program = DecoderProgram { decoder, carries: CarryPrecision::F32, scales: ScaleType::default() };
+    let program = DecoderProgram {
+        decoder,
+        carries: CarryPrecision::F32,
+        factors: CarryPrecision::Bf16,
+        scales: ScaleType::default(),
+    };
     assert!(DecoderProgram::from_bytes(&program.to_bytes().unwrap()).unwrap() == program);
 }

@@ -228,7 +228,7 @@ impl Devices {
     }
 
     /// Some nodes of a decoder, ready to run: on the CUDA devices, if there are any and kernels for all of the decoder, else on
-    /// the CPU. Decided by the decoder, so that all of its segments run in one place on every node. Also the bytes of the
+    /// the CPU, which takes all digits of factors. Decided by the decoder, so that all of its segments run in one place on every node. Also the bytes of the
     /// weights.
     ///
     /// # Errors
@@ -237,11 +237,12 @@ impl Devices {
         &self,
         decoder: &Decoder,
         nodes: &[usize],
+        factors: CarryPrecision,
         constants: &mut dyn FnMut(&str) -> Result<Tensor, ExecError>,
     ) -> Result<(Arc<dyn Session>, usize), ExecError> {
         match &self.solvers {
             Solvers::Cuda { place, .. } if without_kernel(decoder).is_none() => {
-                let session = DecoderSession::load_at(Arc::clone(place), decoder, nodes, constants)?;
+                let session = DecoderSession::load_at(Arc::clone(place), decoder, nodes, factors, constants)?;
                 let bytes = session.bytes();
                 Ok((Arc::new(session), bytes))
             }

@@ -10,7 +10,9 @@ use crate::blocks::{Block, blocks};
 use crate::devices::Devices;
 use halfstep_exec::{ExecError, Session};
 use halfstep_model::checkpoint::Checkpoint;
-use halfstep_model::decoder::{Decoder, DescribeOptions, LENGTHS, LOGITS, Op, TOKENS, describe};
+use halfstep_model::decoder::{
+    CarryPrecision, Decoder, DescribeOptions, LENGTHS, LOGITS, Op, TOKENS, describe,
+};
 use halfstep_model::{Data, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -129,7 +131,7 @@ impl DecoderForward {
     fn load(&self, block: &Block) -> Result<Arc<dyn Session>, ForwardError> {
         let nodes: Vec<usize> = block.nodes.clone().collect();
         let mut constants = |name: &str| self.checkpoint.tensor(name).map_err(ExecError::from);
-        Ok(self.devices.load(&self.decoder, &nodes, &mut constants)?.0)
+        Ok(self.devices.load(&self.decoder, &nodes, CarryPrecision::F32, &mut constants)?.0)
     }
 }
 

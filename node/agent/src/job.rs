@@ -19,7 +19,7 @@ use halfstep_work::{
     Done, Failure, FailureClass, LayerId, LayerPlan, PeakRecord, Plan, Propagation, SegmentId, ShardId,
     SliceId, Source, Task,
 };
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -46,6 +46,8 @@ pub(crate) struct Job {
     pub(crate) summed: RwLock<()>,
     /// Of products that are not in the sums yet.
     pub(crate) rooms: ProductRooms,
+    /// Segments whose original is being loaded ahead, or was.
+    pub(crate) ahead: Mutex<BTreeSet<SegmentId>>,
     /// Told of every verdict.
     pub(crate) settled: Condvar,
     pub(crate) means: Mutex<BTreeMap<LayerId, Arc<Mutex<HeldMeans>>>>,
@@ -89,6 +91,7 @@ impl Job {
             program,
             lanes: Lanes::default(),
             sessions: Sessions::default(),
+            ahead: Mutex::default(),
             captured: Mutex::default(),
             sums: Mutex::default(),
             summed: RwLock::default(),
@@ -109,7 +112,10 @@ impl Job {
     }
 
     /// Works one task off; also the seconds spent refining.
-    pub(crate) fn execute(&self, attempt: &Attempt<'_>) -> Result<(Done, f64), Failure> {
+    pub(crate) fn execute(self: &Arc<Self>, attempt: &Attempt<'_>) -> Result<(Done, f64), Failure> {
+        if let Task::Solve { layer, .. } = &attempt.grant.lease.task {
+            self.load_ahead(self.entry(*layer)?.stage);
+        }
         let done = self.work_off(attempt);
         if done.as_ref().is_err_and(|failure| failure.class == FailureClass::OutOfMemory) {
             self.clear_devices();

@@ -239,7 +239,7 @@ fn load_decoder(
             ExecError::Internal(message)
         }),
     };
-    let loaded = devices.load(&program.decoder, &segment.nodes, &mut constant);
+    let loaded = devices.load(&program.decoder, &segment.nodes, program.factors, &mut constant);
     loaded.map_err(|error| lost.unwrap_or_else(|| failure::exec(error)))
 }
 

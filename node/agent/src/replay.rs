@@ -335,6 +335,34 @@ impl Job {
         self.carry.carried(&key(lane, stream, name)).map_err(failure::exec)
     }
 
+    /// Brings the next segment's original weights to the devices while this stage's layers are solved, once. They do not depend on
+    /// what is decided; where it fails, whoever runs the segment hears of it.
+    pub(crate) fn load_ahead(self: &Arc<Self>, stage: SegmentId) {
+        let next = SegmentId(stage.0 + 1);
+        let (Ok(segment), Some(_)) = (self.program.segment(next.index()), self.devices.first_cuda()) else {
+            return;
+        };
+        let runs = !segment.nodes.is_empty() && !segment.outputs.is_empty();
+        let here = self.plan.range_of(next) == self.plan.range_of(stage);
+        if !(runs && here && lock(&self.ahead).insert(next)) {
+            return;
+        }
+        let job = Arc::clone(self);
+        let load = move || {
+            let segment = job.program.segment(next.index())?;
+            job.session(next, segment, Stream::FullPrecision).map(drop)
+        };
+        let named = std::thread::Builder::new().name("load ahead".into());
+        let spawned = named.spawn(move || {
+            if let Err(failure) = load() {
+                tracing::debug!(segment = %next, %failure, "not loaded ahead");
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::debug!(%error, "no thread to load ahead");
+        }
+    }
+
     fn session(&self, id: SegmentId, segment: &Segment, stream: Stream) -> Result<Arc<dyn Session>, Failure> {
         self.sessions.get((id, stream), || {
             let replace = match stream {

@@ -59,9 +59,9 @@ impl<A: ?Sized> Copy for Strided<'_, A> {}
 
 /// A linear layer: `out = x * weight + bias`.
 #[derive(Debug, Clone, Copy)]
-pub struct Linear<'a, A: ?Sized> {
+pub struct Linear<'a, A: ?Sized, F> {
     /// `[cols, rows]` if `turned`, else `[rows, cols]`.
-    pub weight: &'a A,
+    pub weight: &'a F,
     /// Which of them.
     pub turned: bool,
     /// `[rows]`.
@@ -106,6 +106,8 @@ pub trait Lane {
     type Owned: BorrowMut<Self::Array>;
     /// An array that all lanes of the place read.
     type Weights: Borrow<Self::Array> + Send + Sync;
+    /// Weights of linear layers, which all lanes of the place read.
+    type Factor: Send + Sync;
     /// Sine and cosine of positions, which all lanes of the place read.
     type Table: Send + Sync;
     /// Where the sequences of a batch begin, and where in them each token is.
@@ -213,14 +215,14 @@ pub trait Lane {
         out: &mut Self::Array,
     ) -> Result<(), DeviceError>;
 
-    /// A linear layer of `tokens` rows; `x`: `[tokens, cols]`, `out`: `[tokens, rows]`.
+    /// A linear layer of `tokens` rows; `x`: `[tokens, cols]`, `out`: `[tokens, rows]`. With a weight of bfloat16, `x` is read so too.
     ///
     /// # Errors
     /// Those of a shape that does not fit; the device's.
     fn linear(
         &mut self,
         tokens: usize,
-        linear: Linear<'_, Self::Array>,
+        linear: Linear<'_, Self::Array, Self::Factor>,
         x: &Self::Array,
         out: &mut Self::Array,
     ) -> Result<(), DeviceError>;
@@ -367,6 +369,13 @@ pub trait Place: Send + Sync {
     /// `OutOfMemory`, `Failed`.
     fn keep(&self, values: Vec<f32>) -> Result<Vec<WeightsOf<Self>>, DeviceError>;
 
+    /// Weights of a linear layer on every device, in order; `halves`: it may be read, and its inputs with it, as bfloat16 where that
+    /// is faster.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Failed`.
+    fn keep_factor(&self, values: Vec<f32>, halves: bool) -> Result<Vec<FactorOf<Self>>, DeviceError>;
+
     /// Sine and cosine of positions `0..positions` on a device; see [`crate::cpu::RotaryTable::new`].
     ///
     /// # Errors
@@ -392,5 +401,7 @@ pub trait Place: Send + Sync {
 
 /// What a place keeps of weights.
 pub type WeightsOf<P> = <<P as Place>::Lane as Lane>::Weights;
+/// What a place keeps of linear layers' weights.
+pub type FactorOf<P> = <<P as Place>::Lane as Lane>::Factor;
 /// What a place keeps of rotations.
 pub type TableOf<P> = <<P as Place>::Lane as Lane>::Table;

@@ -9,7 +9,7 @@ mod device;
 
 use std::sync::OnceLock;
 
-use halfstep_compute::cuda::{CudaLane, CudaPlace, Precision};
+use halfstep_compute::cuda::{CudaFactor, CudaLane, CudaPlace, Precision};
 use halfstep_compute::decoder::{Embedding, Heads, Lane, Linear, Place, Strided, TableOf, Turn};
 use halfstep_compute::random::Stream;
 use halfstep_compute::{Activation, DeviceError, Host};
@@ -141,12 +141,13 @@ fn linear<P: Place>(
 ) -> Done {
     use std::borrow::Borrow;
     let scale = 1.0 / (cols as f32).sqrt();
-    let weight = place.keep(uniform(6, rows * cols).into_iter().map(|w| w * scale).collect())?;
+    let weight =
+        place.keep_factor(uniform(6, rows * cols).into_iter().map(|w| w * scale).collect(), false)?;
     let offsets = place.keep(uniform(7, rows))?;
     let x = uniform(8, tokens * cols);
     let x = lane.given(&x)?;
     let bias = bias.then(|| offsets[0].borrow());
-    lane.linear(tokens, Linear { weight: weight[0].borrow(), turned, bias, rows, cols }, x.borrow(), out)?;
+    lane.linear(tokens, Linear { weight: &weight[0], turned, bias, rows, cols }, x.borrow(), out)?;
     lane.finish()
 }
 
@@ -156,6 +157,41 @@ fn linear_layers_are_the_cpus() {
         for (turned, bias) in [(false, false), (false, true), (true, false), (true, true)] {
             let what = format!("{shape:?}, turned {turned}, bias {bias}");
             same_on_both!(what, ERROR_MAX, shape.0 * shape.1, linear(shape, turned, bias));
+        }
+    }
+}
+
+/// Factors that bfloat16 holds give the product of all digits; others that of the nearest it holds.
+#[test]
+fn linear_layers_of_halves_are_products_of_the_nearest_bfloat16() {
+    use std::borrow::Borrow;
+    let Some(device) = device::cuda_of(Precision::Tf32) else { return };
+    let (place, host) = (CudaPlace::new([&device]).unwrap(), Host::default());
+    let nearest = |x: &f32| half::bf16::from_f32(*x).to_f32();
+    for (tokens, rows, cols) in [(1, 1, 1), (3, 5, 7), (17, 64, 33), (0, 4, 4)] {
+        for (turned, with_bias) in [(false, false), (true, true)] {
+            let (x, weight, bias) = (uniform(8, tokens * cols), uniform(6, rows * cols), uniform(7, rows));
+            let got = on(&place, tokens * rows, |lane, out| {
+                let (weight, bias) = (place.keep_factor(weight.clone(), true)?, place.keep(bias.clone())?);
+                assert!(matches!(weight[0], CudaFactor::Halves(_)));
+                let x = lane.given(&x)?;
+                let bias = with_bias.then_some(&bias[0]);
+                lane.linear(tokens, Linear { weight: &weight[0], turned, bias, rows, cols }, &x, out)?;
+                lane.finish()
+            });
+            let want = on(&host, tokens * rows, |lane, out| {
+                let weight = weight.iter().map(nearest).collect();
+                let x: Vec<f32> = x.iter().map(nearest).collect();
+                let x = lane.given(&x)?;
+                let bias = with_bias.then_some(bias.as_slice());
+                lane.linear(tokens, Linear { weight: &weight, turned, bias, rows, cols }, x.borrow(), out)
+            });
+            for (got, want) in got.unwrap().iter().zip(&want.unwrap()) {
+                assert!(
+                    (got - want).abs() <= ERROR_MAX * (cols as f32).sqrt(),
+                    "{tokens} {rows} {cols}: {got}, expected {want}"
+                );
+            }
         }
     }
 }
@@ -428,7 +464,7 @@ fn what_does_not_fit_is_refused_before_anything_is_launched() {
             "a bias that is too short",
             "bias: buffer too short",
             refused(|place, lane| {
-                let (weight, bias) = (place.keep(uniform(1, 12))?, place.keep(uniform(1, 2))?);
+                let (weight, bias) = (place.keep_factor(uniform(1, 12), false)?, place.keep(uniform(1, 2))?);
                 let (x, mut out) = (lane.given(&[1.0; 8])?, lane.array(6)?);
                 let bias = Some(&bias[0]);
                 let linear = Linear { weight: &weight[0], turned: false, bias, rows: 3, cols: 4 };

@@ -18,6 +18,9 @@ pub struct DecoderProgram {
     pub decoder: Decoder,
     /// Values of what passes from segment to segment.
     pub carries: CarryPrecision,
+    /// What linear layers' inputs and weights may be rounded to where a device multiplies them.
+    #[serde(default)]
+    pub factors: CarryPrecision,
     /// Values that scales may have: what the output stores.
     pub scales: ScaleType,
 }

@@ -53,6 +53,10 @@ impl Place for Host {
         Ok(vec![values])
     }
 
+    fn keep_factor(&self, values: Vec<f32>, _halves: bool) -> Result<Vec<Vec<f32>>, DeviceError> {
+        Ok(vec![values])
+    }
+
     fn table(
         &self,
         _device: usize,
@@ -91,6 +95,7 @@ impl Lane for HostLane {
     type Given<'a> = Cow<'a, [f32]>;
     type Owned = Vec<f32>;
     type Weights = Vec<f32>;
+    type Factor = Vec<f32>;
     type Table = RotaryTable;
     type Sequences = Vec<usize>;
     type Choice = HostChoice;
@@ -190,7 +195,7 @@ impl Lane for HostLane {
     fn linear(
         &mut self,
         tokens: usize,
-        linear: Linear<'_, [f32]>,
+        linear: Linear<'_, [f32], Vec<f32>>,
         x: &[f32],
         out: &mut [f32],
     ) -> Result<(), DeviceError> {

@@ -141,9 +141,29 @@ impl Blas {
         second: u64,
         out: u64,
     ) -> Result<(), CublasError> {
-        let kinds = (sys::cudaDataType::CUDA_R_32F, digits.compute());
+        let kind = sys::cudaDataType::CUDA_R_32F;
+        let kinds = (kind, kind, digits.compute());
         let factors = ((&raw const alpha).cast(), (&raw const beta).cast());
         // SAFETY: the caller's promise; alpha and beta are of the kind of the sums.
+        unsafe { self.multiply(args, kinds, factors, first, second, out) }
+    }
+
+    /// The same of factors of bfloat16; sums and the result are f32.
+    ///
+    /// # Safety
+    /// As [`Self::product`], the factors being of bfloat16.
+    pub(super) unsafe fn product_halves(
+        &self,
+        args: &ColumnMajor,
+        (alpha, beta): (f32, f32),
+        first: u64,
+        second: u64,
+        out: u64,
+    ) -> Result<(), CublasError> {
+        let (halves, sums) = (sys::cudaDataType::CUDA_R_16BF, sys::cudaDataType::CUDA_R_32F);
+        let kinds = (halves, sums, sys::cublasComputeType_t::CUBLAS_COMPUTE_32F);
+        let factors = ((&raw const alpha).cast(), (&raw const beta).cast());
+        // SAFETY: as above.
         unsafe { self.multiply(args, kinds, factors, first, second, out) }
     }
 
@@ -201,18 +221,19 @@ impl Blas {
         second: u64,
         out: u64,
     ) -> Result<(), CublasError> {
-        let kinds = (sys::cudaDataType::CUDA_R_64F, sys::cublasComputeType_t::CUBLAS_COMPUTE_64F);
+        let kind = sys::cudaDataType::CUDA_R_64F;
+        let kinds = (kind, kind, sys::cublasComputeType_t::CUBLAS_COMPUTE_64F);
         let factors = ((&raw const alpha).cast(), (&raw const beta).cast());
         // SAFETY: as above.
         unsafe { self.multiply(args, kinds, factors, first, second, out) }
     }
 
     /// # Safety
-    /// As [`Self::product`], the arrays being of the kind of numbers named; alpha and beta are of the kind of the sums.
+    /// As [`Self::product`], factors and result being of the kinds of numbers named; alpha and beta are of the kind of the sums.
     unsafe fn multiply(
         &self,
         args: &ColumnMajor,
-        (kind, compute): (sys::cudaDataType, sys::cublasComputeType_t),
+        (kind, result, compute): (sys::cudaDataType, sys::cudaDataType, sys::cublasComputeType_t),
         (alpha, beta): (*const c_void, *const c_void),
         first: u64,
         second: u64,
@@ -236,7 +257,7 @@ impl Blas {
                 args.second.leading,
                 beta,
                 out as *mut c_void,
-                kind,
+                result,
                 args.leading,
                 compute,
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,

@@ -1,16 +1,17 @@
 //! The decoder's operators on one lane of a CUDA device: a checked launch each, products by cuBLAS.
 //!
-//! Linear layers read their factors with the digits of the lane's `Precision`; sums are f32. Nothing waits for the device but
+//! Linear layers read their factors with the digits of the lane's `Precision`, or as bfloat16 where their weights are kept so; sums are f32. Nothing waits for the device but
 //! what brings numbers to the host: `copied`, `taken`, and `choose`, whose counts decide the sizes of what follows.
 //!
 //! Not here: argument order and grids (`kernels::decoder`), who lends lanes (`place`).
-#![expect(unsafe_code, reason = "sends numbers to arrays made here")]
+#![expect(unsafe_code, reason = "sends numbers to arrays made here, products on raw addresses")]
 
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 
-use super::blas::RowDigits;
+use super::blas::{RowDigits, WORKSPACE_BYTES};
+use super::column_major::ColumnMajor;
 use super::device::{Cuda, CudaBuffer, count, offset};
 use super::halves::{CudaHalves, StayRoom};
 use super::interface::row_of_table;
@@ -44,6 +45,14 @@ pub struct CudaSequences {
     positions: CudaSlice<u32>,
     lengths: Vec<usize>,
     tokens: usize,
+}
+
+/// Weights of a linear layer.
+pub enum CudaFactor {
+    /// Read with the digits of the lane's `Precision`.
+    Full(CudaBuffer),
+    /// bfloat16, as its inputs are read too.
+    Halves(CudaBuffer<u16>),
 }
 
 /// Sine and cosine of positions.
@@ -91,6 +100,40 @@ impl CudaLane {
             self.cuda.stream.memcpy_htod(host, &mut slice).map_err(|error| subject().driver(error))?;
         }
         Ok(slice)
+    }
+
+    /// `out = x * weight + beta * out`, factors of bfloat16; there are inputs where there are outputs.
+    fn multiply_halves(
+        &self,
+        product: Product,
+        x: &CudaBuffer<u16>,
+        (weight, turned): (&CudaBuffer<u16>, bool),
+        out: &mut CudaBuffer,
+    ) -> Result<(), DeviceError> {
+        let Product { m, n, k, alpha, beta } = product;
+        let second = self.cuda.read("linear x", x, area(m, k))?;
+        let first = self.cuda.read("linear weight", weight, area(k, n))?;
+        let to = self.cuda.written("linear out", out, area(m, n))?;
+        if m == 0 || n == 0 {
+            return Ok(());
+        }
+        let args = ColumnMajor::new(product, (k, false), (if turned { n } else { k }, !turned), n)?;
+        let opened = &self.cuda.opened;
+        opened.context.bind_to_thread().map_err(|error| self.cuda.driver(error))?;
+        // SAFETY: lengths were checked above; `out` is borrowed mutably, and of another type than the factors.
+        unsafe { self.cuda.blas.product_halves(&args, (alpha, beta), first, second, to) }
+            .map_err(|error| opened.subject(WORKSPACE_BYTES).blas(error))
+    }
+
+    /// The first `len` numbers as bfloat16.
+    fn narrowed(&self, array: &CudaBuffer, len: usize) -> Result<CudaBuffer<u16>, DeviceError> {
+        let from = self.cuda.read("output", array, len)?;
+        let mut halves = self.cuda.allocate::<u16>(len)?;
+        let to = self.cuda.written("output", &mut halves, len)?;
+        if len > 0 {
+            self.cuda.launch(launches::to_bf16(self.size(), len, from, to))?;
+        }
+        Ok(halves)
     }
 
     /// bfloat16 as f32.
@@ -258,6 +301,7 @@ impl Lane for CudaLane {
     type Given<'a> = CudaBuffer;
     type Owned = CudaBuffer;
     type Weights = CudaBuffer;
+    type Factor = CudaFactor;
     type Table = CudaTable;
     type Sequences = CudaSequences;
     type Choice = CudaChoice;
@@ -309,13 +353,7 @@ impl Lane for CudaLane {
     }
 
     fn copied_halves(&mut self, array: &CudaBuffer, len: usize) -> Result<Vec<u16>, DeviceError> {
-        let from = self.cuda.read("output", array, len)?;
-        let mut halves = self.cuda.allocate::<u16>(len)?;
-        let to = self.cuda.written("output", &mut halves, len)?;
-        if len > 0 {
-            self.cuda.launch(launches::to_bf16(self.size(), len, from, to))?;
-        }
-        self.cuda.bring("output", &halves, 0..len)
+        self.cuda.bring("output", &self.narrowed(array, len)?, 0..len)
     }
 
     fn taken(&mut self, array: CudaBuffer, len: usize) -> Result<Vec<f32>, DeviceError> {
@@ -397,7 +435,7 @@ impl Lane for CudaLane {
     fn linear(
         &mut self,
         tokens: usize,
-        linear: Linear<'_, CudaBuffer>,
+        linear: Linear<'_, CudaBuffer, CudaFactor>,
         x: &CudaBuffer,
         out: &mut CudaBuffer,
     ) -> Result<(), DeviceError> {
@@ -407,8 +445,17 @@ impl Lane for CudaLane {
             self.repeat(tokens, rows, bias, out)?;
             product.beta = 1.0;
         }
-        let weight = if turned { MatRef::new(weight, rows) } else { MatRef::transposed(weight, cols) };
-        self.cuda.matmul_rough(product, MatRef::new(x, cols), weight, MatMut::new(out, rows))
+        match weight {
+            CudaFactor::Full(weight) => {
+                let weight =
+                    if turned { MatRef::new(weight, rows) } else { MatRef::transposed(weight, cols) };
+                self.cuda.matmul_rough(product, MatRef::new(x, cols), weight, MatMut::new(out, rows))
+            }
+            CudaFactor::Halves(weight) => {
+                let x = self.narrowed(x, area(tokens, cols))?;
+                self.multiply_halves(product, &x, (weight, turned), out)
+            }
+        }
     }
 
     fn sequences(&mut self, lengths: &[usize]) -> Result<CudaSequences, DeviceError> {

@@ -29,7 +29,7 @@ mod transfer;
 mod triangle;
 
 pub use blas::RowDigits;
-pub use decoder::{CudaChoice, CudaLane, CudaSequences, CudaTable};
+pub use decoder::{CudaChoice, CudaFactor, CudaLane, CudaSequences, CudaTable};
 pub use device::{Cuda, CudaBuffer, Precision};
 pub use grams::{CudaProducts, CudaSums, Factors, GramShape, ShardGrams};
 pub use halves::CudaHalves;

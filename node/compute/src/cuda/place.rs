@@ -5,8 +5,10 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::decoder::{CudaLane, CudaTable};
-use super::device::{Cuda, CudaBuffer};
+use half::bf16;
+
+use super::decoder::{CudaFactor, CudaLane, CudaTable};
+use super::device::{Cuda, CudaBuffer, Precision};
 use super::halves::StayRoom;
 use crate::cpu::RotaryTable;
 use crate::decoder::Place;
@@ -108,6 +110,15 @@ impl Place for CudaPlace {
         self.first.iter().map(|(device, _)| shared(device, &values)).collect()
     }
 
+    fn keep_factor(&self, values: Vec<f32>, halves: bool) -> Result<Vec<CudaFactor>, DeviceError> {
+        let halves = halves && !values.is_empty();
+        let on = |(device, _): &(Arc<Cuda>, _)| match halves && device.opened.precision == Precision::Tf32 {
+            true => Ok(CudaFactor::Halves(shared_halves(device, &values)?)),
+            false => Ok(CudaFactor::Full(shared(device, &values)?)),
+        };
+        self.first.iter().map(on).collect()
+    }
+
     fn table(
         &self,
         device: usize,
@@ -137,6 +148,15 @@ impl Place for CudaPlace {
         self.lent().idle.push((busy.device, lane));
         Ok(done)
     }
+}
+
+/// The same in bfloat16: rounded on the host, which has half to send then.
+fn shared_halves(device: &Cuda, values: &[f32]) -> Result<CudaBuffer<u16>, DeviceError> {
+    let halves: Vec<u16> = values.iter().map(|x| bf16::from_f32(*x).to_bits()).collect();
+    let mut buffer = device.allocate(halves.len())?;
+    device.send_halves(&halves, &mut buffer)?;
+    device.publish(&mut buffer)?;
+    Ok(buffer)
 }
 
 /// An array that all lanes of its device read.

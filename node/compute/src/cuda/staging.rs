@@ -5,7 +5,7 @@
 //! `decoder`).
 #![expect(unsafe_code, reason = "copies from page-locked memory that the driver reads after the call")]
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::CUevent_flags;
 use cudarc::driver::{CudaContext, CudaEvent, DeviceRepr, DriverError, PinnedHostSlice, result};
@@ -58,16 +58,37 @@ impl Cuda {
     /// `Failed`.
     pub(super) fn send(&self, values: &[f32], buffer: &mut CudaBuffer) -> Result<(), DeviceError> {
         let to = self.written("values", buffer, values.len())?;
+        match &mut *self.sending() {
+            // SAFETY: the array's length was checked above; it is this lane's.
+            Sending::Ring(ring) => unsafe { ring.send(self, values, RowDigits::F32, to) },
+            _ => self.stream.memcpy_htod(values, &mut buffer.slice).map_err(|error| self.driver(error)),
+        }
+    }
+
+    /// [`Self::send`] of bfloat16.
+    ///
+    /// # Errors
+    /// `Failed`.
+    pub(super) fn send_halves(
+        &self,
+        halves: &[u16],
+        buffer: &mut CudaBuffer<u16>,
+    ) -> Result<(), DeviceError> {
+        let to = self.written("values", buffer, halves.len())?;
+        match &mut *self.sending() {
+            // SAFETY: as above.
+            Sending::Ring(ring) => unsafe { ring.send_halves(self, halves, to) },
+            _ => self.stream.memcpy_htod(halves, &mut buffer.slice).map_err(|error| self.driver(error)),
+        }
+    }
+
+    fn sending(&self) -> MutexGuard<'_, Sending> {
         // It is whole at every step.
         let mut sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(*sending, Sending::Unused) {
             *sending = self.staging().map_or(Sending::Plain, Sending::Ring);
         }
-        match &mut *sending {
-            // SAFETY: the array's length was checked above; it is this lane's.
-            Sending::Ring(ring) => unsafe { ring.send(self, values, RowDigits::F32, to) },
-            _ => self.stream.memcpy_htod(values, &mut buffer.slice).map_err(|error| self.driver(error)),
-        }
+        sending
     }
 
     /// Page-locked memory for this lane's rows.

@@ -303,7 +303,7 @@ impl<'a, P: Place> Run<'a, P> {
             }
             Ready::Linear(Matrix { weight, turned, bias, rows: outputs, cols }) => {
                 let bias = bias.map(|bias| self.session.weight(bias, self.device)).transpose()?;
-                let weight = self.session.weight(*weight, self.device)?;
+                let weight = self.session.factor(*weight, self.device)?;
                 let linear = Linear { weight, turned: *turned, bias, rows: *outputs, cols: *cols };
                 self.lane.linear(rows, linear, self.tensors.of(step, 0)?.0, out)?;
             }

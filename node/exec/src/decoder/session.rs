@@ -6,12 +6,12 @@ use super::check::Batch;
 use super::kinds::{Kind, kinds, refuse};
 use super::operators::{Input, Run};
 use super::positions::Tables;
-use super::step::{Kept, Loader, Step, Weights};
+use super::step::{Known, Loader, Role, Step, Weights};
 use crate::carry::Carried;
 use crate::engine::Session;
 use crate::error::ExecError;
 use halfstep_compute::Host;
-use halfstep_compute::decoder::{Lane, Place, TableOf, WeightsOf};
+use halfstep_compute::decoder::{FactorOf, Lane, Place, TableOf, WeightsOf};
 use halfstep_model::Tensor;
 use halfstep_model::decoder::{CarryPrecision, Decoder, Rotary};
 use std::borrow::Borrow;
@@ -33,8 +33,8 @@ pub struct DecoderSession<P: Place = Host> {
     pub(super) slots: Vec<Slot>,
     /// Slots by name.
     names: HashMap<String, usize>,
-    /// By number, on every device.
-    weights: Vec<Vec<WeightsOf<P>>>,
+    /// By number.
+    weights: Vec<Kept<P>>,
     pub(super) rotations: Vec<Rotary>,
     /// Of every device.
     pub(super) tables: Vec<Tables<TableOf<P>>>,
@@ -46,6 +46,12 @@ impl<P: Place> std::fmt::Debug for DecoderSession<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DecoderSession").field("steps", &self.steps).finish_non_exhaustive()
     }
+}
+
+/// A constant, on every device.
+enum Kept<P: Place> {
+    Array(Vec<WeightsOf<P>>),
+    Factor(Vec<FactorOf<P>>),
 }
 
 /// A tensor of the segment.
@@ -65,14 +71,14 @@ impl DecoderSession {
         nodes: &[usize],
         constants: &mut dyn FnMut(&str) -> Result<Tensor, ExecError>,
     ) -> Result<Self, ExecError> {
-        Self::load_at(Arc::default(), decoder, nodes, constants)
+        Self::load_at(Arc::default(), decoder, nodes, CarryPrecision::F32, constants)
     }
 }
 
 impl<P: Place> DecoderSession<P> {
     /// Makes the `nodes` of `decoder` (ascending) ready to run. `constants` gives f32 weights by name; it is asked
     /// once for each, or twice for an embedding that is also the head of the same segment. Weights go to every device of the
-    /// place one by one.
+    /// place one by one. `factors`: what linear layers' weights and inputs may be rounded to where a device multiplies them.
     ///
     /// # Errors
     /// `Load`, naming a node that breaks a rule of [`Decoder::validate`] or whose inputs do not fit its operator, or nodes that are not ascending or not there;
@@ -82,6 +88,7 @@ impl<P: Place> DecoderSession<P> {
         place: Arc<P>,
         decoder: &Decoder,
         nodes: &[usize],
+        factors: CarryPrecision,
         constants: &mut dyn FnMut(&str) -> Result<Tensor, ExecError>,
     ) -> Result<Self, ExecError> {
         check_order(decoder, nodes)?;
@@ -89,8 +96,11 @@ impl<P: Place> DecoderSession<P> {
         let kinds = kinds(decoder)?;
         let mut slots = Slots { kinds: &kinds, names: HashMap::new(), slots: Vec::new() };
         let mut weights = Vec::new();
-        let mut keep = |values| -> Result<(), ExecError> {
-            weights.push(place.keep(values)?);
+        let mut keep = |values, role| -> Result<(), ExecError> {
+            weights.push(match role {
+                Role::Array => Kept::Array(place.keep(values)?),
+                Role::Factor => Kept::Factor(place.keep_factor(values, factors == CarryPrecision::Bf16)?),
+            });
             Ok(())
         };
         let mut loader = Loader {
@@ -98,7 +108,7 @@ impl<P: Place> DecoderSession<P> {
             constants,
             keep: &mut keep,
             turned: place.wants_turned_weights(),
-            kept: Kept::default(),
+            known: Known::default(),
             rotations: Vec::new(),
         };
         let mut steps = Vec::with_capacity(nodes.len());
@@ -110,7 +120,7 @@ impl<P: Place> DecoderSession<P> {
             };
             steps.push(Step { name: node.name.clone(), op: loader.ready(node)?, reads, writes });
         }
-        let (bytes, rotations) = (loader.kept.bytes(), loader.rotations);
+        let (bytes, rotations) = (loader.known.bytes(), loader.rotations);
         let (names, slots) = (slots.names, slots.slots);
         let tables = (0..place.devices()).map(|_| Tables::default()).collect();
         let vocabulary = decoder.vocabulary;
@@ -123,9 +133,24 @@ impl<P: Place> DecoderSession<P> {
         number: Weights,
         device: usize,
     ) -> Result<&<P::Lane as Lane>::Array, ExecError> {
-        let found = self.weights.get(number).and_then(|everywhere| everywhere.get(device));
-        let found = found.map(Borrow::borrow);
-        found.ok_or_else(|| ExecError::Internal(format!("decoder: no weights {number} on device {device}")))
+        match self.weights.get(number) {
+            Some(Kept::Array(everywhere)) => everywhere.get(device).map(Borrow::borrow),
+            _ => None,
+        }
+        .ok_or_else(|| missing(number, device))
+    }
+
+    /// A linear layer's weights on a device.
+    pub(super) fn factor(
+        &self,
+        number: Weights,
+        device: usize,
+    ) -> Result<&<P::Lane as Lane>::Factor, ExecError> {
+        match self.weights.get(number) {
+            Some(Kept::Factor(everywhere)) => everywhere.get(device),
+            _ => None,
+        }
+        .ok_or_else(|| missing(number, device))
     }
 
     /// Memory of its weights, on one device.
@@ -255,6 +280,10 @@ impl Slots<'_> {
         self.names.insert(name.to_owned(), self.slots.len() - 1);
         Some(self.slots.len() - 1)
     }
+}
+
+fn missing(number: Weights, device: usize) -> ExecError {
+    ExecError::Internal(format!("decoder: no weights {number} on device {device}"))
 }
 
 fn check_order(decoder: &Decoder, nodes: &[usize]) -> Result<(), ExecError> {

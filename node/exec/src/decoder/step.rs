@@ -72,28 +72,37 @@ pub(super) enum Form {
     Zeros(usize),
 }
 
+/// What reads a constant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Role {
+    /// Kernels.
+    Array,
+    /// A linear layer's product.
+    Factor,
+}
+
 /// Where weights come from; what several operators read in the same form is kept once.
 pub(super) struct Loader<'a> {
     pub(super) decoder: &'a Decoder,
     pub(super) constants: &'a mut dyn FnMut(&str) -> Result<Tensor, ExecError>,
     /// Puts an array where the session's operators find it; they are numbered in the order of the calls.
-    pub(super) keep: &'a mut dyn FnMut(Vec<f32>) -> Result<(), ExecError>,
+    pub(super) keep: &'a mut dyn FnMut(Vec<f32>, Role) -> Result<(), ExecError>,
     /// Whether linear layers take their weights `[cols, rows]`, however the checkpoint has them.
     pub(super) turned: bool,
-    pub(super) kept: Kept,
+    pub(super) known: Known,
     /// Different rotations of the segment.
     pub(super) rotations: Vec<Rotary>,
 }
 
 /// What has been kept so far.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
-    numbers: HashMap<(String, Form), Weights>,
+pub(super) struct Known {
+    numbers: HashMap<(String, Form, Role), Weights>,
     /// Elements of each.
     lengths: Vec<usize>,
 }
 
-impl Kept {
+impl Known {
     /// Memory of all arrays.
     pub(super) fn bytes(&self) -> usize {
         self.lengths.iter().sum::<usize>() * size_of::<f32>()
@@ -104,7 +113,7 @@ impl Loader<'_> {
     /// The operator of a node.
     pub(super) fn ready(&mut self, node: &DecoderNode) -> Result<Ready, ExecError> {
         let mut weights = Vec::new();
-        for (name, shape) in node.op.constants(self.decoder) {
+        for (index, (name, shape)) in node.op.constants(self.decoder).into_iter().enumerate() {
             let form = match &node.op {
                 Op::Linear(linear) if self.turned && !linear.transposed && shape.len() == 2 => {
                     Form::Transposed
@@ -112,7 +121,11 @@ impl Loader<'_> {
                 Op::Norm(norm) if norm.kind == NormKind::RmsUnitOffset => Form::PlusOne,
                 _ => Form::AsStored,
             };
-            weights.push(self.weights(name, &shape, form)?);
+            let role = match &node.op {
+                Op::Linear(_) if index == 0 => Role::Factor,
+                _ => Role::Array,
+            };
+            weights.push(self.weights(name, &shape, form, role)?);
         }
         // In the order of `Op::constants`.
         let mut weights = weights.into_iter();
@@ -137,7 +150,10 @@ impl Loader<'_> {
                 match norm.kind {
                     NormKind::Rms | NormKind::RmsUnitOffset => Ready::Rms { weight, epsilon, width },
                     NormKind::Layer => {
-                        let bias = bias.map_or_else(|| self.weights("", &[width], Form::Zeros(width)), Ok)?;
+                        let bias = bias.map_or_else(
+                            || self.weights("", &[width], Form::Zeros(width), Role::Array),
+                            Ok,
+                        )?;
                         Ready::Layer { weight, bias, epsilon, width }
                     }
                 }
@@ -161,10 +177,10 @@ impl Loader<'_> {
     }
 
     /// The number of a constant, checked and kept.
-    fn weights(&mut self, name: &str, shape: &[usize], form: Form) -> Result<Weights, ExecError> {
-        let key = (name.to_owned(), form);
-        if let Some(number) = self.kept.numbers.get(&key) {
-            let held = self.kept.lengths[*number];
+    fn weights(&mut self, name: &str, shape: &[usize], form: Form, role: Role) -> Result<Weights, ExecError> {
+        let key = (name.to_owned(), form, role);
+        if let Some(number) = self.known.numbers.get(&key) {
+            let held = self.known.lengths[*number];
             return match shape.iter().try_fold(1usize, |n, dim| n.checked_mul(*dim)) {
                 Some(n) if n == held => Ok(*number),
                 _ => Err(wrong(name, format!("float {shape:?}"), format!("{held} elements"))),
@@ -179,10 +195,10 @@ impl Loader<'_> {
             (Form::PlusOne, _) => values.iter().map(|w| 1.0 + w).collect(),
             _ => values,
         };
-        let number = self.kept.lengths.len();
-        self.kept.lengths.push(values.len());
-        (self.keep)(values)?;
-        self.kept.numbers.insert(key, number);
+        let number = self.known.lengths.len();
+        self.known.lengths.push(values.len());
+        (self.keep)(values, role)?;
+        self.known.numbers.insert(key, number);
         Ok(number)
     }
 
