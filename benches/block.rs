@@ -8,7 +8,7 @@ use halfstep_model::decoder::{
 };
 
 /// Sizes of a block.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sizes {
     /// Whose.
     pub(crate) name: &'static str,

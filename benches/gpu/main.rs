@@ -1,26 +1,35 @@
-//! What a CUDA device computes and how fast, in one command: correctness first, then times beside floors of the same run.
+//! What a CUDA device computes and how fast, in one command: correctness first, then times beside floors of the same run, then
+//! whole jobs.
 //!
-//! `gpu [--device cuda:0|cpu] [--quick] [--json FILE] [PART...]`; parts: check, floors, products, step, iteration, gram,
-//! statistics, refine, solve, decoder. Needs no network and no toolchain; `HALFSTEP_CUDA_LIBRARIES` names folders of CUDA's libraries. With
-//! `--device cpu --quick` it is its own dry run. Times are wall-clock around queued calls and one wait, best of several.
+//! Needs no network, no toolchain and no Python: this binary, and for whole jobs `halfstep` beside it. With `--device cpu --quick`
+//! it is its own dry run. Times of kernels are wall-clock around queued calls and one wait, best of several; those of jobs are a
+//! process's, from start to end.
 //!
-//! Not here: whole jobs (`halfstep quantize`).
+//! Not here: the jobs themselves; `halfstep quantize` runs them as it does for anybody.
 #![expect(clippy::print_stdout, reason = "a benchmark's result is what it prints")]
 
+mod asked;
 #[path = "../block.rs"]
 mod block;
+mod blocks;
 mod check;
+mod checkpoint;
 mod decoder;
 mod figures;
+mod halfstep;
+mod memory;
+mod models;
+mod results;
 mod solving;
 mod statistics;
 mod times;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use asked::{Asked, Part, Where};
 use figures::Figures;
+use halfstep::Halfstep;
 use halfstep_compute::cuda::{Cuda, CudaBuffer, CudaPlace, Precision, open_libraries};
 use halfstep_compute::decoder::Place;
 use halfstep_compute::{Cpu, CpuBuffer, Device, DeviceError, Host};
@@ -74,122 +83,98 @@ impl Timed for Cuda {
     }
 }
 
-/// What is asked for.
-pub(crate) struct Asked {
-    pub(crate) quick: bool,
-    parts: Vec<String>,
-}
-
-impl Asked {
-    fn part(&self, name: &str) -> bool {
-        self.parts.is_empty() || self.parts.iter().any(|part| part == name)
-    }
-}
-
-const PARTS: [&str; 10] =
-    ["check", "floors", "products", "step", "iteration", "gram", "statistics", "refine", "solve", "decoder"];
-const USAGE: &str = "usage: gpu [--device cuda:N|cpu] [--f32] [--quick] [--json FILE] \
-                     [check|floors|products|step|iteration|gram|statistics|refine|solve|decoder]...";
-
-struct Command {
-    asked: Asked,
-    /// None: the CPU.
-    ordinal: Option<usize>,
-    precision: Precision,
-    json: Option<PathBuf>,
-}
-
-fn parse(mut words: impl Iterator<Item = String>) -> Result<Command, String> {
-    let asked = Asked { quick: false, parts: Vec::new() };
-    let mut command = Command { asked, ordinal: Some(0), precision: Precision::Tf32, json: None };
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or_else(|| format!("{word}: no value\n{USAGE}"));
-        match word.as_str() {
-            "--quick" => command.asked.quick = true,
-            "--f32" => command.precision = Precision::F32,
-            "--json" => command.json = Some(value()?.into()),
-            "--device" => {
-                let device = value()?;
-                let number = device.strip_prefix("cuda:").map(str::parse::<usize>);
-                command.ordinal = match (device.as_str(), number) {
-                    ("cpu", _) => None,
-                    (_, Some(Ok(ordinal))) => Some(ordinal),
-                    _ => return Err(format!("`{device}` is no device\n{USAGE}")),
-                };
-            }
-            part if PARTS.contains(&part) => command.asked.parts.push(word),
-            other => return Err(format!("`{other}` is no part\n{USAGE}")),
-        }
-    }
-    Ok(command)
-}
-
-fn run<D: Timed + statistics::Sums>(device: &D, asked: &Asked, figures: &mut Figures) -> Result<(), String> {
+/// Parts that run kernels in this process.
+fn kernels<D: Timed + statistics::Sums>(
+    device: &D,
+    asked: &Asked,
+    figures: &mut Figures,
+) -> Result<(), String> {
     let failed = |error: DeviceError| error.to_string();
     println!("device: {}", device.describe());
-    if asked.part("check") {
+    if asked.part(Part::Check) {
         check::all(device, figures)?;
     }
     let floors = times::floors(device, asked, figures).map_err(failed)?;
-    if asked.part("products") {
+    if asked.part(Part::Products) {
         times::products(device, asked, floors, figures).map_err(failed)?;
     }
-    if asked.part("step") {
+    if asked.part(Part::Step) {
         times::step(device, asked, floors, figures).map_err(failed)?;
     }
-    if asked.part("iteration") {
+    if asked.part(Part::Iteration) {
         times::iteration(device, asked, figures).map_err(failed)?;
         times::lanes(device, asked, floors, figures).map_err(failed)?;
     }
-    if asked.part("gram") {
+    if asked.part(Part::Gram) {
         times::gram(device, asked, floors, figures).map_err(failed)?;
     }
-    if asked.part("statistics") {
+    if asked.part(Part::Statistics) {
         statistics::all(device, asked, floors, figures).map_err(failed)?;
     }
-    if asked.part("refine") {
+    if asked.part(Part::Refine) {
         times::refine(device, asked, figures).map_err(failed)?;
     }
-    if asked.part("solve") {
+    if asked.part(Part::Solve) {
         solving::solves(device, asked, figures)?;
     }
-    if asked.part("decoder") {
+    if asked.part(Part::Decoder) {
         decoder::blocks(device, asked, floors, figures)?;
     }
     Ok(())
 }
 
-fn measure(command: &Command, figures: &mut Figures) -> Result<(), String> {
-    let Some(ordinal) = command.ordinal else { return run(&Cpu, &command.asked, figures) };
+/// The same on the device that is asked for, which is given back afterwards: jobs find its memory free.
+fn on_device(asked: &Asked, figures: &mut Figures) -> Result<(), String> {
+    let Where::Cuda(ordinal) = asked.device else { return kernels(&Cpu, asked, figures) };
     let folders = std::env::var_os("HALFSTEP_CUDA_LIBRARIES").unwrap_or_default();
     let folders: Vec<_> =
         std::env::split_paths(&folders).filter(|path| !path.as_os_str().is_empty()).collect();
     for file in open_libraries(&folders).map_err(|error| error.to_string())? {
         println!("opened: {}", file.display());
     }
+    let precision = if asked.f32 { Precision::F32 } else { Precision::Tf32 };
     let begun = std::time::Instant::now();
-    let device = Cuda::open(ordinal, command.precision).map_err(|error| error.to_string())?;
+    let device = Cuda::open(ordinal, precision).map_err(|error| error.to_string())?;
     println!("opened the device and compiled the kernels in {:.2} s", begun.elapsed().as_secs_f64());
-    run(&device, &command.asked, figures)
+    kernels(&device, asked, figures)
+}
+
+/// Parts that run whole jobs in processes of their own.
+fn jobs(asked: &Asked, figures: &mut Figures) {
+    match Halfstep::find(asked) {
+        Err(why) => figures.fail(why),
+        Ok(halfstep) => {
+            if asked.part(Part::Models) {
+                models::models(&halfstep, asked, figures);
+                figures.write(asked);
+            }
+            if asked.part(Part::Blocks) {
+                blocks::blocks(&halfstep, asked, figures);
+            }
+        }
+    }
+}
+
+fn measure(asked: &Asked, figures: &mut Figures) {
+    if asked.kernels() {
+        on_device(asked, figures).unwrap_or_else(|why| figures.fail(why));
+        figures.write(asked);
+    }
+    if asked.part(Part::Models) || asked.part(Part::Blocks) {
+        jobs(asked, figures);
+    }
+    figures.say("failures", figures.failures().len() as f64, "", "");
+    figures.write(asked);
 }
 
 fn main() -> ExitCode {
+    let asked = Asked::parse_or_exit();
     let mut figures = Figures::default();
-    let outcome = parse(std::env::args().skip(1)).and_then(|command| {
-        let measured = measure(&command, &mut figures);
-        let written = match &command.json {
-            Some(path) => {
-                std::fs::write(path, figures.json()).map_err(|error| format!("{}: {error}", path.display()))
-            }
-            None => Ok(()),
-        };
-        measured.and(written)
-    });
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            println!("FAILED: {why}");
-            ExitCode::FAILURE
-        }
+    // That the file cannot be written should not be found out at the end.
+    figures.write(&asked);
+    if figures.failures().is_empty() {
+        measure(&asked, &mut figures);
     }
+    figures.failures().iter().for_each(|why| println!("FAILED: {why}"));
+    if figures.failures().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
