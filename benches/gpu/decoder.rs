@@ -1,14 +1,14 @@
 //! One block of a language model at the sizes of Llama's 8B and 70B: what running it costs, beside the product's rate of the
 //! same run.
 //!
-//! Weights are drawn here. `forward` brings the block's output to the host, `capture` the inputs of all linear layers too, as
-//! a job does; both take their input from the host. Not here: statistics, solving.
+//! Weights are drawn here. `forward` asks for the block's output, `capture` for the inputs of all linear layers too, as a job does; both
+//! take their input from the host. In f32 they bring what is asked for to the host, in bf16 it stays on the device. Not here: statistics, solving.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use halfstep_compute::decoder::Place;
-use halfstep_exec::{DecoderSession, ExecError, Session};
+use halfstep_exec::{Carried, DecoderSession, ExecError, Session, round_to_bf16};
 use halfstep_model::decoder::{CarryPrecision, Decoder, LENGTHS};
 use halfstep_model::{Data, Tensor};
 
@@ -53,10 +53,17 @@ fn weight(decoder: &Decoder, name: &str) -> Result<Tensor, ExecError> {
 }
 
 /// Seconds of a run, on each of so many threads.
-fn seconds(session: &impl Session, x: &Tensor, outputs: &[&str], threads: usize) -> Result<f64, ExecError> {
-    let lengths = Tensor::new(vec![1], Data::I64(vec![x.shape[0] as i64]))?;
+fn seconds(
+    session: &impl Session,
+    x: &Carried,
+    outputs: &[&str],
+    precision: CarryPrecision,
+    threads: usize,
+) -> Result<f64, ExecError> {
+    let lengths = Tensor::new(vec![1], Data::I64(vec![x.dims()[0] as i64]))?;
+    let lengths = Carried::Whole(Arc::new(lengths));
     let inputs = [("x", x), (LENGTHS, &lengths)];
-    let runs = || (0..RUNS).try_for_each(|_| session.run(&inputs, outputs).map(drop));
+    let runs = || (0..RUNS).try_for_each(|_| session.run_carried(&inputs, outputs, precision).map(drop));
     let round = || {
         let begun = Instant::now();
         std::thread::scope(|scope| {
@@ -76,27 +83,39 @@ fn seconds(session: &impl Session, x: &Tensor, outputs: &[&str], threads: usize)
 fn one<P: Place>(
     place: Arc<P>,
     (sizes, tokens): (Sizes, usize),
+    precision: CarryPrecision,
     floors: Floors,
     figures: &mut Figures,
 ) -> Result<(), ExecError> {
+    let digits = match precision {
+        CarryPrecision::F32 => "f32",
+        CarryPrecision::Bf16 => "bf16",
+    };
     let decoder = block(sizes, tokens);
     let nodes: Vec<usize> = (1..decoder.nodes.len()).collect();
     let begun = Instant::now();
     let mut constants = |name: &str| weight(&decoder, name);
-    let session = DecoderSession::load_at(place, &decoder, &nodes, CarryPrecision::F32, &mut constants)?;
+    let session = DecoderSession::load_at(place, &decoder, &nodes, precision, &mut constants)?;
     let remark = format!("{:.2} GB of weights drawn and taken there", session.bytes() as f64 / 1e9);
-    figures.say(&format!("block {}, load", sizes.name), begun.elapsed().as_secs_f64(), "s", &remark);
-    let x = Tensor::f32(vec![tokens, sizes.hidden], drawn(tokens * sizes.hidden).collect())?;
+    figures.say(
+        &format!("block {}, {digits}, load", sizes.name),
+        begun.elapsed().as_secs_f64(),
+        "s",
+        &remark,
+    );
+    let mut x = Tensor::f32(vec![tokens, sizes.hidden], drawn(tokens * sizes.hidden).collect())?;
+    round_to_bf16(&mut x);
+    let x = Carried::new(Arc::new(x), precision);
     for (what, outputs) in [("forward", vec!["y"]), ("capture", vec!["norm", "mixed", "norm1", "h", "y"])] {
         for threads in THREADS {
-            let taken = seconds(&session, &x, &outputs, threads)?;
+            let taken = seconds(&session, &x, &outputs, precision, threads)?;
             let rate = flops(&sizes) * tokens as f64 / taken;
             let remark = format!(
                 "{tokens} tokens; linear layers at {:.1} TFLOP/s, {:.0} % of the large product",
                 rate / 1e12,
                 100.0 * rate / floors.rough
             );
-            let name = format!("block {}, {what}, {threads} threads, each", sizes.name);
+            let name = format!("block {}, {digits}, {what}, {threads} threads", sizes.name);
             figures.say(&name, taken * 1e3, "ms", &remark);
         }
     }
@@ -110,8 +129,10 @@ pub(crate) fn blocks<D: Timed>(
     figures: &mut Figures,
 ) -> Result<(), String> {
     for sizes in sizes(asked) {
-        let place = device.place().map_err(|error| error.to_string())?;
-        one(place, sizes, floors, figures).map_err(|error| error.to_string())?;
+        for precision in [CarryPrecision::F32, CarryPrecision::Bf16] {
+            let place = device.place().map_err(|error| error.to_string())?;
+            one(place, sizes, precision, floors, figures).map_err(|error| error.to_string())?;
+        }
     }
     Ok(())
 }

@@ -34,6 +34,9 @@ use halfstep_compute::cuda::{Cuda, CudaBuffer, CudaPlace, Precision, open_librar
 use halfstep_compute::decoder::Place;
 use halfstep_compute::{Cpu, CpuBuffer, Device, DeviceError, Host};
 
+/// So many parts of so many of the device's memory may be activations, as in a job.
+const STAYING: (usize, usize) = (2, 5);
+
 /// A device whose queue can be waited for and that moves memory.
 pub(crate) trait Timed: Device {
     /// Returns when everything queued is done.
@@ -79,7 +82,9 @@ impl Timed for Cuda {
     }
     type Place = CudaPlace;
     fn place(&self) -> Result<Arc<CudaPlace>, DeviceError> {
-        CudaPlace::new([self]).map(Arc::new)
+        let place = CudaPlace::new([self])?;
+        place.let_stay(STAYING)?;
+        Ok(Arc::new(place))
     }
 }
 

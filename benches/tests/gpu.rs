@@ -46,7 +46,7 @@ const KERNELS: [&str; 12] = [
     "statistics of 64, f32",
     "sweep [",
     "solve [",
-    "block tiny, capture, 8 threads",
+    "block tiny, bf16, capture, 8 threads",
 ];
 const JOBS: [&str; 9] = [
     "fashion-mnist W3, files that differ                0.0000          of 5, ",
