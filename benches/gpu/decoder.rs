@@ -18,10 +18,10 @@ use crate::times::{Floors, drawn};
 use crate::{Asked, Timed};
 
 /// Threads that run shards at once.
-const THREADS: [usize; 3] = [1, 4, 8];
+const THREADS: [usize; 2] = [1, 8];
 /// Runs of each thread; the best of several rounds counts.
 const RUNS: usize = 3;
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 2;
 
 /// Sizes, and tokens of a shard.
 fn sizes(asked: &Asked) -> Vec<(Sizes, usize)> {

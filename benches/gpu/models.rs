@@ -76,7 +76,9 @@ impl Model {
                 words.extend("--samples 2 --start nearest --refine-sweeps 0 --scale-fits 0".split(' '))
             }
             (true, false) => words.extend(["--samples", "64", "--iterations", "20"]),
-            (false, _) => {}
+            // The CPU's run is what takes longest of all parts.
+            (false, true) => words.extend(["--samples", "32"]),
+            (false, false) => {}
         }
         words.into_iter().map(str::to_owned).collect()
     }

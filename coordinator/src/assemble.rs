@@ -43,7 +43,7 @@ impl Outcome {
 }
 
 /// Where the integers behind the receipts are.
-pub trait Roundings {
+pub trait Roundings: Sync {
     /// One committed chunk.
     ///
     /// # Errors

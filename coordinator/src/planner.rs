@@ -31,6 +31,9 @@ const SHARD_SAMPLES_MAX: usize = 32;
 /// Tokens of one shard, as far as whole sequences allow: enough rows for products at full speed, few enough that many
 /// nodes share a job of the usual size.
 const SHARD_TOKENS: usize = 2048;
+/// More shards of a language model than this are made larger, up to so many times: each costs a pass over the layers' sums.
+const TOKEN_SHARDS: usize = 256;
+const SHARD_GROWTH_MAX: usize = 4;
 /// Windows of calibration text unless told otherwise: what others use.
 const TEXT_SAMPLES: usize = 128;
 /// Bytes of the 64-bit sums of one slice, all three matrices: one message of a few seconds on a slow link.
@@ -136,9 +139,15 @@ fn prepare_language(config: &JobConfig) -> Result<(Prepared, Dataset), Coordinat
     let samples = dataset.samples();
     let window = dataset.slice(0..samples.min(1))?;
     let tokens = window.first().and_then(|ids| ids.shape.last()).copied().unwrap_or(1);
-    let shard = config.shard_size.unwrap_or((SHARD_TOKENS / tokens.max(1)).max(1));
+    let shard = config.shard_size.unwrap_or_else(|| windows_of_a_shard(samples, tokens));
     let shards = shards(samples, shard, false, &mut notes)?;
     Ok((plan(config, Subject::Language(Box::new(model)), notes, shard, shards)?, dataset))
+}
+
+/// How many of `samples` windows of `tokens` tokens one shard holds.
+fn windows_of_a_shard(samples: usize, tokens: usize) -> usize {
+    let usual = (SHARD_TOKENS / tokens.max(1)).max(1);
+    usual * samples.div_ceil(usual).div_ceil(TOKEN_SHARDS).clamp(1, SHARD_GROWTH_MAX)
 }
 
 /// Calibration data as windows of token ids.
@@ -482,6 +491,24 @@ mod tests {
         assert_eq!(even_ranges(&[4, 1, 1, 4], 2, |at| at != 2), [0..3, 3..4]);
         assert_eq!(even_ranges(&[1, 1, 1], 2, |_| false), vec![0usize..3; 1]);
         assert!(even_ranges(&[], 2, anywhere).is_empty());
+    }
+
+    #[test]
+    fn shards_of_windows_hold_2048_tokens_unless_there_were_many() {
+        for (samples, tokens, expect) in [
+            (128, 2048, 1),
+            (128, 256, 8),
+            (256, 2048, 1),
+            (257, 2048, 2),
+            (512, 2048, 2),
+            (1024, 2048, 4),
+            (100_000, 2048, 4),
+            (512, 8192, 2),
+            (4096, 512, 16),
+            (0, 0, 2048),
+        ] {
+            assert_eq!(windows_of_a_shard(samples, tokens), expect, "{samples} of {tokens}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::encode::{Encoded, encode, fingerprint};
 use super::form::{Format, LayerForm, Part, check, parts};
 use super::gguf;
 use super::settings;
+use super::side_by_side::Room;
 use super::writer::WeightWriter;
 use crate::CoordinatorError;
 use crate::staging::Staging;
@@ -19,11 +20,11 @@ use std::fs::File;
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Where the integers come from.
-pub trait SolvedLayers {
+pub trait SolvedLayers: Sync {
     /// The layers that were solved.
     fn forms(&self) -> Vec<LayerForm>;
 
-    /// Encodings and `[rows, cols]` integers of one of them; called once for each, and none is kept.
+    /// Encodings and `[rows, cols]` integers of one of them; called once for each, by several threads, and none is kept.
     ///
     /// # Errors
     /// If they are not there or not what was committed.
@@ -111,18 +112,27 @@ impl<'a> Job<'a> {
         for name in self.checkpoint.names().filter(|name| !replaced.contains_key(name)) {
             writer.put(name, self.checkpoint.pieces(name)?.map(|piece| Ok(piece?)))?;
         }
-        let (mut fingerprints, mut moved) = (Vec::with_capacity(self.forms.len()), 0);
-        for form in &self.forms {
-            let encoded = self.encode(form)?;
+        let (mut fingerprints, mut moved) = (vec![None; self.forms.len()], 0);
+        let take = |index: usize, encoded: Encoded| {
+            let form = &self.forms[index];
             for (part, bytes) in parts(self.checkpoint, form, self.options.format)?.iter().zip(&encoded.parts)
             {
                 writer.put(&part.name, [Ok(bytes)])?;
             }
-            fingerprints.push(encoded.weights);
+            fingerprints[index] = Some(encoded.weights);
             moved += encoded.moved;
-        }
+            Ok(())
+        };
+        Room::now().each(&self.weights(), |index| self.encode(&self.forms[index]), take)?;
         writer.finish(staging)?;
-        Ok((fingerprints, moved))
+        Ok((fingerprints.into_iter().flatten().collect(), moved))
+    }
+
+    /// Of each layer.
+    fn weights(&self) -> Vec<u64> {
+        let of =
+            |form: &LayerForm| self.checkpoint.info(&form.weight).map_or(0, |info| elements(&info.shape));
+        self.forms.iter().map(of).collect()
     }
 
     fn encode(&self, form: &LayerForm) -> Result<Encoded, CoordinatorError> {
@@ -137,14 +147,18 @@ impl<'a> Job<'a> {
         let different =
             |subject: String, what: &str| CoordinatorError::ReadBack { subject, what: what.into() };
         let written = Checkpoint::open(&staging.path(""))?;
-        for (form, expected) in self.forms.iter().zip(fingerprints) {
+        let compare = |index: usize| {
+            let form = &self.forms[index];
             let weight = written.tensor(&form.weight)?;
             let original = self.checkpoint.info(&form.weight).map(|info| &info.shape);
-            if original != Some(&weight.shape) || weight.as_f32().map(fingerprint) != Some(*expected) {
+            let expected = fingerprints.get(index).copied();
+            if original != Some(&weight.shape) || weight.as_f32().map(fingerprint) != expected {
                 let subject = format!("layer `{}`", form.name);
                 return Err(different(subject, "its weights differ from what was solved"));
             }
-        }
+            Ok(())
+        };
+        Room::now().each(&self.weights(), compare, |_, ()| Ok(()))?;
         let replaced = self.replaced();
         for name in self.checkpoint.names().filter(|name| !replaced.contains_key(name)) {
             if !same(&written, self.checkpoint, name)? {
@@ -170,6 +184,11 @@ impl<'a> Job<'a> {
         }
         notes
     }
+}
+
+/// How many there are.
+pub(super) fn elements(shape: &[usize]) -> u64 {
+    shape.iter().fold(1, |product, dim| product.saturating_mul(*dim as u64))
 }
 
 /// Whether both have the tensor, to the last bit.

@@ -1,7 +1,7 @@
 //! Quantized language models as folders that other programs load: compressed-tensors, GPTQ, plain weights on the grid;
 //! or as one GGUF file.
 //!
-//! Layers come one at a time; everything else is copied from the mapped original. Not here: when results appear
+//! Layers are encoded side by side, as far as memory allows; everything else is copied from the mapped original. Not here: when results appear
 //! ([`crate::Staging`]), reading them ([`halfstep_model::checkpoint`]).
 
 mod encode;
@@ -9,6 +9,7 @@ mod export;
 mod form;
 mod gguf;
 mod settings;
+mod side_by_side;
 mod writer;
 
 pub use export::{Exported, Options, SHARD_BYTES, SolvedLayers, export};

@@ -312,8 +312,10 @@ impl Devices {
     /// Forgets the memory of solves and runs: a job is over, or memory is short.
     pub(crate) fn release(&self) {
         self.idle().clear();
-        if let Solvers::Cuda { place, .. } = &self.solvers {
+        if let Solvers::Cuda { place, first, .. } = &self.solvers {
             place.release();
+            // A device that fails says so when it is used.
+            first.iter().for_each(|device| drop(device.give_back()));
         }
     }
 

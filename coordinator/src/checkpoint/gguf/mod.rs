@@ -9,8 +9,9 @@ mod file;
 mod tokenizer;
 
 use super::encode::{broken, check_solved, fingerprint};
-use super::export::{Exported, SolvedLayers};
+use super::export::{Exported, SolvedLayers, elements};
 use super::form::{Format, LayerForm, scale_type};
+use super::side_by_side::Room;
 use super::writer::WeightWriter;
 use crate::CoordinatorError;
 use crate::staging::Staging;
@@ -97,22 +98,26 @@ impl<'a> Plan<'a> {
         let places =
             described.iter().zip(offsets).map(|(tensor, at)| (tensor.name.clone(), at, tensor.bytes()));
         let mut writer = WeightWriter::laid_out(staging, FILE, &header, places, bytes)?;
-        let mut fingerprints = BTreeMap::new();
-        for (index, tensor) in self.tensors.iter().enumerate() {
-            let name = &tensor.described.name;
-            match self.layers.get(&index) {
-                Some((form, block)) => {
-                    let solved = layers.layer(&form.name)?;
-                    let solved = solved.ok_or_else(|| {
-                        broken(form, "it was listed as solved, but its integers are gone".into())
-                    })?;
-                    let (bytes, weights) = self.encode(form, *block, tensor, solved)?;
-                    writer.put(name, [Ok(bytes)])?;
-                    fingerprints.insert(index, weights);
-                }
-                None => writer.put(name, self.kept(tensor)?)?,
-            }
+        let kept = self.tensors.iter().enumerate().filter(|(index, _)| !self.layers.contains_key(index));
+        for (_, tensor) in kept {
+            writer.put(&tensor.described.name, self.kept(tensor)?)?;
         }
+        let solved: Vec<(usize, &LayerForm, BlockType)> =
+            self.layers.iter().map(|(index, (form, block))| (*index, *form, *block)).collect();
+        let weights: Vec<u64> =
+            solved.iter().map(|(index, ..)| elements(&self.tensors[*index].described.shape)).collect();
+        let mut fingerprints = BTreeMap::new();
+        let work = |number: usize| {
+            let (index, form, block) = solved[number];
+            let gone = || broken(form, "it was listed as solved, but its integers are gone".into());
+            self.encode(form, block, &self.tensors[index], layers.layer(&form.name)?.ok_or_else(gone)?)
+        };
+        let take = |number: usize, (bytes, weights): (Vec<u8>, blake3::Hash)| {
+            let index = solved[number].0;
+            fingerprints.insert(index, weights);
+            writer.put(&self.tensors[index].described.name, [Ok(bytes)])
+        };
+        Room::now().each(&weights, work, take)?;
         writer.finish(staging)?;
         Ok(fingerprints)
     }
@@ -177,14 +182,15 @@ impl<'a> Plan<'a> {
         if found.len() != self.tensors.len() {
             return Err(different(FILE, "the file has more or fewer tensors than were written"));
         }
-        let mut file = File::open(&path).map_err(|e| CoordinatorError::storage(&path, "open", e))?;
-        for (index, (tensor, (described, offset))) in self.tensors.iter().zip(found).enumerate() {
+        let compare = |index: usize| {
+            let (tensor, (described, offset)) = (&self.tensors[index], &found[index]);
             let name = &tensor.described.name;
-            if described != tensor.described {
+            if *described != tensor.described {
                 return Err(different(name, "the file describes another in its place"));
             }
+            let mut file = File::open(&path).map_err(|e| CoordinatorError::storage(&path, "open", e))?;
             let read = |e| CoordinatorError::storage(&path, "read", e);
-            file.seek(SeekFrom::Start(offset)).map_err(read)?;
+            file.seek(SeekFrom::Start(*offset)).map_err(read)?;
             let same = match self.layers.get(&index) {
                 Some((_, block)) => {
                     // No more than was written: the description is the writer's.
@@ -194,11 +200,13 @@ impl<'a> Plan<'a> {
                 }
                 None => follows(&mut file, self.kept(tensor)?)?,
             };
-            if !same {
-                return Err(different(name, "it differs from what was solved or copied"));
+            match same {
+                true => Ok(()),
+                false => Err(different(name, "it differs from what was solved or copied")),
             }
-        }
-        Ok(())
+        };
+        let weights: Vec<u64> = self.tensors.iter().map(|tensor| elements(&tensor.described.shape)).collect();
+        Room::now().each(&weights, compare, |_, ()| Ok(()))
     }
 }
 

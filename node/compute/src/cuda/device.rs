@@ -175,6 +175,16 @@ impl Cuda {
         self.opened.context.mem_get_info().map_err(|error| self.opened.subject(0).driver(error))
     }
 
+    /// Gives memory that was freed, and is kept for what is allocated next, back to the system: other processes may use it.
+    ///
+    /// # Errors
+    /// `Failed`.
+    pub fn give_back(&self) -> Result<(), DeviceError> {
+        // Arrays are freed when their lanes get there.
+        self.opened.context.synchronize().map_err(|error| self.driver(error))?;
+        give_back(&self.opened.context).map_err(|error| self.driver(error))
+    }
+
     /// How rows of any f32 are multiplied for statistics: as the factors of gradients are.
     pub fn row_digits(&self) -> RowDigits {
         match self.opened.precision {
@@ -340,6 +350,13 @@ impl Drop for Cuda {
     }
 }
 
+impl Drop for Opened {
+    fn drop(&mut self) {
+        // Other processes find the memory free that this one kept for its next arrays.
+        let _ = give_back(&self.context);
+    }
+}
+
 impl Opened {
     pub(super) fn subject(&self, asked: usize) -> Subject<'_> {
         Subject { device: &self.label, asked, free: None }
@@ -372,6 +389,16 @@ fn keep_freed(context: &CudaContext) -> Result<(), DriverError> {
         let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         result::mem_pool::set_attribute(pool, attribute, (&raw mut kept).cast())
     }
+}
+
+/// Gives what was freed and kept back to the system.
+fn give_back(context: &CudaContext) -> Result<(), DriverError> {
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    context.bind_to_thread()?;
+    // SAFETY: the pool is that of a device that is open.
+    unsafe { result::mem_pool::trim_to(result::device::get_default_mem_pool(context.cu_device())?, 0) }
 }
 
 /// Everything that decides the bits.

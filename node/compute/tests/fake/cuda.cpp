@@ -130,6 +130,8 @@ API int cuMemGetInfo_v2(size_t* free, size_t* total) {
 
 // The pool of memory that is freed: here it goes back at once, whatever it may keep.
 API int cuDeviceGetDefaultMemPool(void** pool, int) { return *pool = &used, OK; }
+API int cuMemPoolTrimTo(void*, size_t) { return OK; }
+
 API int cuMemPoolSetAttribute(void* pool, int attribute, void* value) {
     const bool known = pool == &used && attribute == 4 && *(uint64_t*)value <= MEMORY;
     return known ? OK : fail(INVALID_VALUE, "an attribute of a pool that the fake does not know");
