@@ -6,17 +6,17 @@
 
 use crate::attempt::Attempt;
 use crate::devices::{Lane, OnDevices};
+use crate::failure;
 use crate::phase_clock::{Phase, PhaseClock};
-use crate::{failure, transit};
+use crate::weights::{Weights, floats};
 use halfstep_exec::{GroupMeans, LayerMeans};
-use halfstep_model::{Activation as Follows, Data, Layer, WeightLayout};
+use halfstep_model::{Activation as Follows, Layer};
 use halfstep_quant::{Encodings, Granularity, GridSpec, QuantError, RangeEstimator, ScaleType, estimate};
 use halfstep_solver::{Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Step};
 use halfstep_work::{
-    ChunkId, ChunkReport, Failure, InputTensor, LayerId, LayerPlan, Objective, Rounding, SolverSettings,
-    Source, StartPoint,
+    ChunkId, ChunkReport, Failure, LayerId, LayerPlan, Objective, Rounding, SolverSettings, Source,
+    StartPoint,
 };
-use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -39,52 +39,6 @@ impl Gathered {
 
     fn group(&self, group: usize) -> &GroupMeans {
         &self.means.groups()[group]
-    }
-}
-
-/// A layer's weights, `[rows, cols]`.
-enum Weights {
-    /// Stored row by row: each chunk reads its own.
-    Stored(InputTensor),
-    Matrix(Vec<f32>),
-}
-
-impl Weights {
-    fn read(layer: &Layer, stored: InputTensor) -> Result<Self, Failure> {
-        let shape = layer.layout.matrix_shape(&stored.shape);
-        let fits = shape.is_ok_and(|shape| (shape.rows, shape.cols) == (layer.rows, layer.cols));
-        let row_by_row = layer.layout == WeightLayout::AsIs && fits;
-        let size = stored.kind.size();
-        let whole =
-            stored.bytes.len().is_multiple_of(size) && stored.bytes.len() / size == layer.rows * layer.cols;
-        if row_by_row && whole && transit::rows(&stored, layer.cols, 0..0).is_some() {
-            return Ok(Self::Stored(stored));
-        }
-        let matrix = layer
-            .layout
-            .to_matrix(&layer.weight_shape, &floats(&stored)?)
-            .map_err(|e| failure::internal(format!("layer `{}`: {e}", layer.name)))?;
-        Ok(Self::Matrix(matrix))
-    }
-
-    fn rows(&self, layer: &Layer, rows: Range<usize>) -> Result<Cow<'_, [f32]>, Failure> {
-        let found = match self {
-            Self::Stored(stored) => transit::rows(stored, layer.cols, rows.clone()).map(Cow::Owned),
-            Self::Matrix(matrix) => {
-                matrix.get(rows.start * layer.cols..rows.end * layer.cols).map(Cow::Borrowed)
-            }
-        };
-        found.ok_or_else(|| {
-            let (name, all) = (&layer.name, layer.rows);
-            failure::internal(format!("layer `{name}`: rows {rows:?} were asked for, it has {all}"))
-        })
-    }
-}
-
-fn floats(stored: &InputTensor) -> Result<Vec<f32>, Failure> {
-    match transit::tensor(stored)?.data {
-        Data::F32(values) => Ok(values),
-        _ => Err(failure::internal(format!("constant `{}`: expected f32", stored.name))),
     }
 }
 

@@ -31,6 +31,7 @@ mod serve;
 mod sessions;
 mod sums;
 mod transit;
+mod weights;
 
 pub use carry_wire::{Live, Place as CarryPlace, decode as decode_carry, encode as encode_carry};
 pub use daemon::{DaemonError, DaemonEvent, DaemonOptions, Drain, NodeDaemon, describe_metrics};

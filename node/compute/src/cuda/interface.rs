@@ -252,7 +252,7 @@ impl Device for Cuda {
                 return Ok(Descent { sweeps: 1, flips, settled: flips == 0 });
             }
         }
-        self.launch(kernels::moments::max_u32(counted, state.ran, most.device_ptr_mut(&self.stream).0))?;
+        self.launch(kernels::magnitude::max_u32(counted, state.ran, most.device_ptr_mut(&self.stream).0))?;
         let flips = self.total(counted, counts, total)?;
         let mut ran = [0u32];
         self.stream.memcpy_dtoh(most, &mut ran).map_err(|error| self.driver(error))?;
@@ -281,13 +281,7 @@ impl Device for Cuda {
         up: &CudaBuffer,
         out: &mut CudaBuffer,
     ) -> Result<(), DeviceError> {
-        let low = self.read("errors low", low, len)?;
-        let delta = self.read("errors delta", delta, len)?;
-        let (up, out) = (self.read("errors up", up, len)?, self.written("errors out", out, len)?);
-        match len {
-            0 => Ok(()),
-            len => self.launch(kernels::moments::rounding_errors(self.opened.size, len, low, delta, up, out)),
-        }
+        self.errors_of(len, low, delta, up, out)
     }
 
     fn row_sums(

@@ -6,7 +6,9 @@ use crate::cpu;
 use crate::cpu::step::StepArgs;
 
 pub(super) mod decoder;
+pub(super) mod magnitude;
 pub(super) mod moments;
+pub(super) mod objective;
 
 /// Threads of most blocks.
 const THREADS: u32 = 256;
@@ -808,10 +810,10 @@ mod tests {
         check(moments::difference_dots(SIZE, tile, (1, 2), 3, 4));
         let groups = moments::Groups { rows: 3, cols: 9, width: 4, groups: 3, group: 2, end: 9 };
         check(moments::group_dots(SIZE, groups, 1, 2, 3));
-        check(moments::rounding_errors(SIZE, 10, 1, 2, 3, 4));
-        check(moments::row_sums(SIZE, 3, 5, [1, 2, 3, 4, 5], 6));
-        check(moments::peak_bits(SIZE, 10, 1, 2));
-        check(moments::max_u32(3, 1, 2));
+        check(objective::rounding_errors(SIZE, 10, 1, 2, 3, 4));
+        check(objective::row_sums(SIZE, 3, 5, [1, 2, 3, 4, 5], 6));
+        check(magnitude::peak_bits(SIZE, 10, 1, 2));
+        check(magnitude::max_u32(3, 1, 2));
     }
 
     #[test]

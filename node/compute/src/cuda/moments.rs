@@ -1,5 +1,5 @@
 //! Second moments on a device: products with the difference of two, comparisons in f64, normal equations, and what is to be known of
-//! them before a solve; and the sums over rows that objectives are made of.
+//! them before a solve.
 //!
 //! What f64 needs is made of f32 in tiles of bounded size, whatever the layer. Tiles and their order depend on the shape alone.
 //! Not here: argument order and grids (`kernels::moments`), what the numbers mean (`solver`).
@@ -9,15 +9,13 @@ use super::blas::WORKSPACE_BYTES;
 use super::column_major::ColumnMajor;
 use super::device::{Cuda, CudaBuffer, count, offset};
 use super::kernels::moments::{self as kernels, Groups, Source, Tile};
-use crate::device::{Device, DeviceError, MatMut, MatRef, Moments, Product, RowTerms};
+use crate::device::{Device, DeviceError, MatMut, MatRef, Moments, Product};
 use crate::shape::area;
 
 /// Largest side of a tile of f64: 8 MiB, and three of them at once.
 const SIDE: usize = 1024;
 /// Elements of a slab of rows of f32: 64 MiB.
 const SLAB: usize = 16 << 20;
-/// The bits of f32 infinity: what is not finite has no less.
-const INFINITE: u32 = 0x7f80_0000;
 
 /// Addresses of what a comparison reads: errors `[rows, cols]` twice, and the source of each product's right side.
 struct Compared {
@@ -231,31 +229,6 @@ impl Cuda {
         self.bring("normal equations", &normal, 0..entries)
     }
 
-    /// See [`Device::row_sums`].
-    pub(super) fn sums_of_rows(
-        &self,
-        rows: usize,
-        cols: usize,
-        terms: RowTerms<'_, CudaBuffer>,
-    ) -> Result<Vec<[f64; 4]>, DeviceError> {
-        let len = area(rows, cols);
-        let from = [
-            self.read("sums errors", terms.errors, len)?,
-            self.read("sums product", terms.product, len)?,
-            self.read("sums target", terms.target, len)?,
-            self.read("sums roots", terms.roots, cols)?,
-            self.read("sums gaps", terms.gaps, cols)?,
-        ];
-        if len == 0 {
-            return Ok(Vec::new());
-        }
-        let mut sums = self.allocate::<f64>(area(rows, 4))?;
-        let to = self.written("row sums", &mut sums, area(rows, 4))?;
-        let (count_rows, count_cols) = (count("sums rows", rows)?, count("sums columns", cols)?);
-        self.launch(kernels::row_sums(self.opened.size, count_rows, count_cols, from, to))?;
-        Ok(self.bring("row sums", &sums, 0..area(rows, 4))?.as_chunks::<4>().0.to_vec())
-    }
-
     /// See [`Device::column_gaps`].
     pub(super) fn gaps(
         &self,
@@ -292,27 +265,5 @@ impl Cuda {
                 self.launch(kernels::set_diagonal(self.opened.size, count("diagonal", n)?, diagonal, matrix))
             }
         }
-    }
-
-    /// See [`Device::all_finite`].
-    pub(super) fn finite(&self, len: usize, values: &CudaBuffer) -> Result<bool, DeviceError> {
-        Ok(self.largest_magnitude(len, values)? < INFINITE)
-    }
-
-    /// The largest of the first `len` magnitudes, as bits of an f32; those of a NaN are larger than all others.
-    pub(super) fn largest_magnitude(&self, len: usize, values: &CudaBuffer) -> Result<u32, DeviceError> {
-        let values = self.read("finite values", values, len)?;
-        if len == 0 {
-            return Ok(0);
-        }
-        let size = self.opened.size;
-        let blocks = kernels::peak_blocks(size, len);
-        let mut partial = self.allocate::<u32>(blocks as usize)?;
-        let mut peak = self.allocate::<u32>(1)?;
-        let to = self.written("finite partial", &mut partial, blocks as usize)?;
-        self.launch(kernels::peak_bits(size, len, values, to))?;
-        let out = self.written("finite peak", &mut peak, 1)?;
-        self.launch(kernels::max_u32(blocks, to, out))?;
-        Ok(self.bring("finite peak", &peak, 0..1)?[0])
     }
 }

@@ -1,4 +1,4 @@
-//! Launches of the kernels of second moments and objectives: `moments.cu`, `dots.cu`, `objective.cu`, and of `statistics.cu` the largest magnitude.
+//! Launches of the kernels of second moments: `moments.cu`, `dots.cu`.
 //!
 //! Not here: which of them make a product or a comparison (`cuda::moments`).
 
@@ -155,78 +155,6 @@ pub(in crate::cuda) fn group_dots(
             ("product", Value::Read(product)),
             ("levels", Value::Read(levels)),
             ("normal", Value::Write(normal)),
-        ],
-    }
-}
-
-pub(in crate::cuda) fn rounding_errors(
-    size: Size,
-    len: usize,
-    low: u64,
-    delta: u64,
-    up: u64,
-    out: u64,
-) -> Launch<5> {
-    Launch {
-        kernel: Kernel::RoundingErrors,
-        grid: size.flat(len),
-        block: (THREADS, 1),
-        arguments: [
-            ("len", Value::U64(len as u64)),
-            ("low", Value::Read(low)),
-            ("delta", Value::Read(delta)),
-            ("up", Value::Read(up)),
-            ("out", Value::Write(out)),
-        ],
-    }
-}
-
-/// `terms`: errors, product, target, roots, gaps.
-pub(in crate::cuda) fn row_sums(size: Size, rows: u32, cols: u32, terms: [u64; 5], sums: u64) -> Launch<8> {
-    Launch {
-        kernel: Kernel::RowSums,
-        grid: (at_most(rows as usize, 32 * size.multiprocessors), 1),
-        block: (THREADS, 1),
-        arguments: [
-            ("rows", Value::U32(rows)),
-            ("cols", Value::U32(cols)),
-            ("errors", Value::Read(terms[0])),
-            ("product", Value::Read(terms[1])),
-            ("target", Value::Read(terms[2])),
-            ("roots", Value::Read(terms[3])),
-            ("gaps", Value::Read(terms[4])),
-            ("sums", Value::Write(sums)),
-        ],
-    }
-}
-
-/// Blocks of [`peak_bits`], and so the length of its result.
-pub(in crate::cuda) fn peak_blocks(size: Size, len: usize) -> u32 {
-    size.flat(len).0
-}
-
-pub(in crate::cuda) fn peak_bits(size: Size, len: usize, x: u64, partial: u64) -> Launch<3> {
-    Launch {
-        kernel: Kernel::PeakBits,
-        grid: (peak_blocks(size, len), 1),
-        block: (THREADS, 1),
-        arguments: [
-            ("len", Value::U64(len as u64)),
-            ("x", Value::Read(x)),
-            ("partial", Value::Write(partial)),
-        ],
-    }
-}
-
-pub(in crate::cuda) fn max_u32(count: u32, values: u64, out: u64) -> Launch<3> {
-    Launch {
-        kernel: Kernel::MaxU32,
-        grid: (1, 1),
-        block: (THREADS, 1),
-        arguments: [
-            ("count", Value::U32(count)),
-            ("values", Value::Read(values)),
-            ("out", Value::Write(out)),
         ],
     }
 }
