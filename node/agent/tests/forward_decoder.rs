@@ -1,5 +1,6 @@
 //! Decoders run block by block for evaluation, against logits that `transformers` computed
 //! (`common/model/tests/decoders/make.py`): every family.
+#![expect(clippy::print_stdout, reason = "says why a test was skipped")]
 #![allow(clippy::unwrap_used, reason = "a test may stop")]
 
 #[path = "../../compute/tests/device/mod.rs"]

@@ -3,6 +3,7 @@
 //! The same calls are made on both places through `Lane`. `HALFSTEP_CUDA_LIBRARIES` names folders of CUDA's libraries, as for
 //! the binary. Not here: kernels executed without a device (`cuda_decoder_kernels`), whole decoders (`halfstep_exec`).
 
+#![expect(clippy::print_stdout, reason = "says why a test was skipped")]
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod device;

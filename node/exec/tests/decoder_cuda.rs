@@ -2,6 +2,7 @@
 //!
 //! `HALFSTEP_CUDA_LIBRARIES` names folders of CUDA's libraries, as for the binary. Not here: single operators
 //! (`halfstep_compute`, `tests/cuda_decoder.rs`).
+#![expect(clippy::print_stdout, reason = "says why a test was skipped")]
 #![expect(clippy::unwrap_used, reason = "a test may stop")]
 
 mod decoders;
