@@ -300,8 +300,8 @@ impl<'a> ShardGrams<'a> {
         let shape = RowShape { rows, cols, digits: self.digits };
         let opened = &self.lane.opened;
         opened.context.bind_to_thread().map_err(|error| self.lane.driver(error))?;
-        // SAFETY: the blocks hold `filled` rows of `cols`, which `send` checked; `out` is a whole matrix of the group, which
-        // `matrix` checked, and an array of its own; squares lie within the matrix.
+        // SAFETY: blocks, or rows that stayed, hold `filled` rows of `cols`, which `send` and `add_staying` checked; `out` is a whole
+        // matrix of the group, which `matrix` checked, and an array of its own; squares lie within the matrix.
         unsafe { self.lane.blas.row_products(shape, squares, factors, beta, out) }
             .map_err(|error| opened.subject(WORKSPACE_BYTES).blas(error))
     }
