@@ -109,16 +109,29 @@ fn a_language_model_on_a_device_has_the_same_bytes_for_any_threads_and_is_as_goo
         Err(why) => return println!("SKIPPED: {why}"),
     };
     let (model, data) = checkpoint(folder.path());
-    let run = |name: &str, device: &str, options: &[&str]| {
+    let run_with = |name: &str, device: &str, options: &[&str], memory: Option<&str>| {
         let out = folder.path().join(name);
         let mut command = Command::new(env!("CARGO_BIN_EXE_halfstep"));
         command.arg("quantize").arg(&model).arg("--calibration").arg(&data).arg("--output").arg(&out);
         command.args(["--sequence-length", &TOKENS.to_string(), "--device", device, "--group-size", "64"]);
-        command.args(["--start", "nearest", "--refine-sweeps", "0", "--scale-fits", "0"]).args(options);
-        let output = command.env("LD_LIBRARY_PATH", &libraries).output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-        out
+        command.args([
+            "--start",
+            "nearest",
+            "--refine-sweeps",
+            "0",
+            "--scale-fits",
+            "0",
+            "--shard-size",
+            "1",
+        ]);
+        command.args(options).env("LD_LIBRARY_PATH", &libraries);
+        command.envs(memory.map(|bytes| ("FAKE_CUDA_MEMORY", bytes)));
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        (out, said)
     };
+    let run = |name: &str, device: &str, options: &[&str]| run_with(name, device, options, None).0;
     let read = |out: &Path, file: &str| std::fs::read(out.join(file)).unwrap();
     let errors = |out: &Path| -> Vec<(f64, f64)> {
         let report: Value = serde_json::from_slice(&read(out, "report.json")).unwrap();
@@ -132,8 +145,13 @@ fn a_language_model_on_a_device_has_the_same_bytes_for_any_threads_and_is_as_goo
         // What takes another way with threads is activations that stay on the device.
         if carries == "bf16" {
             let two = run("two", "cuda:0", &[&fixed[..], &["--threads", "2"]].concat());
+            // A device so small that activations have to leave it.
+            let alone = [&fixed[..], &["--threads", "1"]].concat();
+            let (small, said) = run_with("small", "cuda:0", &alone, Some("10000000"));
+            assert!(said.contains("out of memory"), "{said}");
             for file in ["model.safetensors", "report.json", "manifest.json"] {
                 assert!(read(&one, file) == read(&two, file), "{file}");
+                assert!(read(&one, file) == read(&small, file), "{file}, on a small device");
             }
         }
         let cpu = run(&format!("cpu-{carries}"), "cpu", &fixed);

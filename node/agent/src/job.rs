@@ -126,6 +126,7 @@ impl Job {
     /// Activations that stay on devices make room for what has to be there.
     fn clear_devices(&self) {
         self.devices.let_stay(false);
+        tracing::info!("a device is short of memory: activations that stayed there leave it");
         if let Err(error) = self.carry.leave_devices() {
             tracing::warn!(%error, "activations stay on a device that is short of memory");
         }

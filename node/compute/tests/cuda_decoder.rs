@@ -234,7 +234,8 @@ fn attend<P: Place>(
     if fused {
         let x = lane.given(&x)?;
         let qkv = [0, q, q + kv].map(|offset| Strided { array: x.borrow(), offset, stride });
-        return lane.attend(heads, &turns, &sequences, qkv, out);
+        lane.attend(heads, &turns, &sequences, qkv, out)?;
+        return lane.finish();
     }
     let [a, b, c] = [lane.given(&apart[0])?, lane.given(&apart[1])?, lane.given(&apart[2])?];
     let qkv = [(a.borrow(), q), (b.borrow(), kv), (c.borrow(), kv)].map(|(array, stride)| Strided {

@@ -28,7 +28,13 @@
 
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700 };
 
-static const size_t MEMORY = 3ull << 30;
+static size_t total() {
+    const char* asked = getenv("FAKE_CUDA_MEMORY");
+    return asked ? strtoull(asked, nullptr, 10) : 3ull << 30;
+}
+
+// FAKE_CUDA_MEMORY: bytes of a device that has less.
+static const size_t MEMORY = total();
 
 struct Event;
 struct Stream {
