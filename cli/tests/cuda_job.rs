@@ -5,7 +5,6 @@
 //! (`compute`), speed, real devices (`halfstep-gpu`).
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test may stop")]
-#![expect(clippy::print_stdout, reason = "says why a test was skipped")]
 
 mod support;
 
