@@ -67,8 +67,7 @@ Exit codes:
 /// Check what a GPU computes and time it: kernels beside the CPU, then whole jobs
 ///
 /// Needs NVIDIA's driver, cuBLAS and NVRTC (HALFSTEP_CUDA_LIBRARIES names their folders, separated by colons) and, for the parts
-/// `models` and `blocks`, the binary `halfstep` beside this one. No network, no Rust, no Python. On one H200 kernels take about two
-/// minutes, jobs a few more.
+/// `models` and `blocks`, the binary `halfstep` beside this one. No network, no Rust, no Python.
 #[derive(Debug, Parser)]
 #[command(name = "halfstep-gpu", version, max_term_width = 100, after_help = EXAMPLES)]
 pub(crate) struct Asked {

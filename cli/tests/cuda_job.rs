@@ -6,6 +6,8 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test may stop")]
 
+#[path = "../../node/compute/tests/device/libraries.rs"]
+mod libraries;
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -71,42 +73,15 @@ fn checkpoint(folder: &Path) -> (PathBuf, PathBuf) {
     (model, data)
 }
 
-/// A folder with the libraries of a device that is this host; or why there is none.
-fn pretended(folder: &Path) -> Result<PathBuf, String> {
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/compute/tests");
-    let libraries = folder.join("libraries");
-    std::fs::create_dir(&libraries).unwrap();
-    let driver = libraries.join("libcuda.so");
-    let build = |name: &str, words: &[String]| {
-        let mut command = Command::new(&compiler);
-        command.args(["-std=c++17", "-O2", "-fPIC", "-shared", &format!("-Wl,-soname,{name}")]).args(words);
-        let output = command.arg("-o").arg(libraries.join(name)).output();
-        let output = output.map_err(|error| format!("no C++ compiler `{compiler}`: {error}"))?;
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
-    };
-    let path = |path: &Path| path.display().to_string();
-    let defined = [("SHIM", tests.join("shim/shim.h")), ("FOLDER", libraries.clone())];
-    let defined = defined.map(|(name, value)| format!("-D{name}={:?}", path(&value)));
-    build("libcuda.so", &[&defined[..], &[path(&tests.join("fake/cuda.cpp"))]].concat())?;
-    // The others have nothing of their own; a look-up goes on to what they need.
-    let empty = ["-x", "c++", "/dev/null", "-x", "none", "-Wl,--no-as-needed"].map(str::to_owned);
-    for name in ["libcublas.so", "libnvrtc.so"] {
-        build(name, &[&empty[..], &[path(&driver)]].concat())?;
-    }
-    Ok(libraries)
-}
-
 #[test]
 fn a_language_model_on_a_device_has_the_same_bytes_for_any_threads_and_is_as_good_as_the_cpus() {
     let folder = TempDir::new().unwrap();
-    let libraries = match pretended(folder.path()) {
-        Ok(libraries) => libraries,
-        Err(why) => return println!("SKIPPED: {why}"),
-    };
+    let libraries = folder.path().join("libraries");
+    std::fs::create_dir(&libraries).unwrap();
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/compute/tests");
+    if let Err(why) = libraries::build(&tests, &libraries) {
+        return println!("SKIPPED: {why}");
+    }
     let (model, data) = checkpoint(folder.path());
     let run_with = |name: &str, device: &str, options: &[&str], memory: Option<&str>| {
         let out = folder.path().join(name);

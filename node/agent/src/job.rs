@@ -123,10 +123,11 @@ impl Job {
         done
     }
 
-    /// Activations that stay on devices make room for what has to be there.
+    /// Activations that stay on devices, and models that were loaded ahead, make room for what has to be there.
     fn clear_devices(&self) {
         self.devices.let_stay(false);
         tracing::info!("a device is short of memory: activations that stayed there leave it");
+        self.sessions.clear();
         if let Err(error) = self.carry.leave_devices() {
             tracing::warn!(%error, "activations stay on a device that is short of memory");
         }

@@ -339,6 +339,10 @@ impl Job {
     /// what is decided; where it fails, whoever runs the segment hears of it.
     pub(crate) fn load_ahead(self: &Arc<Self>, stage: SegmentId) {
         let next = SegmentId(stage.0 + 1);
+        // What follows the last stage, the head among it, is never run.
+        if next.index() >= self.plan.stages.len() {
+            return;
+        }
         let (Ok(segment), Some(_)) = (self.program.segment(next.index()), self.devices.first_cuda()) else {
             return;
         };

@@ -58,6 +58,11 @@ impl Sessions {
         }
     }
 
+    /// Drops all that nobody is running: memory is short.
+    pub(crate) fn clear(&self) {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn touch(&self, key: Key) -> Arc<Lazy<dyn Session>> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = match entries.iter().position(|entry| entry.key == key) {

@@ -111,10 +111,13 @@ impl Place for CudaPlace {
     }
 
     fn keep_factor(&self, values: Vec<f32>, halves: bool) -> Result<Vec<CudaFactor>, DeviceError> {
-        let halves = halves && !values.is_empty();
-        let on = |(device, _): &(Arc<Cuda>, _)| match halves && device.opened.precision == Precision::Tf32 {
-            true => Ok(CudaFactor::Halves(shared_halves(device, &values)?)),
-            false => Ok(CudaFactor::Full(shared(device, &values)?)),
+        // Rounded on the host, which has half to send then. Devices of a place are of one kind.
+        let rough = self.first.iter().all(|(device, _)| device.opened.precision == Precision::Tf32);
+        let rounded = (halves && rough && !values.is_empty())
+            .then(|| values.iter().map(|x| bf16::from_f32(*x).to_bits()).collect::<Vec<u16>>());
+        let on = |(device, _): &(Arc<Cuda>, _)| match &rounded {
+            Some(halves) => Ok(CudaFactor::Halves(shared_halves(device, halves)?)),
+            None => Ok(CudaFactor::Full(shared(device, &values)?)),
         };
         self.first.iter().map(on).collect()
     }
@@ -150,11 +153,10 @@ impl Place for CudaPlace {
     }
 }
 
-/// The same in bfloat16: rounded on the host, which has half to send then.
-fn shared_halves(device: &Cuda, values: &[f32]) -> Result<CudaBuffer<u16>, DeviceError> {
-    let halves: Vec<u16> = values.iter().map(|x| bf16::from_f32(*x).to_bits()).collect();
+/// The same of bfloat16.
+fn shared_halves(device: &Cuda, halves: &[u16]) -> Result<CudaBuffer<u16>, DeviceError> {
     let mut buffer = device.allocate(halves.len())?;
-    device.send_halves(&halves, &mut buffer)?;
+    device.send_halves(halves, &mut buffer)?;
     device.publish(&mut buffer)?;
     Ok(buffer)
 }

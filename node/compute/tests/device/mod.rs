@@ -7,15 +7,13 @@
 #![expect(unsafe_code, reason = "loads a library built here")]
 #![allow(clippy::panic, reason = "a device that should be there and is not fails the test")]
 
+mod libraries;
+
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 
 use halfstep_compute::cuda::{Cuda, Precision, open_libraries};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-
-/// Names under which the product looks for what the fake is.
-const NAMES: [&str; 3] = ["libcuda.so", "libcublas.so", "libnvrtc.so"];
 
 /// A lane of the first device; where there is none, says so once per test.
 pub fn cuda() -> Option<Cuda> {
@@ -61,33 +59,17 @@ pub fn is_fake(device: &Cuda) -> bool {
 
 /// Builds the fake and opens it under the names of CUDA's libraries.
 fn pretend() -> Result<(), String> {
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
-    if Command::new(&compiler).arg("--version").output().is_err() {
-        return Err(format!("no device, and no C++ compiler `{compiler}` to pretend one with"));
-    }
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../compute/tests");
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find_map(|root| {
+        let tests = root.join("node/compute/tests");
+        tests.is_dir().then_some(tests)
+    });
+    let tests = tests.ok_or("the sources of the pretended device are not there")?;
     // It stays as long as the process: kernels are compiled when a device is opened.
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?.keep();
-    let define = |name: &str, path: &Path| format!("-D{name}={path:?}");
-    let defines = [define("SHIM", &tests.join("shim/shim.h")), define("FOLDER", &folder)];
-    for name in NAMES {
-        let library = folder.join(name);
-        let mut command = Command::new(&compiler);
-        command.args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]);
-        match name == NAMES[0] {
-            true => command.args(&defines).arg(tests.join("fake/cuda.cpp")),
-            // The others have nothing of their own; a look-up goes on to what they need.
-            false => command
-                .args(["-x", "c++", "/dev/null", "-x", "none", "-Wl,--no-as-needed"])
-                .arg(folder.join(NAMES[0])),
-        };
-        let output = command.arg(format!("-Wl,-soname,{name}")).arg("-o").arg(&library).output();
-        let output = output.map_err(|error| error.to_string())?;
-        if !output.status.success() {
-            return Err(format!("the fake does not compile: {}", String::from_utf8_lossy(&output.stderr)));
-        }
+    libraries::build(&tests, &folder)?;
+    for name in libraries::NAMES {
         // SAFETY: built just now from our own source; it runs nothing when loaded.
-        let opened = unsafe { Library::open(Some(&library), RTLD_NOW | RTLD_GLOBAL) };
+        let opened = unsafe { Library::open(Some(folder.join(name)), RTLD_NOW | RTLD_GLOBAL) };
         std::mem::forget(opened.map_err(|error| error.to_string())?);
     }
     Ok(())
