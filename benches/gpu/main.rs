@@ -107,7 +107,7 @@ fn kernels<D: Timed + statistics::Sums>(
         times::step(device, asked, floors, figures).map_err(failed)?;
     }
     if asked.part(Part::Iteration) {
-        times::iteration(device, asked, figures).map_err(failed)?;
+        times::iteration(device, asked, floors, figures).map_err(failed)?;
         times::lanes(device, asked, floors, figures).map_err(failed)?;
     }
     if asked.part(Part::Gram) {

@@ -185,6 +185,36 @@ pub struct StepBuffers<'a, B> {
     pub soft: &'a mut B,
 }
 
+/// H in the few digits that gradients need: `Q^-1 H Q^-1` in half precision; see [`cpu::scaled`].
+#[derive(Debug)]
+pub struct Steering<B> {
+    /// `Q`: a power of two for every column, `[cols]`.
+    pub(crate) scales: B,
+    /// `[cols, cols]`, two numbers in each element.
+    pub(crate) halves: B,
+}
+
+/// What AdaRound's iterations on a chunk work on, each `[rows, cols]`.
+#[derive(Debug)]
+pub struct LearnBuffers<'a, B> {
+    /// Lower errors.
+    pub lo: &'a B,
+    /// Scale; 0 where the weight is fixed.
+    pub delta: &'a B,
+    /// Minus the linear term.
+    pub target: &'a B,
+    /// Rounding variables.
+    pub v: &'a mut B,
+    /// Adam's first moment.
+    pub m1: &'a mut B,
+    /// Adam's second moment.
+    pub m2: &'a mut B,
+    /// Soft errors `lo + delta * h(v)`; whether they follow is the device's affair.
+    pub soft: &'a mut B,
+    /// Scratch.
+    pub product: &'a mut B,
+}
+
 /// Which part of which matrix a refinement step works on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefineShape {
@@ -328,6 +358,37 @@ pub trait Device: Send + Sync {
         args: &StepArgs,
         buffers: StepBuffers<'_, Self::Buffer>,
     ) -> Result<(), DeviceError>;
+
+    /// H, `[cols, cols]`, as [`Self::learn`] multiplies by it if that is not H itself; `diagonal` is H's.
+    ///
+    /// # Errors
+    /// `Length`, `OutOfMemory`, `Failed`.
+    fn steering(
+        &self,
+        cols: usize,
+        h: &Self::Buffer,
+        diagonal: &[f32],
+    ) -> Result<Option<Steering<Self::Buffer>>, DeviceError> {
+        let _ = (cols, h, diagonal);
+        Ok(None)
+    }
+
+    /// Iterations of AdaRound on a chunk `[rows, cols]`: for each of `steps` the product of the soft errors with H, or with what
+    /// [`Self::steering`] made of it, then [`Self::adaround_step`].
+    ///
+    /// # Errors
+    /// Those of its parts, `OutOfMemory`.
+    fn learn(
+        &self,
+        (rows, cols): (usize, usize),
+        h: &Self::Buffer,
+        steering: Option<&Steering<Self::Buffer>>,
+        buffers: LearnBuffers<'_, Self::Buffer>,
+        steps: &mut dyn Iterator<Item = StepArgs>,
+    ) -> Result<(), DeviceError> {
+        debug_assert!(steering.is_none(), "a device that makes one reads it");
+        learn(self, (rows, cols), h, buffers, steps)
+    }
 
     /// One pass of coordinate descent over a block of columns; see [`cpu::refine_block`] for shapes.
     ///
@@ -527,6 +588,38 @@ pub trait Device: Send + Sync {
         z: &mut Self::Buffer,
         target: &Self::Buffer,
     ) -> Result<(), DeviceError>;
+}
+
+/// Iterations of AdaRound by products with H itself.
+pub(crate) fn learn<D: Device + ?Sized>(
+    device: &D,
+    (rows, cols): (usize, usize),
+    h: &D::Buffer,
+    buffers: LearnBuffers<'_, D::Buffer>,
+    steps: &mut dyn Iterator<Item = StepArgs>,
+) -> Result<(), DeviceError> {
+    let LearnBuffers { lo, delta, target, v, m1, m2, soft, product } = buffers;
+    for args in steps {
+        // A gradient only steers: what is found is measured otherwise.
+        device.matmul_rough(
+            Product::new(rows, cols, cols),
+            MatRef::new(soft, cols),
+            MatRef::new(h, cols),
+            MatMut::new(product, cols),
+        )?;
+        let buffers = StepBuffers {
+            len: rows.saturating_mul(cols),
+            gradient: StepGradient::Difference { product, target },
+            lo,
+            delta,
+            v,
+            m1,
+            m2,
+            soft,
+        };
+        device.adaround_step(&args, buffers)?;
+    }
+    Ok(())
 }
 
 /// `residual += flips * h[block, :]`, all columns.

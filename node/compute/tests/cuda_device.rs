@@ -8,6 +8,8 @@
 
 mod device;
 // In the same program, since a device that the host pretends to be takes seconds to open.
+#[path = "device/learn.rs"]
+mod learn;
 #[path = "device/moments.rs"]
 mod moments;
 

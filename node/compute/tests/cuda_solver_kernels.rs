@@ -113,6 +113,115 @@ fn the_fused_step_is_the_reference_step() {
     }
 }
 
+/// Rows by blocks along y, columns by threads along x: as launched, too few of both, narrow.
+fn by_columns(rows: usize, cols: usize) -> Vec<Grid> {
+    let grid = |x: usize, y: usize, threads: [u32; 2]| Grid {
+        blocks: [x.max(1) as u32, y.max(1) as u32, 1],
+        threads: [threads[0], threads[1], 1],
+    };
+    vec![
+        grid(cols.div_ceil(1024), rows, [256, 1]),
+        grid(1, rows.div_ceil(3), [64, 1]),
+        grid(2, rows.div_ceil(8), [32, 8]),
+    ]
+}
+
+/// Powers of two between `2^low` and `2^high`.
+fn powers(stream: &mut Stream, len: usize, low: i32, high: i32) -> Vec<f32> {
+    (0..len).map(|_| 2f32.powi(low + stream.index((high - low) as u32) as i32)).collect()
+}
+
+#[test]
+fn the_step_in_half_precision_is_the_reference_step() {
+    let Some(family) = &*STEP else { return };
+    let mut stream = fresh();
+    for (rows, cols) in [(1, 1), (3, 5), (2, 4), (9, 12), (4, 515), (3, 1028)] {
+        for (lambda, beta) in [(0.0, 2.0), (0.3, 1.5)] {
+            let args = StepArgs { lambda, beta, grad_scale: 2.0, ..StepArgs::adam(0.01) }.at_iteration(7);
+            let w = weights(&mut stream, rows * cols);
+            let (by_row, by_column) = (powers(&mut stream, rows, 6, 12), powers(&mut stream, cols, -4, 5));
+            let scale = |i: usize, row: &dyn Fn(f32) -> f32| row(by_row[i / cols]) * by_column[i % cols];
+            // A product whose scaled value is the gradient, exactly.
+            let product: Vec<f32> = (0..rows * cols)
+                .map(|i| w.gradient[i] / scale(i, &|by| 1.0 / by))
+                .collect();
+            let mut arguments = vec![size(rows), size(cols), input(&product), input(&w.target), input(&w.lo)];
+            arguments.extend([input(&w.delta), input(&by_row), input(&by_column)]);
+            arguments.extend([state(&w.v), state(&w.m1), state(&w.m2)]);
+            arguments.push(Arg::Out(Array::U16(vec![u16::MAX; rows * cols])));
+            let StepArgs { learning_rate, beta1, beta2, eps, bias1, bias2, lambda, beta, grad_scale } = args;
+            let constants = [learning_rate, beta1, beta2, eps, bias1, bias2, lambda, beta, grad_scale];
+            arguments.extend(constants.map(Arg::F32));
+            let outputs = family.outputs("adaround_step_halves", &by_columns(rows, cols), &arguments);
+            let [v, m1, m2, errors]: [Array; 4] = outputs.try_into().unwrap();
+            let [want_v, want_m1, want_m2, want_soft] = expected_step(&args, &w, true);
+            let what = |name| format!("[{rows}, {cols}] lambda {lambda}: {name}");
+            for (got, want, name) in [(v, want_v, "v"), (m1, want_m1, "m1"), (m2, want_m2, "m2")] {
+                assert_close(&what(name), &got.f32(), &want, STEP_ERROR_MAX);
+            }
+            let Array::U16(errors) = errors else { unreachable!("halves were asked for") };
+            for (i, (half, want)) in errors.iter().zip(want_soft).enumerate() {
+                let want = want * f64::from(scale(i, &|by| by));
+                let (got, want) = (f64::from(half::f16::from_bits(*half)), want.clamp(-65504.0, 65504.0));
+                let step = (want.abs() / 2048.0).max(2f64.powi(-25));
+                assert!((got - want).abs() <= 1.1 * step, "{} {i}: {got} for {want}", what("errors"));
+            }
+        }
+    }
+}
+
+#[test]
+fn matrices_are_brought_into_half_precision_as_on_the_cpu() {
+    let Some(family) = &*STEP else { return };
+    let mut stream = fresh();
+    for (rows, cols) in [(1, 1), (5, 3), (9, 4), (7, 128), (33, 300), (3, 1028)] {
+        let mut x = uniform(&mut stream, rows * cols, -1.0, 1.0);
+        // Beyond the range, below it, halfway between two, around the smallest normal number, nothing, no number.
+        let special = [1e9, -1e9, 65504.0, 65519.0, 65520.0, 1e-9, -3e-8, 1.000_488_3, 6.1e-5, 6.104e-5, 0.0];
+        for (x, special) in x.iter_mut().step_by(7).zip(special.into_iter().chain([-0.0, f32::NAN])) {
+            *x = special;
+        }
+        let (by_row, by_column) = (powers(&mut stream, rows, -3, 3), powers(&mut stream, cols, -2, 2));
+        let want: Vec<u16> = x
+            .chunks_exact(cols)
+            .zip(&by_row)
+            .flat_map(|(row, by)| cpu::scaled_halves(row, *by, &by_column))
+            .collect();
+        let out = Arg::Out(Array::U16(vec![u16::MAX; rows * cols]));
+        let arguments = [size(rows), size(cols), input(&x), input(&by_row), input(&by_column), out];
+        let got = family.outputs("scaled_halves", &by_rows(rows), &arguments).remove(0);
+        assert_eq!(got, Array::U16(want), "[{rows}, {cols}]");
+    }
+}
+
+#[test]
+fn rows_get_the_scales_that_the_cpu_gives_them() {
+    let Some(family) = &*STEP else { return };
+    let mut stream = fresh();
+    for (rows, cols) in [(1, 1), (5, 3), (9, 256), (4, 1030)] {
+        let size_of_row = powers(&mut stream, rows, -60, 60);
+        let of_rows = |values: Vec<f32>| -> Vec<f32> {
+            values.iter().enumerate().map(|(i, value)| value * size_of_row[i / cols]).collect()
+        };
+        let mut lo = of_rows(uniform(&mut stream, rows * cols, -1.0, 0.1));
+        let mut delta = of_rows(uniform(&mut stream, rows * cols, 0.0, 2.0));
+        let by_column = powers(&mut stream, cols, -8, 8);
+        if rows > 4 {
+            lo[cols..2 * cols].fill(0.0);
+            delta[cols..2 * cols].fill(0.0);
+            lo[2 * cols] = f32::NAN;
+            lo[3 * cols] = f32::INFINITY;
+            (lo[4 * cols], delta[4 * cols]) = (1e-40, 0.0);
+        }
+        let each = lo.chunks_exact(cols).zip(delta.chunks_exact(cols));
+        let want: Vec<f32> = each.map(|(lo, delta)| cpu::row_scale(lo, delta, &by_column)).collect();
+        let grids = [rows + 1, rows.div_ceil(3)].map(|x| Grid { blocks: [x as u32, 1, 1], threads: [256, 1, 1] });
+        let arguments = [size(rows), size(cols), input(&lo), input(&delta), input(&by_column), poisoned(rows)];
+        let got = family.outputs("row_scales", &grids, &arguments).remove(0);
+        assert_same(&format!("[{rows}, {cols}]"), &got.f32(), &want);
+    }
+}
+
 #[test]
 fn settled_moments_become_zero_and_fixed_weights_stay() {
     let Some(family) = &*STEP else { return };

@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use halfstep_compute::{Device, DeviceError, cpu};
+use halfstep_compute::{Device, DeviceError, Steering, cpu};
 
 use crate::check::{check_diagonal, check_shapes, check_statistics};
 use crate::gptq::Factor;
@@ -41,6 +41,8 @@ pub struct Prepared<B> {
     device: Option<OnDevice<B>>,
     /// Of the damped H; made when a solve first starts in GPTQ's order.
     factor: Mutex<Option<Arc<Factor<B>>>>,
+    /// Of the damped H; made when a solve first learns. Nothing in it: H itself is multiplied.
+    steering: Mutex<Option<Option<Arc<Steering<B>>>>>,
     /// Of samples, on the host.
     moments: Option<Moments>,
 }
@@ -187,6 +189,7 @@ impl<B: Send + Sync> Prepared<B> {
             damped,
             device: rest,
             factor: Mutex::new(None),
+            steering: Mutex::new(None),
             moments: None,
         })
     }
@@ -261,6 +264,20 @@ impl<B: Send + Sync> Prepared<B> {
         }
         let made = Arc::new(Factor::new(device, h, &self.damped, self.cols, self.damping)?);
         Ok(Arc::clone(factor.insert(made)))
+    }
+
+    /// What the iterations of AdaRound multiply by, if not by the damped H itself. Whoever comes while it is made waits for it.
+    pub(crate) fn steering<D: Device<Buffer = B>>(
+        &self,
+        device: &D,
+    ) -> Result<Option<Arc<Steering<B>>>, DeviceError> {
+        let mut steering = self.steering.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = &*steering {
+            return Ok(made.clone());
+        }
+        let diagonal: Vec<f32> = self.squares.iter().map(|square| square + self.damping).collect();
+        let made = device.steering(self.cols, &self.damped, &diagonal)?.map(Arc::new);
+        Ok(steering.insert(made).clone())
     }
 
     /// The second moments behind a problem that this was made for: its own, or those of its samples.

@@ -10,7 +10,7 @@
 //! Not here: refinement, the guard, the samples objective.
 
 use halfstep_compute::{
-    Device, DeviceError, MatMut, MatRef, Product, RowTerms, StepArgs, StepBuffers, StepGradient, cpu,
+    Device, DeviceError, LearnBuffers, MatMut, MatRef, Product, RowTerms, StepArgs, cpu,
 };
 
 use crate::grid::Cells;
@@ -275,39 +275,21 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
         arrays: &mut Arrays<B>,
         watch: Watch<'_>,
     ) -> Result<(), DeviceError> {
-        let Self { rows, cols, .. } = *self;
-        for t in 0..settings.iterations {
-            // A gradient only steers: what is found is measured by `evaluate`.
-            device.matmul_rough(
-                Product::new(rows, cols, cols),
-                MatRef::new(&arrays.soft, cols),
-                MatRef::new(&self.prepared.damped, cols),
-                MatMut::new(&mut arrays.product, cols),
-            )?;
+        let (beta1, beta2) = settings.adam;
+        let mut steps = (0..settings.iterations).map(|t| {
+            if t > 0 {
+                watch(Step::Iterate);
+            }
             let (lambda, beta) = schedule::rounding(t, settings);
-            let (beta1, beta2) = settings.adam;
-            let args = StepArgs {
-                lambda,
-                beta,
-                beta1,
-                beta2,
-                grad_scale: 2.0,
-                ..StepArgs::adam(settings.learning_rate)
-            };
-            let Arrays { low, delta, target, soft, product, v, m1, m2, .. } = arrays;
-            let buffers = StepBuffers {
-                len: rows * cols,
-                gradient: StepGradient::Difference { product, target },
-                lo: low,
-                delta,
-                v,
-                m1,
-                m2,
-                soft,
-            };
-            device.adaround_step(&args.at_iteration(t + 1), buffers)?;
-            watch(Step::Iterate);
-        }
+            let args = StepArgs::adam(settings.learning_rate);
+            StepArgs { lambda, beta, beta1, beta2, grad_scale: 2.0, ..args }.at_iteration(t + 1)
+        });
+        let steering = self.prepared.steering(device)?;
+        let Arrays { low: lo, delta, target, soft, product, v, m1, m2, .. } = arrays;
+        let buffers = LearnBuffers { lo, delta, target, v, m1, m2, soft, product };
+        let shape = (self.rows, self.cols);
+        device.learn(shape, &self.prepared.damped, steering.as_deref(), buffers, &mut steps)?;
+        watch(Step::Iterate);
         Ok(())
     }
 }

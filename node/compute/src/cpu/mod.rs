@@ -22,6 +22,7 @@ pub mod plane;
 pub mod product;
 pub mod refine;
 pub mod rotary;
+pub mod scaled;
 pub mod step;
 
 pub use attention::{Attention, AttentionScratch, attend, softcap};
@@ -40,6 +41,7 @@ pub use plane::{PLANE_BLOCK, factor_block, plane_block};
 pub use product::{matmul, matmul_made, matmul_nt, matmul_tn};
 pub use refine::{REFINE_BLOCK, refine_block, refine_rows};
 pub use rotary::RotaryTable;
+pub use scaled::{column_scales, row_scale, scaled_halves};
 pub use step::{
     Gradient, StepArgs, adaround_step, harden, inverse_rectified_sigmoid, rectified_sigmoid, rounding_loss,
     soften,

@@ -167,6 +167,25 @@ impl Blas {
         unsafe { self.multiply(args, kinds, factors, first, second, out) }
     }
 
+    /// `out = first * second` of factors in half precision; sums and the result are f32.
+    ///
+    /// # Safety
+    /// As [`Self::product`], the factors being of half precision.
+    pub(super) unsafe fn product_f16(
+        &self,
+        args: &ColumnMajor,
+        first: u64,
+        second: u64,
+        out: u64,
+    ) -> Result<(), CublasError> {
+        let (halves, sums) = (sys::cudaDataType::CUDA_R_16F, sys::cudaDataType::CUDA_R_32F);
+        let kinds = (halves, sums, sys::cublasComputeType_t::CUBLAS_COMPUTE_32F);
+        let (alpha, beta) = (1f32, 0f32);
+        let factors = ((&raw const alpha).cast(), (&raw const beta).cast());
+        // SAFETY: as above.
+        unsafe { self.multiply(args, kinds, factors, first, second, out) }
+    }
+
     /// `out = first * second` for each of a batch, column-major; no dimension is 0. `at`: where the first of each are.
     ///
     /// # Safety

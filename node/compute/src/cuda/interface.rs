@@ -18,8 +18,8 @@ use crate::activation::Activation;
 use crate::cpu;
 use crate::cpu::step::StepArgs;
 use crate::device::{
-    Descent, Device, DeviceError, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape, RowTerms,
-    StepBuffers, StepGradient, carry_flips,
+    Descent, Device, DeviceError, LearnBuffers, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape,
+    RowTerms, Steering, StepBuffers, StepGradient, carry_flips, learn,
 };
 use crate::shape::{self, area, span};
 
@@ -161,6 +161,29 @@ impl Device for Cuda {
                 self.launch(kernels::step_difference(size, len, product, target, state, args))
             }
             (gradient, None) => self.launch(kernels::step_given(size, len, gradient, state, args)),
+        }
+    }
+
+    fn steering(
+        &self,
+        cols: usize,
+        h: &CudaBuffer,
+        diagonal: &[f32],
+    ) -> Result<Option<Steering<CudaBuffer>>, DeviceError> {
+        self.halves_of_h(cols, h, diagonal)
+    }
+
+    fn learn(
+        &self,
+        shape: (usize, usize),
+        h: &CudaBuffer,
+        steering: Option<&Steering<CudaBuffer>>,
+        buffers: LearnBuffers<'_, CudaBuffer>,
+        steps: &mut dyn Iterator<Item = StepArgs>,
+    ) -> Result<(), DeviceError> {
+        match steering {
+            Some(steering) => self.learn_in_halves(shape, steering, buffers, steps),
+            None => learn(self, shape, h, buffers, steps),
         }
     }
 

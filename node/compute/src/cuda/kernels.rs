@@ -6,6 +6,7 @@ use crate::cpu;
 use crate::cpu::step::StepArgs;
 
 pub(super) mod decoder;
+pub(super) mod learn;
 pub(super) mod magnitude;
 pub(super) mod moments;
 pub(super) mod objective;
@@ -57,6 +58,9 @@ pub(super) const FILES: [File; 15] = [
 pub(super) enum Kernel {
     StepDifference,
     StepGiven,
+    StepHalves,
+    ScaledHalves,
+    RowScales,
     RefineRows4096,
     RefineRows8192,
     RefineRows14336,
@@ -103,9 +107,12 @@ pub(super) enum Kernel {
 
 impl Kernel {
     /// In the order of their numbers.
-    pub(super) const ALL: [Self; 44] = [
+    pub(super) const ALL: [Self; 47] = [
         Self::StepDifference,
         Self::StepGiven,
+        Self::StepHalves,
+        Self::ScaledHalves,
+        Self::RowScales,
         Self::RefineRows4096,
         Self::RefineRows8192,
         Self::RefineRows14336,
@@ -154,6 +161,9 @@ impl Kernel {
         match self {
             Self::StepDifference => "adaround_step_difference",
             Self::StepGiven => "adaround_step_given",
+            Self::StepHalves => "adaround_step_halves",
+            Self::ScaledHalves => "scaled_halves",
+            Self::RowScales => "row_scales",
             Self::RefineRows4096 => "refine_rows_4096",
             Self::RefineRows8192 => "refine_rows_8192",
             Self::RefineRows14336 => "refine_rows_14336",
@@ -202,7 +212,11 @@ impl Kernel {
     /// Where it is.
     pub(super) fn file(self) -> File {
         match self {
-            Self::StepDifference | Self::StepGiven => FILES[0],
+            Self::StepDifference
+            | Self::StepGiven
+            | Self::StepHalves
+            | Self::ScaledHalves
+            | Self::RowScales => FILES[0],
             Self::RefineRows4096
             | Self::RefineRows8192
             | Self::RefineRows14336

@@ -18,6 +18,7 @@ mod grams;
 mod halves;
 mod interface;
 mod kernels;
+mod learn;
 mod libraries;
 mod magnitude;
 mod modules;

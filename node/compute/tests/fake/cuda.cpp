@@ -465,7 +465,7 @@ API int cuLaunchKernel(void* handle, unsigned x, unsigned y, unsigned z, unsigne
 struct Blas {
     void* stream = nullptr;
 };
-enum { BLAS_INVALID = 7, BLAS_FAILED = 13, F32 = 0, F64 = 1, BF16 = 14, COMPUTE_F32 = 68, COMPUTE_F64 = 70, COMPUTE_TF32 = 77 };
+enum { BLAS_INVALID = 7, BLAS_FAILED = 13, F32 = 0, F64 = 1, F16 = 2, BF16 = 14, COMPUTE_F32 = 68, COMPUTE_F64 = 70, COMPUTE_TF32 = 77 };
 
 static int blas_queue(void* handle, std::function<void()> work) {
     return queue(((Blas*)handle)->stream, std::move(work)) == OK ? 0 : (int)BLAS_FAILED;
@@ -477,12 +477,22 @@ API int cublasSetStream_v2(void* handle, void* stream) { return ((Blas*)handle)-
 API int cublasGetProperty(int part, int* value) { return *value = part == 0 ? 13 : 0, OK; }
 
 // One matrix as a product reads it.
+// Bits of the f32 that is a number in half precision.
+static uint32_t of_half(uint16_t half) {
+    const uint32_t sign = (uint32_t)(half & 0x8000) << 16, size = half & 0x7fff;
+    if (size >= 0x7c00) return sign | 0x7f800000u | size << 13;
+    float value = ldexpf((float)(size < 0x400 ? size : (size & 0x3ff) | 0x400), size < 0x400 ? -24 : (int)(size >> 10) - 25);
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return sign | bits;
+}
+
 struct Factor {
     uint64_t address;
     int type, leading;
     bool transposed;
 
-    size_t bytes() const { return type == BF16 ? 2 : 4; }
+    size_t bytes() const { return type == BF16 || type == F16 ? 2 : 4; }
 
     // Row-major copy [rows, cols] of the operand.
     bool read(int rows, int cols, bool rough, std::vector<float>& out) const {
@@ -495,6 +505,7 @@ struct Factor {
                 const size_t at = transposed ? (size_t)row * leading + col : (size_t)col * leading + row;
                 uint32_t bits;
                 if (type == BF16) bits = (uint32_t)((const uint16_t*)address)[at] << 16;
+                else if (type == F16) bits = of_half(((const uint16_t*)address)[at]);
                 else bits = ((const uint32_t*)address)[at] & (rough ? 0xffffe000u : 0xffffffffu);
                 memcpy(&out[(size_t)row * cols + col], &bits, 4);
             }
@@ -527,7 +538,7 @@ API int cublasGemmStridedBatchedEx(void* handle, int ta, int tb, int m, int n, i
                                    int lda, long long a_step, const void* b, int b_type, int ldb, long long b_step,
                                    const void* beta, void* c, int c_type, int ldc, long long c_step, int count, int compute, int) {
     Turn mine(turn);
-    const bool known = (a_type == F32 || a_type == BF16) && a_type == b_type && c_type == F32 && m > 0 && n > 0 && k > 0 &&
+    const bool known = (a_type == F32 || a_type == F16 || a_type == BF16) && a_type == b_type && c_type == F32 && m > 0 && n > 0 && k > 0 &&
                        (compute == COMPUTE_F32 || (compute == COMPUTE_TF32 && a_type == F32));
     if (!known) return fail(BLAS_INVALID, "a product that the fake does not know");
     const float scale = *(const float*)alpha, keep = *(const float*)beta;
