@@ -23,5 +23,6 @@ mod scale_type;
 pub use encodings::Encodings;
 pub use error::{ErrorKind, QuantError};
 pub use grid::{Granularity, GridSpec, RangeEstimator, Scheme};
+pub use mse_search::nearest_level;
 pub use range::{SCALE_MIN, estimate};
 pub use scale_type::ScaleType;

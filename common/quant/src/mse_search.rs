@@ -169,8 +169,11 @@ fn products(integers: Integers, cell: Cell<'_>, entry: Entry) -> [f64; 2] {
     accumulate::<2, Levels>(cell, entry.scale, integers.levels(entry.zero_point))
 }
 
+/// `t` rounded half to even, within integers `lo..=hi` of at most 2^22 in magnitude. `t` is a number.
+///
+/// Clamped first, which gives the same: then rounding needs no call, and a loop no branch.
 #[inline(always)]
-fn nearest_level(t: f32, lo: f32, hi: f32) -> f32 {
+pub fn nearest_level(t: f32, lo: f32, hi: f32) -> f32 {
     // Comparisons instead of f32::max/min: one instruction each, and there is no NaN here.
     let t = if t > lo { t } else { lo };
     let t = if t < hi { t } else { hi };

@@ -139,11 +139,10 @@ impl Fit {
         let (rows, groups) = (quadratic.rows, self.encodings.groups_per_row());
         let levels = self.levels();
         let mut pull = vec![0.0; rows * groups];
-        for row in 0..rows {
-            let residual = quadratic.residual(row, quadratic.row(product, row));
-            for ((col, level), residual) in quadratic.row(&levels, row).iter().enumerate().zip(residual) {
-                pull[row * groups + col / self.encodings.group_cols()] -= f64::from(*level) * residual;
-            }
+        for (row, pull) in pull.chunks_exact_mut(groups).enumerate() {
+            let [levels, product, linear] =
+                [&levels, product, &quadratic.linear].map(|matrix| quadratic.row(matrix, row));
+            pull_of(levels, product, linear, quadratic.inverse_unit(row), self.encodings.group_cols(), pull);
         }
         // `M[g, g'] = k_g H k_g'`, lower triangles.
         let (cols, width) = (quadratic.cols, self.encodings.group_cols());
@@ -170,10 +169,15 @@ impl Fit {
 
     /// `q - zero_point` as f32, `[rows, cols]`.
     fn levels(&self) -> Vec<f32> {
-        let cols = self.encodings.cols;
-        let level =
-            |(index, q): (usize, &i32)| (q - self.encodings.zero_point_at(index / cols, index % cols)) as f32;
-        self.q.iter().enumerate().map(level).collect()
+        let (cols, width) = (self.encodings.cols, self.encodings.group_cols());
+        let mut levels = Vec::with_capacity(self.q.len());
+        for (row, line) in self.q.chunks_exact(cols).enumerate() {
+            for (group, run) in line.chunks(width).enumerate() {
+                let zero_point = self.encodings.zero_point_at(row, group * width);
+                levels.extend(run.iter().map(|q| (q - zero_point) as f32));
+            }
+        }
+        levels
     }
 
     fn take_row(&mut self, row: usize, from: &Self) {
@@ -181,6 +185,34 @@ impl Fit {
         let (weights, entries) = (row * cols..(row + 1) * cols, row * groups..(row + 1) * groups);
         self.q[weights.clone()].copy_from_slice(&from.q[weights]);
         self.encodings.scale[entries.clone()].copy_from_slice(&from.encodings.scale[entries]);
+    }
+}
+
+/// Sums side by side, in a fixed order.
+const LANES: usize = 8;
+
+/// Of every group of `width` columns of a row, minus its levels times half the gradient `product / unit + linear`.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2", "x86_64+avx2"))]
+fn pull_of(levels: &[f32], product: &[f32], linear: &[f32], inverse: f64, width: usize, pull: &mut [f64]) {
+    let groups = levels.chunks(width).zip(product.chunks(width)).zip(linear.chunks(width));
+    for (pull, ((levels, product), linear)) in pull.iter_mut().zip(groups) {
+        let mut sums = [0.0; LANES];
+        let whole = levels.len() - levels.len() % LANES;
+        for start in (0..whole).step_by(LANES) {
+            for lane in 0..LANES {
+                let at = start + lane;
+                let residual = f64::from(product[at]) * inverse + f64::from(linear[at]);
+                sums[lane] += f64::from(levels[at]) * residual;
+            }
+        }
+        for at in whole..levels.len() {
+            let residual = f64::from(product[at]) * inverse + f64::from(linear[at]);
+            sums[at - whole] += f64::from(levels[at]) * residual;
+        }
+        *pull = 0.0;
+        for sum in sums {
+            *pull -= sum;
+        }
     }
 }
 

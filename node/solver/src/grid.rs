@@ -3,9 +3,7 @@
 //! Everything after this works on errors `e = w~ - w` of about half a step instead of on weights: f32 then keeps its digits
 //! for what rounding decides. Not here: choosing grids (`quant`), which neighbour to take.
 
-use std::ops::Range;
-
-use halfstep_quant::Encodings;
+use halfstep_quant::{Encodings, nearest_level};
 
 /// Neighbours of a chunk's weights; all arrays `[rows, cols]`.
 ///
@@ -39,45 +37,27 @@ impl Cells {
         for values in [&mut self.low, &mut self.delta, &mut self.nearest_up] {
             values.resize(count, 0.0);
         }
-        // What becomes the lower integers begins as the nearest.
-        self.floor_q = encodings.quantize_nearest(w);
+        self.floor_q.resize(count, 0);
         self.zero_rows = 0;
+        let (width, all) = (encodings.group_cols().max(1), vec![true; cols]);
         for (row, weights) in w.chunks_exact(cols).enumerate() {
             let zero = weights.iter().all(|w| *w == 0.0);
             self.zero_rows += usize::from(zero);
-            for start in (0..cols).step_by(encodings.group_cols().max(1)) {
-                let group = start..cols.min(start + encodings.group_cols().max(1));
+            let fixed = if zero { &all } else { dead };
+            for start in (0..cols).step_by(width) {
+                let group = start..cols.min(start + width);
                 let (scale, zero_point) =
                     (encodings.scale_at(row, start), encodings.zero_point_at(row, start));
                 let limits = [encodings.qmin() - zero_point, encodings.qmax() - zero_point];
                 let at = row * cols + group.start..row * cols + group.end;
-                let fixed = dead[group.clone()].iter().map(|dead| *dead || zero);
-                self.place(&weights[group], fixed, at, scale, zero_point, limits);
+                let out = Places {
+                    low: &mut self.low[at.clone()],
+                    delta: &mut self.delta[at.clone()],
+                    floor_q: &mut self.floor_q[at.clone()],
+                    nearest_up: &mut self.nearest_up[at],
+                };
+                place(&weights[group.clone()], &fixed[group], scale, zero_point, limits, out);
             }
-        }
-    }
-
-    /// The neighbours of the weights `at`, all of one scale; `limits`: the lowest level and the highest.
-    fn place(
-        &mut self,
-        w: &[f32],
-        fixed: impl Iterator<Item = bool>,
-        at: Range<usize>,
-        scale: f32,
-        zero_point: i32,
-        [lowest, highest]: [i32; 2],
-    ) {
-        let (low, delta) = (&mut self.low[at.clone()], &mut self.delta[at.clone()]);
-        let (floor_q, nearest_up) = (&mut self.floor_q[at.clone()], &mut self.nearest_up[at]);
-        let out = low.iter_mut().zip(delta).zip(floor_q.iter_mut().zip(nearest_up));
-        for ((w, fixed), ((low, delta), (q, up))) in w.iter().zip(fixed).zip(out) {
-            let level = floor(w / scale);
-            let free = level >= lowest && level < highest && !fixed;
-            let level = if free { level } else { *q - zero_point };
-            *low = level as f32 * scale - w;
-            *delta = if free { scale } else { 0.0 };
-            *up = if *q - zero_point > level { 1.0 } else { 0.0 };
-            *q = level + zero_point;
         }
     }
 
@@ -93,9 +73,9 @@ impl Cells {
 
     /// The choices nearest to given integers: 1.0 for the upper neighbour.
     pub(crate) fn choices(&self, q: &[i32]) -> Vec<f32> {
-        let choice =
-            |((floor, q), delta): ((&i32, &i32), &f32)| f32::from(u8::from(q > floor && *delta != 0.0));
-        self.floor_q.iter().zip(q).zip(&self.delta).map(choice).collect()
+        let mut up = vec![0.0; q.len()];
+        choose(&self.floor_q, q, &self.delta, &mut up);
+        up
     }
 
     /// The integers of a rounding.
@@ -104,10 +84,47 @@ impl Cells {
     }
 }
 
-/// `x.floor()`, or an integer on the same side of every grid if it is none of 32 bits. The library's takes a call.
-fn floor(x: f32) -> i32 {
-    let towards_zero = x as i32;
-    towards_zero.saturating_sub(i32::from(towards_zero as f32 > x))
+/// The neighbours of a few weights.
+struct Places<'a> {
+    low: &'a mut [f32],
+    delta: &'a mut [f32],
+    floor_q: &'a mut [i32],
+    nearest_up: &'a mut [f32],
+}
+
+/// The neighbours of weights of one scale; `limits`: the lowest level and the highest. All slices have one length.
+///
+/// Without branches and calls, and compiled for several levels of vector instructions, which compute the same bits.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2", "x86_64+avx2"))]
+fn place(w: &[f32], fixed: &[bool], scale: f32, zero_point: i32, limits: [i32; 2], out: Places<'_>) {
+    let count = w.len();
+    let fixed = &fixed[..count];
+    let (low, delta) = (&mut out.low[..count], &mut out.delta[..count]);
+    let (floor_q, nearest_up) = (&mut out.floor_q[..count], &mut out.nearest_up[..count]);
+    let (lowest, highest) = (limits[0] as f32, limits[1] as f32);
+    for i in 0..count {
+        let t = w[i] / scale;
+        let nearest = nearest_level(t, lowest, highest);
+        // The floor, or a level beyond the grid on the same side of it.
+        let near = nearest_level(t, lowest - 1.0, highest + 1.0);
+        let floor = if near > t { near - 1.0 } else { near };
+        let free = (floor >= lowest) & (floor < highest) & !fixed[i];
+        let level = if free { floor } else { nearest };
+        low[i] = level * scale - w[i];
+        delta[i] = if free { scale } else { 0.0 };
+        nearest_up[i] = if nearest > level { 1.0 } else { 0.0 };
+        floor_q[i] = level as i32 + zero_point;
+    }
+}
+
+/// See [`Cells::choices`].
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2", "x86_64+avx2"))]
+fn choose(floor_q: &[i32], q: &[i32], delta: &[f32], up: &mut [f32]) {
+    let count = up.len();
+    let (floor_q, q, delta) = (&floor_q[..count], &q[..count], &delta[..count]);
+    for i in 0..count {
+        up[i] = if (q[i] > floor_q[i]) & (delta[i] != 0.0) { 1.0 } else { 0.0 };
+    }
 }
 
 #[cfg(test)]
@@ -140,18 +157,25 @@ mod tests {
 
     #[test]
     fn floors_are_the_librarys_and_far_numbers_keep_their_side() {
-        let mut x = -3.0f32;
-        while x < 3.0 {
-            assert_eq!(floor(x), x.floor() as i32, "{x}");
-            x += 0.01;
+        let mut xs: Vec<f32> = (-300..300).map(|i| i as f32 * 0.01).collect();
+        for whole in [-65536.0f32, -32768.0, -9.0, -8.0, -1.0, -0.0, 0.0, 1.0, 7.0, 8.0, 32767.0, 65535.0] {
+            xs.extend([whole, whole.next_down(), whole.next_up()]);
         }
-        for whole in [-65536.0f32, -8388608.0, -1.0, -0.0, 0.0, 1.0, 65535.0, 16777216.0, 33554432.0] {
-            for x in [whole, whole.next_down(), whole.next_up()] {
-                assert_eq!(floor(x), x.floor() as i32, "{x}");
+        xs.extend([-3e9, -f32::MAX, 3e9, f32::MAX, 8388608.0, -8388609.0, 33554432.0]);
+        for bits in [4, 16] {
+            let encodings = encodings(bits, Scheme::Symmetric, xs.len(), 1.0, 0);
+            let (lowest, highest) = (encodings.qmin() as f32, encodings.qmax() as f32);
+            let cells = Cells::new(&xs, &encodings, &vec![false; xs.len()]);
+            for (i, x) in xs.iter().enumerate() {
+                let inside = x.floor() >= lowest && x.floor() < highest;
+                let want = if inside { x.floor() } else { x.round_ties_even().clamp(lowest, highest) };
+                assert_eq!(cells.floor_q[i] as f32, want, "{x} of {bits} bits");
+                assert_eq!(cells.delta[i], f32::from(u8::from(inside)), "{x} of {bits} bits");
+                let nearest = x.round_ties_even().clamp(lowest, highest);
+                assert_eq!(cells.nearest_up[i] == 1.0, nearest > want, "{x} of {bits} bits");
             }
+            assert_eq!(cells.integers(&cells.nearest_up), encodings.quantize_nearest(&xs));
         }
-        assert_eq!([-3e9, -f32::MAX, f32::NEG_INFINITY].map(floor), [i32::MIN; 3]);
-        assert_eq!([3e9, f32::MAX, f32::INFINITY].map(floor), [i32::MAX; 3]);
     }
 
     #[test]

@@ -108,13 +108,6 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
         self.unit = units(cells, &self.prepared.squares, self.rows, self.cols, alpha, normalize);
     }
 
-    /// Half the gradient, `e H + d e + b`, of one row in plain units, from its `product` (which has the row's unit).
-    pub(crate) fn residual<'b>(&'b self, row: usize, product: &'b [f32]) -> impl Iterator<Item = f64> + 'b {
-        let inverse = self.inverse_unit(row);
-        let linear = self.row(&self.linear, row);
-        product.iter().zip(linear).map(move |(p, b)| f64::from(*p) * inverse + f64::from(*b))
-    }
-
     /// Sum over the rows of [`Quadratic::full`].
     pub(crate) fn total(&self, values: &[RowValue], output_scale: f32) -> f64 {
         values.iter().enumerate().map(|(row, value)| self.full(row, value.plain, output_scale)).sum()
@@ -220,7 +213,7 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
     }
 
     /// From row units to plain ones.
-    fn inverse_unit(&self, row: usize) -> f64 {
+    pub(crate) fn inverse_unit(&self, row: usize) -> f64 {
         if self.unit[row] == 0.0 { 0.0 } else { 1.0 / f64::from(self.unit[row]) }
     }
 
