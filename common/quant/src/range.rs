@@ -191,7 +191,7 @@ fn for_each_cell<'a>(
     }
 }
 
-fn check_weights(w: &[f32], rows: usize, cols: usize) -> Result<(), QuantError> {
+pub(crate) fn check_weights(w: &[f32], rows: usize, cols: usize) -> Result<(), QuantError> {
     let expected = element_count(rows, cols)?;
     if expected == 0 {
         return Err(QuantError::Empty { rows, cols });
@@ -204,7 +204,7 @@ fn check_weights(w: &[f32], rows: usize, cols: usize) -> Result<(), QuantError> 
 }
 
 /// Importance with its largest value scaled to 1, so that sums in f32 neither overflow nor vanish.
-fn normalised(importance: &[f32], cols: usize) -> Result<Vec<f32>, QuantError> {
+pub(crate) fn normalised(importance: &[f32], cols: usize) -> Result<Vec<f32>, QuantError> {
     check_length("importance", cols, importance.len())?;
     if let Some(col) = importance.iter().position(|v| !(v.is_finite() && *v >= 0.0)) {
         return Err(QuantError::Importance { col, value: importance[col] });

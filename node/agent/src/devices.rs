@@ -6,12 +6,14 @@
 //! ([`OnDevices`]).
 //! Not here: devices themselves (`compute`), solving (`solver`), sums (`exec`).
 
-use halfstep_compute::cuda::{Cuda, CudaBuffer, CudaPlace, Precision, RowDigits, RowStaging, probe};
+use halfstep_compute::cuda::{
+    Cuda, CudaBuffer, CudaPlace, GridSearch, Precision, RowDigits, RowStaging, probe,
+};
 use halfstep_compute::{Cpu, CpuBuffer, Device, DeviceError};
 use halfstep_exec::{DecoderSession, ExecError, Session, Summing, without_kernel};
 use halfstep_model::Tensor;
 use halfstep_model::decoder::{CarryPrecision, Decoder};
-use halfstep_quant::{Encodings, ScaleType};
+use halfstep_quant::{Encodings, GridSpec, MseGrids, QuantError, ScaleType, estimate};
 use halfstep_solver::{Prepared, RowProblem, Settings, Solution, SolveError, Step, Workspace, solve_fitted};
 use halfstep_work::{Failure, FailureClass};
 use std::collections::HashMap;
@@ -82,6 +84,17 @@ enum Solvers {
 pub(crate) struct Lane {
     cpu: Workspace<CpuBuffer>,
     cuda: Option<CudaLane>,
+}
+
+/// Why there is no grid.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EstimateError {
+    /// The weights, or what was asked for.
+    #[error(transparent)]
+    Quant(#[from] QuantError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 struct CudaLane {
@@ -350,6 +363,29 @@ impl Lane {
             CarryPrecision::Bf16 => RowDigits::Bf16,
         };
         Ok(Summing::Cuda { lane: device, staging, home, digits })
+    }
+
+    /// [`estimate`], on the device that will solve these rows: the same encodings.
+    ///
+    /// # Errors
+    /// Those of the weights; of the device.
+    pub(crate) fn estimate(
+        &self,
+        spec: &GridSpec,
+        w: &[f32],
+        (rows, cols): (usize, usize),
+        importance: Option<&[f32]>,
+    ) -> Result<Encodings, EstimateError> {
+        let cuda = self.cuda.as_ref().filter(|_| !is_small(rows, cols));
+        if let Some(CudaLane { device, .. }) = cuda
+            && let Some(grids) = MseGrids::new(spec, w, rows, cols, importance)?
+        {
+            let ((qmin, qmax), symmetric, width) = (grids.integers(), grids.is_symmetric(), grids.width());
+            let search = GridSearch { qmin, qmax, symmetric, width };
+            let (scale, zero_point) = device.search_grids((rows, cols), search, w, grids.importance())?;
+            return Ok(grids.encodings(scale, zero_point)?);
+        }
+        Ok(estimate(spec, w, rows, cols, importance)?)
     }
 
     /// [`solve_fitted`], the statistics of the problem's group put on the device by the first who needs them there.

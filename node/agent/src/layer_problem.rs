@@ -5,13 +5,13 @@
 //! tensor is chosen first.
 
 use crate::attempt::Attempt;
-use crate::devices::{Lane, OnDevices};
+use crate::devices::{EstimateError, Lane, OnDevices};
 use crate::failure;
 use crate::phase_clock::{Phase, PhaseClock};
 use crate::weights::{Weights, floats};
 use halfstep_exec::{GroupMeans, LayerMeans};
 use halfstep_model::{Activation as Follows, Layer};
-use halfstep_quant::{Encodings, Granularity, GridSpec, QuantError, RangeEstimator, ScaleType, estimate};
+use halfstep_quant::{Encodings, Granularity, GridSpec, QuantError, RangeEstimator, ScaleType};
 use halfstep_solver::{Activation, GramView, RowProblem, SamplesView, Settings, Start, Statistics, Step};
 use halfstep_work::{
     ChunkId, ChunkReport, Failure, LayerId, LayerPlan, Objective, Rounding, SolverSettings, Source,
@@ -70,7 +70,8 @@ impl LayerProblem {
         let mut problem = Self { weights, bias, grid: entry.grid, scales, whole: None, statistics };
         if entry.grid.granularity == Granularity::PerTensor {
             let weights = problem.weights.rows(layer, 0..layer.rows)?;
-            problem.whole = Some(problem.encodings(layer, &weights, 0..layer.rows, 0)?);
+            // One grid of all rows is searched for on the CPU.
+            problem.whole = Some(problem.encodings(layer, &weights, 0..layer.rows, 0, &Lane::default())?);
         }
         Ok(problem)
     }
@@ -99,7 +100,7 @@ impl LayerProblem {
             let end = rows.end.min((group + 1) * per_group);
             clock.enter(Phase::Grids);
             let weights = self.weights.rows(layer, start..end)?;
-            let encodings = self.encodings(layer, &weights, start..end, group)?;
+            let encodings = self.encodings(layer, &weights, start..end, group, lane)?;
             clock.enter(Phase::Prepare);
             let problem = self.problem(id, layer, settings, (&weights, &encodings), start..end, group);
             let settings = solver_settings(settings);
@@ -124,14 +125,18 @@ impl LayerProblem {
         weights: &[f32],
         rows: Range<usize>,
         group: usize,
+        lane: &Lane,
     ) -> Result<Encodings, Failure> {
         if let Some(whole) = &self.whole {
             return Ok(whole.slice_rows(rows));
         }
         let cols = layer.cols;
         let importance = self.importance(group, cols);
-        let found = estimate(&self.grid, weights, rows.len(), cols, importance.as_deref());
-        let mut found = found.map_err(|e| failure::quant(&layer.name, &in_layer(e, rows.start)))?;
+        let found = lane.estimate(&self.grid, weights, (rows.len(), cols), importance.as_deref());
+        let mut found = found.map_err(|error| match error {
+            EstimateError::Quant(error) => failure::quant(&layer.name, &in_layer(error, rows.start)),
+            EstimateError::Device(error) => failure::device(&layer.name, &error),
+        })?;
         found.store_scales_as(self.scales);
         Ok(found)
     }

@@ -10,6 +10,7 @@ use halfstep_compute::cpu::step::reference_step;
 use halfstep_compute::cpu::{self, Isa, PLANE_BLOCK, REFINE_BLOCK};
 use halfstep_compute::random::Stream;
 use halfstep_compute::{Activation, Cpu, Device, StepArgs, activation};
+use halfstep_quant::{Granularity, GridSpec, MseGrids, RangeEstimator, Scheme, estimate};
 use shim::values::{assert_close, assert_same, integers, uniform};
 use shim::{Arg, Array, Family, Grid, by_rows, by_warps, flat, fresh, indices, input, poisoned, size, state};
 
@@ -17,6 +18,7 @@ static STEP: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("step"));
 static REFINE: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("refine"));
 static ROWS: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("rows"));
 static PLANE: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("plane"));
+static SEARCH: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("search"));
 static ACTIVATION: LazyLock<Option<Family>> = LazyLock::new(|| Family::load("activation"));
 
 /// As the CPU's levels against f64 (`cpu/step.rs`).
@@ -640,6 +642,62 @@ fn activation_residuals_are_the_cpus_with_one_entry_or_one_per_row() {
             let want: Vec<f64> = want.iter().map(|z| f64::from(*z)).collect();
             let what = format!("{activations:?} [{rows}, {cols}]");
             assert_close(&what, &got, &want, 64.0 * activation::ERROR_MAX);
+        }
+    }
+}
+
+#[test]
+fn grids_are_found_to_the_bit_as_on_the_cpu() {
+    let (Some(family), mut stream) = (&*SEARCH, fresh()) else { return };
+    let group = |group_size| Granularity::PerGroup { group_size };
+    let cases = [
+        (4, Scheme::Symmetric, group(16), 3, 64),
+        (2, Scheme::Symmetric, group(32), 2, 80),
+        (3, Scheme::SymmetricStrict, Granularity::PerChannel, 2, 37),
+        (4, Scheme::Asymmetric, group(24), 2, 50),
+        (8, Scheme::Asymmetric, Granularity::PerChannel, 1, 131),
+        (16, Scheme::Symmetric, group(5), 1, 11),
+        (4, Scheme::Symmetric, Granularity::PerChannel, 1, 2050),
+    ];
+    for (bits, scheme, granularity, rows, cols) in cases {
+        for weighed in [false, true] {
+            let spec = GridSpec { bits, scheme, granularity, range: RangeEstimator::Mse };
+            let mut w: Vec<f32> =
+                uniform(&mut stream, rows * cols, -1.0, 1.0).iter().map(|x| x * x * x + 0.1 * x).collect();
+            // Nothing but zeros, numbers below any scale, large ones, one that is far out.
+            let sized = cols.min(16);
+            w[..sized].fill(0.0);
+            if rows > 1 {
+                w[cols..cols + sized].iter_mut().for_each(|x| *x *= 1e-37);
+                w[cols + sized..cols + 2 * sized].iter_mut().for_each(|x| *x *= 1e37);
+            }
+            w[rows * cols - 1] = -7.0;
+            let mut importance = uniform(&mut stream, cols, 0.0, 3.0);
+            importance[cols / 2..cols / 2 + sized / 2].fill(0.0);
+            let importance = weighed.then_some(&importance[..]);
+            let want = estimate(&spec, &w, rows, cols, importance).unwrap();
+            let grids = MseGrids::new(&spec, &w, rows, cols, importance).unwrap().unwrap();
+            let ((qmin, qmax), runs) = (grids.integers(), want.scale.len());
+            let arguments = [
+                size(rows),
+                size(cols),
+                size(grids.width()),
+                Arg::U32(qmin.cast_unsigned()),
+                Arg::U32(qmax.cast_unsigned()),
+                Arg::U32(u32::from(grids.is_symmetric())),
+                input(&w),
+                input(grids.importance()),
+                poisoned(runs),
+                Arg::Out(Array::U32(vec![u32::MAX; runs])),
+            ];
+            let blocks = [runs + 1, runs.div_ceil(3)];
+            let launches = blocks.map(|x| Grid { blocks: [x as u32, 1, 1], threads: [256, 1, 1] });
+            let outputs = family.outputs("search_grids", &launches, &arguments);
+            let [scale, zero_point]: [Array; 2] = outputs.try_into().unwrap();
+            let what = format!("{bits} bits {scheme} {granularity} [{rows}, {cols}] weighed {weighed}");
+            assert_same(&what, &scale.f32(), &want.scale);
+            let want = want.zero_point.iter().map(|zero| zero.cast_unsigned()).collect();
+            assert_eq!(zero_point, Array::U32(want), "{what}");
         }
     }
 }

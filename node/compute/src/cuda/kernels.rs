@@ -10,6 +10,7 @@ pub(super) mod learn;
 pub(super) mod magnitude;
 pub(super) mod moments;
 pub(super) mod objective;
+pub(super) mod search;
 
 /// Threads of most blocks.
 const THREADS: u32 = 256;
@@ -34,7 +35,7 @@ macro_rules! file {
 }
 
 /// All files that [`Kernel`]s are in.
-pub(super) const FILES: [File; 15] = [
+pub(super) const FILES: [File; 16] = [
     file!("step.cu"),
     file!("refine.cu"),
     file!("rows.cu"),
@@ -50,6 +51,7 @@ pub(super) const FILES: [File; 15] = [
     file!("dots.cu"),
     file!("objective.cu"),
     file!("softmax.cu"),
+    file!("search.cu"),
 ];
 
 /// The kernels that a device needs.
@@ -103,11 +105,12 @@ pub(super) enum Kernel {
     GroupDots,
     RoundingErrors,
     RowSums,
+    SearchGrids,
 }
 
 impl Kernel {
     /// In the order of their numbers.
-    pub(super) const ALL: [Self; 47] = [
+    pub(super) const ALL: [Self; 48] = [
         Self::StepDifference,
         Self::StepGiven,
         Self::StepHalves,
@@ -155,6 +158,7 @@ impl Kernel {
         Self::GroupDots,
         Self::RoundingErrors,
         Self::RowSums,
+        Self::SearchGrids,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -206,6 +210,7 @@ impl Kernel {
             Self::GroupDots => "group_dots",
             Self::RoundingErrors => "rounding_errors",
             Self::RowSums => "row_sums",
+            Self::SearchGrids => "search_grids",
         }
     }
 
@@ -236,6 +241,7 @@ impl Kernel {
             Self::DifferenceDots | Self::GroupDots => FILES[12],
             Self::RoundingErrors | Self::RowSums => FILES[13],
             Self::SoftmaxRows => FILES[14],
+            Self::SearchGrids => FILES[15],
         }
     }
 }

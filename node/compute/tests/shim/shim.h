@@ -53,6 +53,8 @@ static inline int __ffs(unsigned bits) { return __builtin_ffs((int)bits); }
 static inline float __fadd_rn(float x, float y) { return x + y; }
 static inline float __fsub_rn(float x, float y) { return x - y; }
 static inline float __fmul_rn(float x, float y) { return x * y; }
+static inline double __dadd_rn(double x, double y) { return x + y; }
+static inline double __dmul_rn(double x, double y) { return x * y; }
 static inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 static inline long long __double_as_longlong(double x) { long long bits; memcpy(&bits, &x, 8); return bits; }
 template <class T>
