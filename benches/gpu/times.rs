@@ -252,7 +252,12 @@ pub(crate) fn iteration<D: Timed>(
         let mut chunk = Chunk::new(device, m, k, true)?;
         let product = seconds(device, || chunk.multiply(device, m, k))?;
         let each = seconds(device, || chunk.learn(device, (m, k), STEPS))? / f64::from(STEPS);
-        figures.say(&format!("iteration [{m}, {k}]"), each * 1e6, "us", &compared(each, product, (m, k), floors));
+        figures.say(
+            &format!("iteration [{m}, {k}]"),
+            each * 1e6,
+            "us",
+            &compared(each, product, (m, k), floors),
+        );
     }
     Ok(())
 }

@@ -102,9 +102,10 @@ mod tests {
         assert_eq!((grids.width(), grids.integers(), grids.is_symmetric()), (2, (0, 15), false));
         let encodings = grids.encodings(vec![0.5; 3], vec![1, 2, 3]).unwrap();
         assert_eq!((encodings.scale_at(0, 4), encodings.zero_point_at(0, 3)), (0.5, 2));
-        for other in
-            [spec(Granularity::PerTensor, RangeEstimator::Mse), spec(group.granularity, RangeEstimator::MinMax)]
-        {
+        for other in [
+            spec(Granularity::PerTensor, RangeEstimator::Mse),
+            spec(group.granularity, RangeEstimator::MinMax),
+        ] {
             assert!(MseGrids::new(&other, &[1.0; 5], 1, 5, None).unwrap().is_none());
         }
     }

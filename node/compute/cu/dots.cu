@@ -1,6 +1,6 @@
 // Sums over parts of rows, in f64.
 //
-// Twins: `cpu::exact_differences`, `cpu::normal_equations` (cpu/moments.rs), which add in another order: results agree to the last
+// Twins: `cpu::exact_differences`, `cpu::normal_equations` (cpu/moments.rs), `cpu::run_dots` (cpu/objective.rs), which add in another order: results agree to the last
 // digits of f64. Here a warp adds a sum: lanes take every 32nd term, then lanes meet pairwise. The order depends on the shape alone.
 //
 // Not here: the products that are summed (cuBLAS), where rows come from (moments.cu).
@@ -48,5 +48,22 @@ extern "C" __global__ void __launch_bounds__(256) group_dots(
         for (u32 i = from + lane; i < to; i += WARP) sum += (double)product[row * end + i] * (double)levels[row * cols + i];
         sum = warp_sum(sum);
         if (lane == 0) normal[(row * groups + group) * groups + other] = sum;
+    }
+}
+
+// `sums`: [rows, groups] = a . b over each run of `width` columns (a row's last may have fewer) of `a`, `b`: [rows, cols].
+// A warp per run: blockDim.x is a multiple of 32; any grid.
+extern "C" __global__ void __launch_bounds__(256) run_dots(
+    u32 rows, u32 cols, u32 width, u32 groups, const float* __restrict__ a, const float* __restrict__ b,
+    double* __restrict__ sums) {
+    const u32 lane = threadIdx.x % WARP;
+    const u64 warps = (u64)gridDim.x * (blockDim.x / WARP), runs = (u64)rows * groups;
+    for (u64 run = (u64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP; run < runs; run += warps) {
+        const u32 from = (u32)(run % groups) * width, to = cols - from < width ? cols : from + width;
+        const u64 row = run / groups * cols;
+        double sum = 0.0;
+        for (u32 i = from + lane; i < to; i += WARP) sum += (double)a[row + i] * (double)b[row + i];
+        sum = warp_sum(sum);
+        if (lane == 0) sums[run] = sum;
     }
 }

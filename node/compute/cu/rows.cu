@@ -1,6 +1,7 @@
-// Moving rows: fill, gather, the mirrored triangle of a symmetric matrix.
+// Moving rows: fill, gather, copy, scale, the mirrored triangle of a symmetric matrix.
 //
-// Twins: `Cpu::zeros`, `Cpu::gather_rows`, `cpu::mirror_lower`. Nothing is computed: the same bits.
+// Twins: `Cpu::zeros`, `Cpu::gather_rows`, `Cpu::copy_rows`, `Cpu::scale_rows`, `cpu::mirror_lower`. At most a product is computed:
+// the same bits.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -29,6 +30,42 @@ extern "C" __global__ void __launch_bounds__(256) gather_rows(
             for (u32 i = threadIdx.x; i < width / 4; i += blockDim.x) ((float4*)to)[i] = ((const float4*)from)[i];
         } else {
             for (u32 i = threadIdx.x; i < width; i += blockDim.x) to[i] = from[i];
+        }
+    }
+}
+
+// Rows `indices`: [count] of `out`: [_, width] = the same rows of `source`. The caller has checked the indices.
+//
+// Threads along x share a row, threads along y and blocks along x take rows.
+extern "C" __global__ void __launch_bounds__(256) copy_rows(
+    u32 count, u32 width, const float* __restrict__ source, const u32* __restrict__ indices, float* __restrict__ out) {
+    const bool wide = width % 4 == 0 && (((u64)source | (u64)out) & 15) == 0;
+    for (u32 row = blockIdx.x * blockDim.y + threadIdx.y; row < count; row += gridDim.x * blockDim.y) {
+        const u64 at = (u64)indices[row] * width;
+        if (wide) {
+            const float4* from = (const float4*)(source + at);
+            for (u32 i = threadIdx.x; i < width / 4; i += blockDim.x) ((float4*)(out + at))[i] = from[i];
+        } else {
+            for (u32 i = threadIdx.x; i < width; i += blockDim.x) out[at + i] = source[at + i];
+        }
+    }
+}
+
+// `out`: [rows, width] = source * by[row]. Threads along x share a row, threads along y and blocks along x take rows.
+extern "C" __global__ void __launch_bounds__(256) scale_rows(
+    u32 rows, u32 width, const float* __restrict__ source, const float* __restrict__ by, float* __restrict__ out) {
+    const bool wide = width % 4 == 0 && (((u64)source | (u64)out) & 15) == 0;
+    for (u32 row = blockIdx.x * blockDim.y + threadIdx.y; row < rows; row += gridDim.x * blockDim.y) {
+        const u64 at = (u64)row * width;
+        const float scale = by[row];
+        if (wide) {
+            const float4* from = (const float4*)(source + at);
+            for (u32 i = threadIdx.x; i < width / 4; i += blockDim.x) {
+                const float4 x = from[i];
+                ((float4*)(out + at))[i] = make_float4(x.x * scale, x.y * scale, x.z * scale, x.w * scale);
+            }
+        } else {
+            for (u32 i = threadIdx.x; i < width; i += blockDim.x) out[at + i] = source[at + i] * scale;
         }
     }
 }

@@ -187,7 +187,7 @@ static __device__ __forceinline__ Entry search(const Cell& cell) {
 // [rows, ceil(cols / width)]: `scale`, and `zero_point` as the bits of a signed integer.
 //
 // Blocks of 256 threads along x, which take runs. `symmetric`: 0 or 1; then zero points are 0. `qmin`: the bits of a signed integer.
-extern "C" __global__ void __launch_bounds__(256) search_grids(
+extern "C" __global__ void __launch_bounds__(256, 3) search_grids(
     u32 rows, u32 cols, u32 width, u32 qmin, u32 qmax, u32 symmetric, const float* __restrict__ w,
     const float* __restrict__ importance, float* __restrict__ scale, u32* __restrict__ zero_point) {
     const u32 groups = (cols + width - 1) / width;

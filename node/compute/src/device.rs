@@ -481,6 +481,44 @@ pub trait Device: Send + Sync {
         terms: RowTerms<'_, Self::Buffer>,
     ) -> Result<Vec<[f64; 4]>, DeviceError>;
 
+    /// `a . b` of each run of `width` columns of each row, `[rows, ceil(cols / width)]`, in f64; `a`, `b`: `[rows, cols]`. See
+    /// [`cpu::run_dots`].
+    ///
+    /// # Errors
+    /// `Length`, `Failed`.
+    fn run_dots(
+        &self,
+        rows: usize,
+        cols: usize,
+        width: usize,
+        a: &Self::Buffer,
+        b: &Self::Buffer,
+    ) -> Result<Vec<f64>, DeviceError>;
+
+    /// `out[r, j] = source[r, j] * by[r]`, both `[by.len(), cols]`.
+    ///
+    /// # Errors
+    /// `Length`, `Failed`.
+    fn scale_rows(
+        &self,
+        cols: usize,
+        by: &[f32],
+        source: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// Rows `indices` of `out: [_, cols]` become the same rows of `source`.
+    ///
+    /// # Errors
+    /// `Length`, `Index`, `Failed`.
+    fn copy_rows(
+        &self,
+        cols: usize,
+        indices: &[u32],
+        source: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
     /// Copies rows `indices` of `source: [_, k]` to `out: [indices.len(), k]`.
     fn gather_rows(
         &self,

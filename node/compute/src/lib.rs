@@ -25,7 +25,7 @@ pub use activation::Activation;
 pub use cpu::step::{Gradient, StepArgs};
 pub use cpu::{Cpu, CpuBuffer, Host};
 pub use device::{
-    Descent, Device, DeviceError, LearnBuffers, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape, RowTerms,
-    Steering, StepBuffers, StepGradient,
+    Descent, Device, DeviceError, LearnBuffers, MatMut, MatRef, Moments, PlaneBuffers, Product, RefineShape,
+    RowTerms, Steering, StepBuffers, StepGradient,
 };
 pub use memory::{LargePages, give_back_large_blocks};

@@ -234,3 +234,32 @@ fn normal_equations_have_the_sums_of_every_group_and_nothing_else_is_written() {
         }
     }
 }
+
+#[test]
+fn dots_of_runs_are_the_cpus_up_to_their_order() {
+    let (Some(family), mut stream) = (&*DOTS, fresh()) else { return };
+    for (rows, cols, width) in
+        [(1, 1, 1), (3, 31, 8), (2, 256, 256), (5, 257, 64), (4, 1033, 1033), (70, 20, 5)]
+    {
+        let [a, b] = [(); 2].map(|()| uniform(&mut stream, rows * cols, -1.0, 1.0));
+        let groups = cols.div_ceil(width);
+        let arguments = [
+            size(rows),
+            size(cols),
+            size(width),
+            size(groups),
+            input(&a),
+            input(&b),
+            wide(vec![f64::NAN; rows * groups]),
+        ];
+        let got = f64s(family.outputs("run_dots", &by_warps(rows * groups), &arguments).remove(0));
+        let lines = a.chunks_exact(cols).zip(b.chunks_exact(cols));
+        let want: Vec<f64> = lines.flat_map(|(a, b)| cpu::run_dots(a, b, width)).collect();
+        for (at, (got, want)) in got.iter().zip(&want).enumerate() {
+            assert!(
+                (got - want).abs() <= SUM_ERROR_MAX * width as f64,
+                "[{rows}, {cols}] {at}: {got} for {want}"
+            );
+        }
+    }
+}

@@ -144,9 +144,8 @@ fn the_step_in_half_precision_is_the_reference_step() {
             let (by_row, by_column) = (powers(&mut stream, rows, 6, 12), powers(&mut stream, cols, -4, 5));
             let scale = |i: usize, row: &dyn Fn(f32) -> f32| row(by_row[i / cols]) * by_column[i % cols];
             // A product whose scaled value is the gradient, exactly.
-            let product: Vec<f32> = (0..rows * cols)
-                .map(|i| w.gradient[i] / scale(i, &|by| 1.0 / by))
-                .collect();
+            let product: Vec<f32> =
+                (0..rows * cols).map(|i| w.gradient[i] / scale(i, &|by| 1.0 / by)).collect();
             let mut arguments = vec![size(rows), size(cols), input(&product), input(&w.target), input(&w.lo)];
             arguments.extend([input(&w.delta), input(&by_row), input(&by_column)]);
             arguments.extend([state(&w.v), state(&w.m1), state(&w.m2)]);
@@ -217,8 +216,10 @@ fn rows_get_the_scales_that_the_cpu_gives_them() {
         }
         let each = lo.chunks_exact(cols).zip(delta.chunks_exact(cols));
         let want: Vec<f32> = each.map(|(lo, delta)| cpu::row_scale(lo, delta, &by_column)).collect();
-        let grids = [rows + 1, rows.div_ceil(3)].map(|x| Grid { blocks: [x as u32, 1, 1], threads: [256, 1, 1] });
-        let arguments = [size(rows), size(cols), input(&lo), input(&delta), input(&by_column), poisoned(rows)];
+        let grids =
+            [rows + 1, rows.div_ceil(3)].map(|x| Grid { blocks: [x as u32, 1, 1], threads: [256, 1, 1] });
+        let arguments =
+            [size(rows), size(cols), input(&lo), input(&delta), input(&by_column), poisoned(rows)];
         let got = family.outputs("row_scales", &grids, &arguments).remove(0);
         assert_same(&format!("[{rows}, {cols}]"), &got.f32(), &want);
     }
@@ -393,7 +394,7 @@ fn a_nan_residual_flips_nothing_and_large_counts_do_not_wrap() {
 }
 
 #[test]
-fn rows_are_filled_gathered_and_mirrored_as_on_the_cpu() {
+fn rows_are_filled_gathered_scaled_copied_and_mirrored_as_on_the_cpu() {
     let (Some(family), mut stream) = (&*ROWS, fresh()) else { return };
     for len in [1, 3, 4, 5, 1021, 1024] {
         let filled =
@@ -409,6 +410,22 @@ fn rows_are_filled_gathered_and_mirrored_as_on_the_cpu() {
         let arguments = [size(count), size(width), input(&source), indices(&chosen), poisoned(count * width)];
         let got = family.outputs("gather_rows", &by_rows(count), &arguments).remove(0);
         assert_same(&format!("gather [{count}, {width}]"), &got.f32(), &want);
+    }
+    for (rows, width) in [(1, 1), (5, 3), (9, 4), (7, 128), (33, 300)] {
+        let source = uniform(&mut stream, rows * width, -1.0, 1.0);
+        let by = uniform(&mut stream, rows, -3.0, 3.0);
+        let mut want = Cpu.zeros(rows * width).unwrap();
+        Cpu.scale_rows(width, &by, &Cpu.upload(&source).unwrap(), &mut want).unwrap();
+        let arguments = [size(rows), size(width), input(&source), input(&by), poisoned(rows * width)];
+        let got = family.outputs("scale_rows", &by_rows(rows), &arguments).remove(0);
+        assert_same(&format!("scale [{rows}, {width}]"), &got.f32(), &want);
+        let old = uniform(&mut stream, rows * width, -1.0, 1.0);
+        let chosen: Vec<u32> = (0..rows as u32).filter(|row| row % 3 != 1).collect();
+        let mut want = Cpu.upload(&old).unwrap();
+        Cpu.copy_rows(width, &chosen, &Cpu.upload(&source).unwrap(), &mut want).unwrap();
+        let arguments = [size(chosen.len()), size(width), input(&source), indices(&chosen), state(&old)];
+        let got = family.outputs("copy_rows", &by_rows(chosen.len()), &arguments).remove(0);
+        assert_same(&format!("copy [{rows}, {width}]"), &got.f32(), &want);
     }
     for k in [1, 2, 31, 32, 33, 67, 96, 101] {
         let g = uniform(&mut stream, k * k, -1.0, 1.0);

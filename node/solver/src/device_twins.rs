@@ -52,6 +52,8 @@ fn find<D: Device>(device: &D, fixture: &Fixture, view: GramView<'_>) -> Found {
     let mut workspace = Workspace::new();
     let arrays = workspace.arrays(device, fixture.rows, fixture.cols).unwrap();
     let quadratic = Quadratic::new(device, &problem, &prepared, view, &cells, &settings, arrays).unwrap();
+    let mut linear = vec![0.0; fixture.rows * fixture.cols];
+    device.download(&arrays.linear, &mut linear).unwrap();
     let nearest = &cells.nearest_up;
     let other: Vec<f32> =
         nearest.iter().enumerate().map(|(at, up)| if at % 5 == 0 { 1.0 - up } else { *up }).collect();
@@ -64,7 +66,7 @@ fn find<D: Device>(device: &D, fixture: &Fixture, view: GramView<'_>) -> Found {
         squares: prepared.squares.clone(),
         gap_norm,
         gap_is_zero: prepared.gap_is_zero,
-        linear: quadratic.linear.clone(),
+        linear,
         sums: [(0..4).map(|row| quadratic.full(row, 0.0, 1.0)).sum(), quadratic.signal(1.0)],
         differences,
     }

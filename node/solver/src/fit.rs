@@ -50,28 +50,31 @@ pub fn solve_fitted<D: Device>(
     watch(Step::Measure);
     let mut best = Fit { encodings, q: solution.q };
     let mut reached = best.values(device, settings, &cells, &quadratic, None, arrays)?.1;
+    let all: Vec<u32> = (0..problem.rows as u32).collect();
+    device.copy_rows(problem.cols, &all, &arrays.product, &mut arrays.kept)?;
     for _ in 0..settings.scale_fits {
         watch(Step::Fit);
-        let encodings = best.proposal(device, &quadratic, &reached.product, stored, arrays)?;
+        let encodings = best.proposal(device, &quadratic, stored, arrays)?;
         let mut next = Fit { encodings, q: best.q.clone() };
         watch(Step::Regrid);
         cells.renew(problem.w, &next.encodings, &prepared.dead);
         quadratic.regrid(&cells, problem, settings);
         let (q, fitted) = next.values(device, settings, &cells, &quadratic, Some(watch), arrays)?;
         next.q = q;
-        let better = |row: &usize| {
-            let (new, old) = (fitted.values[*row], reached.values[*row]);
+        let better = |row: usize| {
+            let (new, old) = (fitted.values[row], reached.values[row]);
             new.damped < old.damped && new.plain + new.uncertainty < old.plain - old.uncertainty
         };
-        let rows: Vec<usize> = (0..problem.rows).filter(better).collect();
+        let rows: Vec<u32> = all.iter().copied().filter(|row| better(*row as usize)).collect();
         if rows.is_empty() {
             break;
         }
-        for row in rows {
+        for row in rows.iter().map(|row| *row as usize) {
             best.take_row(row, &next);
-            reached.take_row(row, problem.cols, &fitted);
+            reached.take_row(row, &fitted);
         }
         // A row's product does not depend on the others': nothing has to be multiplied again.
+        device.copy_rows(problem.cols, &rows, &arrays.product, &mut arrays.kept)?;
         quadratic.unit.clone_from(&reached.unit);
     }
     finite("objective", reached.values.iter().map(|value| value.damped), problem)?;
@@ -83,21 +86,17 @@ pub fn solve_fitted<D: Device>(
     Ok((best.encodings, Solution { q: best.q, report }))
 }
 
-/// What a grid's integers reach, row by row.
+/// What a grid's integers reach, row by row; `errors * H` in row units is on the device.
 struct Reached {
     values: Vec<RowValue>,
-    /// `errors * H`, `[rows, cols]`, in row units.
-    product: Vec<f32>,
     /// The row units.
     unit: Vec<f32>,
 }
 
 impl Reached {
-    fn take_row(&mut self, row: usize, cols: usize, from: &Self) {
+    fn take_row(&mut self, row: usize, from: &Self) {
         self.values[row] = from.values[row];
         self.unit[row] = from.unit[row];
-        let line = row * cols..(row + 1) * cols;
-        self.product[line.clone()].copy_from_slice(&from.product[line]);
     }
 }
 
@@ -108,7 +107,8 @@ struct Fit {
 }
 
 impl Fit {
-    /// Puts the integers on the device and, with `watch`, refines them; returns them and what they reach.
+    /// Puts the integers on the device and, with `watch`, refines them; returns them and what they reach, whose errors' product
+    /// with H it leaves in `arrays.product`.
     fn values<D: Device>(
         &self,
         device: &D,
@@ -123,33 +123,32 @@ impl Fit {
         if let Some(watch) = watch {
             refine::refine(device, quadratic, settings.refine_sweeps, &mut up, arrays, watch)?;
         }
-        let (values, product) = quadratic.evaluate_with_product(device, &up, arrays)?;
-        Ok((cells.integers(&up), Reached { values, product, unit: quadratic.unit.clone() }))
+        let values = quadratic.evaluate(device, &up, arrays)?;
+        Ok((cells.integers(&up), Reached { values, unit: quadratic.unit.clone() }))
     }
 
-    /// The encodings with the best scales for the integers, row by row; `product` is what `values` said.
+    /// The encodings with the best scales for the integers, row by row; their errors' product with H is in `arrays.kept`.
     fn proposal<D: Device>(
         &self,
         device: &D,
         quadratic: &Quadratic<'_, D::Buffer>,
-        product: &[f32],
         stored: ScaleType,
         arrays: &mut Arrays<D::Buffer>,
     ) -> Result<Encodings, DeviceError> {
-        let (rows, groups) = (quadratic.rows, self.encodings.groups_per_row());
-        let levels = self.levels();
-        let mut pull = vec![0.0; rows * groups];
-        for (row, pull) in pull.chunks_exact_mut(groups).enumerate() {
-            let [levels, product, linear] =
-                [&levels, product, &quadratic.linear].map(|matrix| quadratic.row(matrix, row));
-            pull_of(levels, product, linear, quadratic.inverse_unit(row), self.encodings.group_cols(), pull);
-        }
+        let (rows, cols) = (quadratic.rows, quadratic.cols);
+        let (width, groups) = (self.encodings.group_cols(), self.encodings.groups_per_row());
+        let Arrays { soft: levels, product, kept, linear, .. } = arrays;
+        device.write(&self.levels(), levels)?;
+        // Half the gradient of a group's scale is its levels times `e H + d e + b`.
+        let products = device.run_dots(rows, cols, width, kept, levels)?;
+        let linears = device.run_dots(rows, cols, width, linear, levels)?;
+        let terms = products.into_iter().zip(linears).enumerate();
+        let mut pull: Vec<f64> = terms
+            .map(|(at, (product, linear))| -(product * quadratic.inverse_unit(at / groups) + linear))
+            .collect();
         // `M[g, g'] = k_g H k_g'`, lower triangles.
-        let (cols, width) = (quadratic.cols, self.encodings.group_cols());
-        let Arrays { soft, product, .. } = arrays;
-        device.write(&levels, soft)?;
         let h = &quadratic.prepared.damped;
-        let mut normal = device.normal_equations(rows, cols, width, soft, h, product)?;
+        let mut normal = device.normal_equations(rows, cols, width, levels, h, product)?;
         let mut encodings = self.encodings.clone();
         for (row, (normal, pull)) in
             normal.chunks_exact_mut(groups * groups).zip(pull.chunks_exact_mut(groups)).enumerate()
@@ -185,34 +184,6 @@ impl Fit {
         let (weights, entries) = (row * cols..(row + 1) * cols, row * groups..(row + 1) * groups);
         self.q[weights.clone()].copy_from_slice(&from.q[weights]);
         self.encodings.scale[entries.clone()].copy_from_slice(&from.encodings.scale[entries]);
-    }
-}
-
-/// Sums side by side, in a fixed order.
-const LANES: usize = 8;
-
-/// Of every group of `width` columns of a row, minus its levels times half the gradient `product / unit + linear`.
-#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2", "x86_64+avx2"))]
-fn pull_of(levels: &[f32], product: &[f32], linear: &[f32], inverse: f64, width: usize, pull: &mut [f64]) {
-    let groups = levels.chunks(width).zip(product.chunks(width)).zip(linear.chunks(width));
-    for (pull, ((levels, product), linear)) in pull.iter_mut().zip(groups) {
-        let mut sums = [0.0; LANES];
-        let whole = levels.len() - levels.len() % LANES;
-        for start in (0..whole).step_by(LANES) {
-            for lane in 0..LANES {
-                let at = start + lane;
-                let residual = f64::from(product[at]) * inverse + f64::from(linear[at]);
-                sums[lane] += f64::from(levels[at]) * residual;
-            }
-        }
-        for at in whole..levels.len() {
-            let residual = f64::from(product[at]) * inverse + f64::from(linear[at]);
-            sums[at - whole] += f64::from(levels[at]) * residual;
-        }
-        *pull = 0.0;
-        for sum in sums {
-            *pull -= sum;
-        }
     }
 }
 
@@ -350,8 +321,9 @@ mod tests {
         let cells = Cells::new(problem.w, &fit.encodings, &prepared.dead);
         let quadratic =
             Quadratic::new(&Cpu, &problem, &prepared, moments, &cells, &settings, arrays).unwrap();
-        let (_, reached) = fit.values(&Cpu, &settings, &cells, &quadratic, None, arrays).unwrap();
-        let proposal = fit.proposal(&Cpu, &quadratic, &reached.product, ScaleType::F32, arrays).unwrap();
+        fit.values(&Cpu, &settings, &cells, &quadratic, None, arrays).unwrap();
+        Cpu.copy_rows(24, &[0, 1, 2], &arrays.product, &mut arrays.kept).unwrap();
+        let proposal = fit.proposal(&Cpu, &quadratic, ScaleType::F32, arrays).unwrap();
         for row in 0..3 {
             let best = objective(&fixture, &proposal, &fit.q, row);
             for group in 0..3 {

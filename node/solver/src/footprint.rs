@@ -14,7 +14,7 @@ pub struct Footprint {
 }
 
 /// Arrays `[rows, cols]` of a chunk; see [`crate::Workspace`].
-const ARRAYS: u64 = 8;
+const ARRAYS: u64 = 10;
 /// What differences, comparisons in f64 and products work in, at most, whatever the shape.
 const WORKING: u64 = 128 << 20;
 
@@ -51,10 +51,12 @@ mod tests {
         let settings = Settings { start: Start::Nearest, scale_fits: 0, ..Settings::default() };
         let (rows, cols) = (3, 300);
         let mut workspace = Workspace::<CpuBuffer>::new();
-        let Arrays { low, delta, target, soft, product, v, m1, m2, flips, host: _ } =
+        let Arrays { low, delta, linear, target, soft, product, v, m1, m2, kept, flips, host: _ } =
             workspace.arrays(&Cpu, rows, cols).unwrap();
-        let held: usize =
-            [low, delta, target, soft, product, v, m1, m2, flips].iter().map(|array| array.len() * 4).sum();
+        let held: usize = [low, delta, linear, target, soft, product, v, m1, m2, kept, flips]
+            .iter()
+            .map(|array| array.len() * 4)
+            .sum();
         let working = 300 * 300 * 4 * 4;
         let of = |differs, settings: &Settings| footprint(rows, cols, 2, differs, settings);
         assert_eq!(of(false, &settings), Footprint { shared: 360_000, chunk: held as u64 + working });

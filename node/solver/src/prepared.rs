@@ -58,14 +58,12 @@ pub(crate) struct OnDevice<B> {
     g: Option<B>,
 }
 
-/// Weights times what the objective is made of, `[rows, cols]` each.
+/// What the objective is made of besides the linear term, of each row.
 pub(crate) struct Terms {
-    /// `w (H - C)`.
-    pub(crate) gap: Vec<f32>,
-    /// `w (G - C)`, unless it is the same.
-    pub(crate) excess: Option<Vec<f32>>,
-    /// `w G`.
-    pub(crate) energy: Vec<f32>,
+    /// `w (H - 2 C + G) w'`.
+    pub(crate) constant: Vec<f64>,
+    /// `w G w'`.
+    pub(crate) energy: Vec<f64>,
 }
 
 impl<B: Send + Sync> Prepared<B> {
@@ -204,7 +202,7 @@ impl<B: Send + Sync> Prepared<B> {
         halfstep_compute::Moments { matrix: &self.damped, diagonal: Some(&rest.diagonal) }
     }
 
-    /// Weights `w: [rows, cols]` times differences of the statistics; `moments` are those that this was made from.
+    /// Puts the linear term of weights `w: [rows, cols]` in `arrays.linear`; `moments` are those that this was made from.
     pub(crate) fn weights_times<D: Device<Buffer = B>>(
         &self,
         device: &D,
@@ -213,42 +211,63 @@ impl<B: Send + Sync> Prepared<B> {
         moments: GramView<'_>,
         arrays: &mut Arrays<B>,
     ) -> Result<Terms, DeviceError> {
-        let Some(rest) = &self.device else { return Ok(self.weights_times_host(w, rows, moments)) };
         let cols = self.cols;
-        device.write(w, &mut arrays.soft)?;
+        let Some(rest) = &self.device else {
+            return self.weights_times_host(device, w, rows, moments, arrays);
+        };
+        let Arrays { soft, product, linear, host, .. } = arrays;
+        device.write(w, soft)?;
         let h = self.undamped(rest);
         let g = rest.g.as_ref().map(|g| halfstep_compute::Moments { matrix: g, diagonal: None });
-        let Arrays { soft, product, .. } = arrays;
-        let mut times = |plus, minus: Option<&B>, sign: f32| {
-            let mut host = vec![0.0; rows * cols];
-            device.multiply_moments(rows, cols, soft, plus, minus, product)?;
-            device.download(product, &mut host)?;
-            host.iter_mut().for_each(|value| *value *= sign);
-            Ok::<_, DeviceError>(host)
-        };
         let gap = match &rest.c {
-            None => vec![0.0; rows * cols],
-            Some(c) => times(h, Some(c), 1.0)?,
+            None => {
+                zero(device, rows * cols, host, linear)?;
+                vec![0.0; rows]
+            }
+            Some(c) => {
+                device.multiply_moments(rows, cols, soft, h, Some(c), linear)?;
+                device.run_dots(rows, cols, cols, linear, soft)?
+            }
+        };
+        let mut dots = |plus, minus: Option<&B>, sign: f64| {
+            device.multiply_moments(rows, cols, soft, plus, minus, product)?;
+            let dots = device.run_dots(rows, cols, cols, product, soft)?;
+            Ok::<_, DeviceError>(dots.into_iter().map(|dot| sign * dot).collect::<Vec<f64>>())
         };
         let excess = match (&rest.g, g, &rest.c) {
-            (Some(_), Some(plus), Some(c)) => Some(times(plus, Some(c), 1.0)?),
+            (Some(_), Some(plus), Some(c)) => Some(dots(plus, Some(c), 1.0)?),
             // C is H, whose own diagonal only the first of a difference can have.
-            (Some(g), ..) => Some(times(h, Some(g), -1.0)?),
+            (Some(g), ..) => Some(dots(h, Some(g), -1.0)?),
             _ => None,
         };
-        Ok(Terms { gap, excess, energy: times(g.unwrap_or(h), None, 1.0)? })
+        Ok(Terms { energy: dots(g.unwrap_or(h), None, 1.0)?, constant: constant(gap, excess) })
     }
 
-    fn weights_times_host(&self, w: &[f32], rows: usize, moments: GramView<'_>) -> Terms {
-        let GramView { h, c, g_energy, .. } = moments;
-        let times = |plus: &[f32], minus: Option<&[f32]>| {
-            let mut out = vec![0.0; rows * self.cols];
-            cpu::multiply_moments(rows, self.cols, w, plus, minus, &mut out);
-            out
+    fn weights_times_host<D: Device<Buffer = B>>(
+        &self,
+        device: &D,
+        w: &[f32],
+        rows: usize,
+        moments: GramView<'_>,
+        arrays: &mut Arrays<B>,
+    ) -> Result<Terms, DeviceError> {
+        let (GramView { h, c, g_energy, .. }, cols) = (moments, self.cols);
+        let Arrays { linear, host, .. } = arrays;
+        let mut times = |plus: &[f32], minus: Option<&[f32]>, keep: Option<&mut B>| {
+            host.resize(rows * cols, 0.0);
+            cpu::multiply_moments(rows, cols, w, plus, minus, host);
+            if let Some(keep) = keep {
+                device.write(host, keep)?;
+            }
+            Ok::<_, DeviceError>(cpu::run_dots(host, w, cols).collect::<Vec<f64>>())
         };
-        let gap = if self.gap_is_zero { vec![0.0; rows * self.cols] } else { times(h, Some(c)) };
-        let excess = g_energy.map(|g| times(g, Some(c)));
-        Terms { gap, excess, energy: times(g_energy.unwrap_or(h), None) }
+        let excess = g_energy.map(|g| times(g, Some(c), None)).transpose()?;
+        let energy = times(g_energy.unwrap_or(h), None, None)?;
+        let gap = if self.gap_is_zero { vec![0.0; rows] } else { times(h, Some(c), Some(&mut *linear))? };
+        if self.gap_is_zero {
+            zero(device, rows * cols, host, linear)?;
+        }
+        Ok(Terms { constant: constant(gap, excess), energy })
     }
 
     /// The factor that GPTQ's order needs; `h` is what this was made from. Whoever comes while it is made waits for it.
@@ -302,6 +321,24 @@ impl<B: Send + Sync> Prepared<B> {
             _ => Err(SolveError::Unprepared),
         }
     }
+}
+
+/// `w (H - C) w' + w (G - C) w'`, where the second is the first if there is no G.
+fn constant(gap: Vec<f64>, excess: Option<Vec<f64>>) -> Vec<f64> {
+    let excess = excess.unwrap_or_else(|| gap.clone());
+    gap.into_iter().zip(excess).map(|(gap, excess)| gap + excess).collect()
+}
+
+/// `len` zeros.
+fn zero<D: Device>(
+    device: &D,
+    len: usize,
+    host: &mut Vec<f32>,
+    to: &mut D::Buffer,
+) -> Result<(), DeviceError> {
+    host.clear();
+    host.resize(len, 0.0);
+    device.write(host, to)
 }
 
 /// Where statistics lie in memory and how long they are: enough to notice when they are others.

@@ -9,9 +9,7 @@
 //!
 //! Not here: refinement, the guard, the samples objective.
 
-use halfstep_compute::{
-    Device, DeviceError, LearnBuffers, MatMut, MatRef, Product, RowTerms, StepArgs, cpu,
-};
+use halfstep_compute::{Device, DeviceError, LearnBuffers, MatMut, MatRef, Product, RowTerms, StepArgs, cpu};
 
 use crate::grid::Cells;
 use crate::prepared::{Prepared, Terms};
@@ -19,7 +17,7 @@ use crate::problem::GramView;
 use crate::workspace::{Arrays, Step, Watch};
 use crate::{RowProblem, Settings, schedule};
 
-/// Host side of the quadratic.
+/// Host side of the quadratic, whose linear term is in the arrays it was made with.
 #[derive(Debug)]
 pub(crate) struct Quadratic<'a, B> {
     pub(crate) rows: usize,
@@ -27,8 +25,6 @@ pub(crate) struct Quadratic<'a, B> {
     pub(crate) moments: GramView<'a>,
     pub(crate) prepared: &'a Prepared<B>,
     w: &'a [f32],
-    /// `w (H - C)`, `[rows, cols]`, plain units.
-    pub(crate) linear: Vec<f32>,
     /// `unit[row]`: device values are plain values times this.
     pub(crate) unit: Vec<f32>,
     /// `k` of each row.
@@ -82,23 +78,17 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
         arrays: &mut Arrays<B>,
     ) -> Result<Self, DeviceError> {
         let (rows, cols) = (problem.rows, problem.cols);
-        let Terms { gap: linear, excess, energy } =
-            prepared.weights_times(device, problem.w, rows, moments, arrays)?;
-        let constant = row_dots(&linear, problem.w, cols);
-        let excess = row_dots(excess.as_ref().unwrap_or(&linear), problem.w, cols);
-        let constant = constant.iter().zip(excess).map(|(a, b)| a + b).collect();
-        let energy = row_dots(&energy, problem.w, cols);
+        let Terms { constant, energy } = prepared.weights_times(device, problem.w, rows, moments, arrays)?;
         Ok(Self {
             rows,
             cols,
             moments,
             prepared,
             w: problem.w,
-            linear,
             unit: units(cells, &prepared.squares, rows, cols, problem.output_scale, settings.normalize),
             constant,
             energy,
-            weight_norm: row_dots(problem.w, problem.w, cols).into_iter().map(f64::sqrt).collect(),
+            weight_norm: cpu::run_dots(problem.w, problem.w, cols).map(f64::sqrt).collect(),
         })
     }
 
@@ -113,29 +103,26 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
         values.iter().enumerate().map(|(row, value)| self.full(row, value.plain, output_scale)).sum()
     }
 
-    /// Puts the chunk on the device: low, delta, target.
+    /// Puts the chunk on the device: low, delta, target. Uses `soft` and `product` as scratch.
     pub(crate) fn load<D: Device<Buffer = B>>(
         &self,
         device: &D,
         cells: &Cells,
         arrays: &mut Arrays<B>,
     ) -> Result<(), DeviceError> {
-        let Arrays { low, delta, target, host, .. } = arrays;
-        for (values, sign, to) in
-            [(&cells.low, 1.0, low), (&cells.delta, 1.0, delta), (&self.linear, -1.0, target)]
-        {
-            self.in_units(values, sign, host);
-            device.write(host, to)?;
-        }
-        Ok(())
+        let Arrays { low, delta, linear, target, soft, product, .. } = arrays;
+        device.write(&cells.low, soft)?;
+        device.scale_rows(self.cols, &self.unit, soft, low)?;
+        device.write(&cells.delta, product)?;
+        device.scale_rows(self.cols, &self.unit, product, delta)?;
+        let minus: Vec<f32> = self.unit.iter().map(|unit| -unit).collect();
+        device.scale_rows(self.cols, &minus, linear, target)
     }
 
-    /// `out = values * unit[row] * sign`.
-    fn in_units(&self, values: &[f32], sign: f32, out: &mut Vec<f32>) {
-        out.clear();
-        for (line, unit) in values.chunks_exact(self.cols).zip(&self.unit) {
-            out.extend(line.iter().map(|value| value * unit * sign));
-        }
+    /// `values * unit[row]`.
+    fn in_units(&self, values: &[f32]) -> Vec<f32> {
+        let lines = values.chunks_exact(self.cols).zip(&self.unit);
+        lines.flat_map(|(line, unit)| line.iter().map(move |value| value * unit)).collect()
     }
 
     /// `product = errors * H` on the device, for errors in `soft`, to be compared or carried along.
@@ -184,19 +171,6 @@ impl<'a, B: Send + Sync> Quadratic<'a, B> {
         let sums =
             device.row_sums(self.rows, self.cols, RowTerms { errors, product, target, roots, gaps })?;
         Ok(sums.into_iter().enumerate().map(|(row, sums)| self.row_value(row, sums)).collect())
-    }
-
-    /// [`Self::evaluate`], and the errors' product with H in row units.
-    pub(crate) fn evaluate_with_product<D: Device<Buffer = B>>(
-        &self,
-        device: &D,
-        up: &[f32],
-        arrays: &mut Arrays<B>,
-    ) -> Result<(Vec<RowValue>, Vec<f32>), DeviceError> {
-        let values = self.evaluate(device, up, arrays)?;
-        let mut product = vec![0.0; self.rows * self.cols];
-        device.download(&arrays.product, &mut product)?;
-        Ok((values, product))
     }
 
     pub(crate) fn row<'b>(&self, matrix: &'b [f32], row: usize) -> &'b [f32] {
@@ -314,10 +288,7 @@ impl<B: Send + Sync> Quadratic<'_, B> {
         cells: &Cells,
         arrays: &mut Arrays<B>,
     ) -> Result<(), DeviceError> {
-        let (mut low, mut delta) = (Vec::new(), Vec::new());
-        self.in_units(&cells.low, 1.0, &mut low);
-        self.in_units(&cells.delta, 1.0, &mut delta);
-        begin(device, start, &low, &delta, arrays)
+        begin(device, start, &self.in_units(&cells.low), &self.in_units(&cells.delta), arrays)
     }
 }
 
@@ -339,11 +310,6 @@ fn units(
         if unit.is_normal() { unit } else { 1.0 }
     };
     if normalize { (0..rows).map(unit).collect() } else { vec![output_scale.abs(); rows] }
-}
-
-fn row_dots(a: &[f32], b: &[f32], cols: usize) -> Vec<f64> {
-    let dot = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-    a.chunks_exact(cols).zip(b.chunks_exact(cols)).map(dot).collect()
 }
 
 #[cfg(test)]

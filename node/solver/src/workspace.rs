@@ -11,6 +11,8 @@ pub(crate) struct Arrays<B> {
     pub(crate) low: B,
     /// Scales, in row units; 0: fixed.
     pub(crate) delta: B,
+    /// The linear term `w (H - C)`, plain units.
+    pub(crate) linear: B,
     /// Minus the linear term, in row units.
     pub(crate) target: B,
     /// Soft errors.
@@ -22,6 +24,8 @@ pub(crate) struct Arrays<B> {
     /// Adam's moments.
     pub(crate) m1: B,
     pub(crate) m2: B,
+    /// While scales are fitted, each row's best `errors * h`.
+    pub(crate) kept: B,
     /// Flips of one block, `[rows, REFINE_BLOCK]`.
     pub(crate) flips: B,
     /// What goes to the device and comes from it, on the host: a fresh array of this size costs more than filling it.
@@ -33,12 +37,14 @@ impl<B> Arrays<B> {
         Ok(Self {
             low: device.zeros(size.area)?,
             delta: device.zeros(size.area)?,
+            linear: device.zeros(size.area)?,
             target: device.zeros(size.area)?,
             soft: device.zeros(size.area)?,
             product: device.zeros(size.area)?,
             v: device.zeros(size.area)?,
             m1: device.zeros(size.area)?,
             m2: device.zeros(size.area)?,
+            kept: device.zeros(size.area)?,
             flips: device.zeros(size.flips)?,
             host: Vec::new(),
         })

@@ -229,6 +229,53 @@ impl Device for Cpu {
         Ok(lines.map(|((e, product), target)| cpu::row_sums(e, product, target, roots, gaps)).collect())
     }
 
+    fn run_dots(
+        &self,
+        rows: usize,
+        cols: usize,
+        width: usize,
+        a: &CpuBuffer,
+        b: &CpuBuffer,
+    ) -> Result<Vec<f64>, DeviceError> {
+        let (a, b) = (first("dots a", a, area(rows, cols))?, first("dots b", b, area(rows, cols))?);
+        if a.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lines = a.chunks_exact(cols).zip(b.chunks_exact(cols));
+        Ok(lines.flat_map(|(a, b)| cpu::run_dots(a, b, width.max(1))).collect())
+    }
+
+    fn scale_rows(
+        &self,
+        cols: usize,
+        by: &[f32],
+        source: &CpuBuffer,
+        out: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
+        let len = area(by.len(), cols);
+        let (source, out) = (first("scale source", source, len)?, first_mut("scale out", out, len)?);
+        let lines = out.chunks_exact_mut(cols.max(1)).zip(source.chunks_exact(cols.max(1)));
+        for ((out, source), by) in lines.zip(by) {
+            out.iter_mut().zip(source).for_each(|(out, value)| *out = value * by);
+        }
+        Ok(())
+    }
+
+    fn copy_rows(
+        &self,
+        cols: usize,
+        indices: &[u32],
+        source: &CpuBuffer,
+        out: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
+        let limit = source.len().min(out.len()) / cols.max(1);
+        for &index in indices {
+            let row = shape::row("copied row", index, limit)? * cols;
+            out[row..row + cols].copy_from_slice(&source[row..row + cols]);
+        }
+        Ok(())
+    }
+
     fn gather_rows(
         &self,
         source: &CpuBuffer,

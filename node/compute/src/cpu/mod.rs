@@ -36,7 +36,7 @@ pub use host::{Host, HostChoice, HostLane};
 pub use isa::{Isa, isa};
 pub use moments::{column_gaps, exact_differences, multiply_moments, normal_equations};
 pub use norm::{layer_norm, rms_norm};
-pub use objective::{rounding_errors, row_sums};
+pub use objective::{rounding_errors, row_sums, run_dots};
 pub use plane::{PLANE_BLOCK, factor_block, plane_block};
 pub use product::{matmul, matmul_made, matmul_nt, matmul_tn};
 pub use refine::{REFINE_BLOCK, refine_block, refine_rows};

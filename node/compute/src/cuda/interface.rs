@@ -316,6 +316,37 @@ impl Device for Cuda {
         self.sums_of_rows(rows, cols, terms)
     }
 
+    fn run_dots(
+        &self,
+        rows: usize,
+        cols: usize,
+        width: usize,
+        a: &CudaBuffer,
+        b: &CudaBuffer,
+    ) -> Result<Vec<f64>, DeviceError> {
+        self.dots_of_runs((rows, cols), width, a, b)
+    }
+
+    fn scale_rows(
+        &self,
+        cols: usize,
+        by: &[f32],
+        source: &CudaBuffer,
+        out: &mut CudaBuffer,
+    ) -> Result<(), DeviceError> {
+        self.scaled_rows(cols, by, source, out)
+    }
+
+    fn copy_rows(
+        &self,
+        cols: usize,
+        indices: &[u32],
+        source: &CudaBuffer,
+        out: &mut CudaBuffer,
+    ) -> Result<(), DeviceError> {
+        self.copied_rows(cols, indices, source, out)
+    }
+
     fn gather_rows(
         &self,
         source: &CudaBuffer,
@@ -578,7 +609,7 @@ impl Cuda {
     }
 
     /// Puts indices on the device; where they are until the next call.
-    fn place_indices(&self, scratch: &mut Scratch, indices: &[u32]) -> Result<u64, DeviceError> {
+    pub(super) fn place_indices(&self, scratch: &mut Scratch, indices: &[u32]) -> Result<u64, DeviceError> {
         self.grow(&mut scratch.indices, indices.len())?;
         self.stream.memcpy_htod(indices, &mut scratch.indices).map_err(|error| self.driver(error))?;
         Ok(scratch.indices.device_ptr(&self.stream).0)

@@ -106,11 +106,14 @@ pub(super) enum Kernel {
     RoundingErrors,
     RowSums,
     SearchGrids,
+    CopyRows,
+    ScaleRows,
+    RunDots,
 }
 
 impl Kernel {
     /// In the order of their numbers.
-    pub(super) const ALL: [Self; 48] = [
+    pub(super) const ALL: [Self; 51] = [
         Self::StepDifference,
         Self::StepGiven,
         Self::StepHalves,
@@ -159,6 +162,9 @@ impl Kernel {
         Self::RoundingErrors,
         Self::RowSums,
         Self::SearchGrids,
+        Self::CopyRows,
+        Self::ScaleRows,
+        Self::RunDots,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -211,6 +217,9 @@ impl Kernel {
             Self::RoundingErrors => "rounding_errors",
             Self::RowSums => "row_sums",
             Self::SearchGrids => "search_grids",
+            Self::CopyRows => "copy_rows",
+            Self::ScaleRows => "scale_rows",
+            Self::RunDots => "run_dots",
         }
     }
 
@@ -228,7 +237,7 @@ impl Kernel {
             | Self::RefineRows29696
             | Self::RefineBlock
             | Self::SumCounts => FILES[1],
-            Self::GatherRows | Self::MirrorLower => FILES[2],
+            Self::GatherRows | Self::MirrorLower | Self::CopyRows | Self::ScaleRows => FILES[2],
             Self::ActivationResidual | Self::Gate | Self::Activate => FILES[3],
             Self::RmsNorm | Self::LayerNorm => FILES[4],
             Self::Rotate => FILES[5],
@@ -238,7 +247,7 @@ impl Kernel {
             Self::FactorBlock | Self::PlaneBlock | Self::GatherColumns => FILES[9],
             Self::FixedWorst | Self::FixedAdd | Self::MaxU64 | Self::PeakBits | Self::MaxU32 => FILES[10],
             Self::Widen | Self::SubtractRows | Self::SetDiagonal | Self::ColumnGaps => FILES[11],
-            Self::DifferenceDots | Self::GroupDots => FILES[12],
+            Self::DifferenceDots | Self::GroupDots | Self::RunDots => FILES[12],
             Self::RoundingErrors | Self::RowSums => FILES[13],
             Self::SoftmaxRows => FILES[14],
             Self::SearchGrids => FILES[15],

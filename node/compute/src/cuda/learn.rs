@@ -75,8 +75,7 @@ impl Cuda {
         self.launch(kernels::scaled_halves(size, shape, soft, (by_row, by_column), errors))?;
         // H is symmetric: read as its transpose, both factors lie along the sums.
         let args = ColumnMajor::new(Product::new(rows, cols, cols), (cols, false), (cols, true), cols)?;
-        let state =
-            kernels::HalvesState { product, target, lo, delta, by_row, by_column, v, m1, m2, errors };
+        let state = kernels::HalvesState { product, target, lo, delta, by_row, by_column, v, m1, m2, errors };
         for step in steps {
             self.opened.context.bind_to_thread().map_err(|error| self.driver(error))?;
             // SAFETY: `h` holds `cols` times `cols` halves, `errors` `rows` times `cols`, `product` as many f32; the last was

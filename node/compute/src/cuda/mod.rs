@@ -40,6 +40,6 @@ pub use halves::CudaHalves;
 pub use libraries::{LibraryError, open_libraries};
 pub use nccl::{Communicator, Memory, Nccl, NcclError, Patience, Place, UniqueId};
 pub use place::CudaPlace;
-pub use search::GridSearch;
 pub use probe::{Found, Gpu, Probe, probe};
+pub use search::GridSearch;
 pub use staging::RowStaging;

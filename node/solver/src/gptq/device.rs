@@ -66,29 +66,32 @@ impl<B: Send + Sync> Lower<B> {
         Ok(Some(Self { lower, inverses, places }))
     }
 
-    /// The choice (1.0: ceil) of every weight, `[rows, n]`, of chunks' `low`, `delta` and linear term, `[rows, n]` each, in the
-    /// layer's own order of columns.
+    /// The choice (1.0: ceil) of every weight, `[rows, n]`, of chunks' `low` and `delta`, `[rows, n]` each, in the layer's own order
+    /// of columns; the linear term in `arrays` is there if it is not 0.
     pub(super) fn choose<D: Device<Buffer = B>>(
         &self,
         device: &D,
         order: &[u32],
         rows: usize,
-        (low_host, delta_host, linear): (&[f32], &[f32], &[f32]),
+        (low_host, delta_host): (&[f32], &[f32]),
+        has_linear: bool,
         arrays: &mut Arrays<B>,
     ) -> Result<Vec<f32>, DeviceError> {
         let n = order.len();
-        let Arrays { low, delta, target, soft: errors, product: offset, v: up, m1: scratch, .. } = arrays;
+        let Arrays { low, delta, linear, target, soft: errors, product: offset, v: up, m1: scratch, .. } =
+            arrays;
         let mut put = |host: &[f32], out: &mut B| {
             device.write(host, scratch)?;
             device.gather_columns(scratch, rows, order, out)
         };
         put(low_host, low)?;
         put(delta_host, delta)?;
-        if linear.iter().all(|value| *value == 0.0) {
-            device.write(linear, offset)?;
-        } else {
-            put(linear, target)?;
+        if has_linear {
+            device.gather_columns(linear, rows, order, target)?;
             self.solve(device, rows, target, offset)?;
+        } else {
+            // All of it is 0.
+            device.scale_rows(n, &vec![0.0; rows], linear, offset)?;
         }
         for (start, end) in blocks(n).rev() {
             if end < n {

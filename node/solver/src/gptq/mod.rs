@@ -75,11 +75,14 @@ pub(crate) fn choose<D: Device>(
     match &factor.lower {
         None => Ok(cells.nearest_up.clone()),
         Some(Lower::Device(lower)) => {
-            lower.choose(device, order, rows, (&cells.low, &cells.delta, &quadratic.linear), arrays)
+            let linear = !quadratic.prepared.gap_is_zero;
+            lower.choose(device, order, rows, (&cells.low, &cells.delta), linear, arrays)
         }
         Some(Lower::Host(lower)) => {
             let pick = |matrix: &[f32]| permute_columns(matrix, order);
-            let (low, delta, linear) = (pick(&cells.low), pick(&cells.delta), pick(&quadratic.linear));
+            let mut linear = vec![0.0; rows * cols];
+            device.download(&arrays.linear, &mut linear)?;
+            let (low, delta, linear) = (pick(&cells.low), pick(&cells.delta), pick(&linear));
             let chosen = host::choose(lower, &low, &delta, &linear, rows, cols);
             let mut up = vec![0.0; rows * cols];
             for (line, chosen) in up.chunks_exact_mut(cols).zip(chosen.chunks_exact(cols)) {
@@ -242,8 +245,8 @@ mod tests {
             let got = choose(&Cpu, &quadratic, &cells, arrays).unwrap();
             let order = ascending_diagonal(&h, n);
             let lower = device::Lower::new(&Cpu, &prepared.damped, &order, 0.0).unwrap().unwrap();
-            let values = (&cells.low[..], &cells.delta[..], &quadratic.linear[..]);
-            let by_inverses = lower.choose(&Cpu, &order, rows, values, arrays).unwrap();
+            let values = (&cells.low[..], &cells.delta[..]);
+            let by_inverses = lower.choose(&Cpu, &order, rows, values, true, arrays).unwrap();
             let damping = f64::from(prepared.damping);
             let mut damped: Vec<f64> = h.iter().map(|value| f64::from(*value)).collect();
             damped.iter_mut().step_by(n + 1).for_each(|diagonal| *diagonal += damping);
