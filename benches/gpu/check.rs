@@ -4,8 +4,8 @@
 
 use halfstep_compute::random::Stream;
 use halfstep_compute::{
-    Activation, Cpu, Device, DeviceError, MatMut, MatRef, Product, RefineShape, RowTerms, StepArgs,
-    StepBuffers, StepGradient,
+    Activation, Cpu, Device, DeviceError, LearnBuffers, MatMut, MatRef, Product, RefineShape, RowTerms,
+    StepArgs, StepBuffers, StepGradient,
 };
 
 use crate::figures::Figures;
@@ -64,6 +64,46 @@ fn steps<D: Device>(device: &D) -> Result<Vec<f32>, DeviceError> {
         device.adaround_step(&args.at_iteration(t), buffers)?;
     }
     Ok([download(device, &v, len)?, download(device, &soft, len)?].concat())
+}
+
+/// Iterations as a solve has them, by H in whatever digits the device multiplies gradients in.
+fn learned<D: Device>(device: &D) -> Result<Vec<f32>, DeviceError> {
+    let (x, len) = (device.upload(&uniform(3, ROWS * COLS))?, ROWS * COLS);
+    let mut h = device.zeros(COLS * COLS)?;
+    device.gram(&x, ROWS, COLS, &mut h)?;
+    let whole = download(device, &h, COLS * COLS)?;
+    let diagonal: Vec<f32> = whole.iter().step_by(COLS + 1).copied().collect();
+    let steering = device.steering(COLS, &h, &diagonal)?;
+    let (lo, delta, target) =
+        (device.upload(&uniform(6, len))?, device.upload(&vec![0.5; len])?, device.zeros(len)?);
+    let mut soft = device.upload(&uniform(6, len).iter().map(|lo| lo + 0.25).collect::<Vec<_>>())?;
+    let [mut v, mut m1, mut m2, mut product] =
+        [device.zeros(len)?, device.zeros(len)?, device.zeros(len)?, device.zeros(len)?];
+    let buffers = LearnBuffers {
+        lo: &lo,
+        delta: &delta,
+        target: &target,
+        v: &mut v,
+        m1: &mut m1,
+        m2: &mut m2,
+        soft: &mut soft,
+        product: &mut product,
+    };
+    let args = StepArgs { lambda: 0.0, grad_scale: 2.0, ..StepArgs::adam(0.01) };
+    let mut steps = (1..=20).map(|t| args.at_iteration(t));
+    device.learn((ROWS, COLS), &h, steering.as_ref(), buffers, &mut steps)?;
+    download(device, &v, len)
+}
+
+/// Dots of runs, scaled rows, copied rows.
+fn rows<D: Device>(device: &D) -> Result<Vec<f32>, DeviceError> {
+    let (a, b) = (device.upload(&uniform(17, ROWS * COLS))?, device.upload(&uniform(18, ROWS * COLS))?);
+    let mut out = device.zeros(ROWS * COLS)?;
+    device.scale_rows(COLS, &uniform(19, ROWS), &a, &mut out)?;
+    device.copy_rows(COLS, &[3, 66, 0], &b, &mut out)?;
+    let mut all = download(device, &out, ROWS * COLS)?;
+    all.extend(device.run_dots(ROWS, COLS, 32, &a, &b)?.into_iter().map(|dot| dot as f32));
+    Ok(all)
 }
 
 fn refine<D: Device>(device: &D) -> Result<Vec<f32>, DeviceError> {
@@ -166,9 +206,11 @@ pub(crate) fn all<D: Device>(device: &D, figures: &mut Figures) -> Result<(), St
     one("product, rough", product(device, true), product(&Cpu, true), 2e-2)?;
     one("gram", gram(device), gram(&Cpu), 2e-5)?;
     one("adaround step, 5 iterations", steps(device), steps(&Cpu), 2e-4)?;
+    one("adaround, 20 iterations", learned(device), learned(&Cpu), 2e-2)?;
     one("refine block", refine(device), refine(&Cpu), 0.0)?;
     one("refine whole rows", swept(device), swept(&Cpu), 0.0)?;
     one("objective of rows", objective(device), objective(&Cpu), 1e-6)?;
+    one("dots, scaled and copied rows", rows(device), rows(&Cpu), 1e-6)?;
     one("gather rows", gathered(device), gathered(&Cpu), 0.0)?;
     one("activation residual", residuals(device), residuals(&Cpu), 4e-5)
 }

@@ -34,8 +34,10 @@ fn lines_of(text: &str, expected: &[&str]) {
     }
 }
 
-const KERNELS: [&str; 12] = [
+const KERNELS: [&str; 14] = [
+    "check adaround, 20 iterations",
     "check refine block",
+    "check dots, scaled and copied rows",
     "check refine whole rows",
     "check objective of rows",
     "copy on the device",

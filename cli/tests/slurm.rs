@@ -6,11 +6,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 /// Starting takes milliseconds; this is for a machine that is busy.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -105,40 +105,41 @@ fn certificates_are_made_for_the_hosts_of_a_list() {
     assert_eq!((code, stderr.starts_with("error: host list `n[3-1]`: has the range")), (2, true), "{stderr}");
 }
 
-/// A process that is killed with the test.
-struct Running(Option<Child>);
+/// A process that is killed with the test, and the file that it writes its messages to.
+struct Running(Child, NamedTempFile);
 
 impl Running {
     fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        let mut command = halfstep(arguments, variables);
-        Self(Some(command.stderr(Stdio::piped()).spawn().unwrap()))
+        let said = NamedTempFile::new().unwrap();
+        let child = halfstep(arguments, variables).stderr(said.reopen().unwrap()).spawn().unwrap();
+        Self(child, said)
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(self.1.path()).unwrap()
     }
 
     fn signal(&self, name: &str) {
-        let pid = self.0.as_ref().unwrap().id().to_string();
+        let pid = self.0.id().to_string();
         assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
     }
 
     fn end(mut self) -> (i32, String) {
-        let mut child = self.0.take().unwrap();
         let since = Instant::now();
-        while child.try_wait().unwrap().is_none() {
+        while self.0.try_wait().unwrap().is_none() {
             if since.elapsed() > LIMIT {
-                child.kill().unwrap();
+                self.0.kill().unwrap();
             }
             sleep(Duration::from_millis(10));
         }
-        let Output { status, stderr, .. } = child.wait_with_output().unwrap();
-        (status.code().unwrap(), String::from_utf8(stderr).unwrap())
+        (self.0.wait().unwrap().code().unwrap(), self.said())
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -160,6 +161,7 @@ fn told_to_stop_they_hand_back_and_ask_to_be_requeued() {
         ["node", "--slurm", "--insecure", "--threads", "1", "--device", "cpu", "--coordinator", &place];
     // The node comes first, and waits.
     let node = Running::start(&node, &slurm);
+    wait_until("the node does not wait", || node.said().contains("Waiting: "));
     let coordinator =
         ["coordinator", "--slurm", "--insecure", "--listen", "127.0.0.1:0", "--state-dir", &state];
     let coordinator = Running::start(&[&coordinator[..], &["--publish", &file]].concat(), &slurm);

@@ -12,6 +12,8 @@ mod device;
 mod learn;
 #[path = "device/moments.rs"]
 mod moments;
+#[path = "device/rows.rs"]
+mod rows;
 
 use device::cuda;
 use halfstep_compute::cuda::{Cuda, CudaBuffer};
