@@ -8,6 +8,9 @@ use halfstep_compute::{
     StepArgs, StepBuffers, StepGradient,
 };
 
+use halfstep_quant::{Granularity, GridSpec, RangeEstimator, Scheme};
+
+use crate::Timed;
 use crate::figures::Figures;
 
 const ROWS: usize = 67;
@@ -94,6 +97,14 @@ fn learned<D: Device>(device: &D) -> Result<Vec<f32>, DeviceError> {
     device.learn((ROWS, COLS), &h, steering.as_ref(), buffers, &mut steps)?;
     download(device, &v, len)
 }
+
+/// What grids are searched for.
+const GRIDS: GridSpec = GridSpec {
+    bits: 4,
+    scheme: Scheme::Asymmetric,
+    granularity: Granularity::PerGroup { group_size: 32 },
+    range: RangeEstimator::Mse,
+};
 
 /// Dots of runs, scaled rows, copied rows.
 fn rows<D: Device>(device: &D) -> Result<Vec<f32>, DeviceError> {
@@ -185,7 +196,7 @@ fn residuals<D: Device>(device: &D) -> Result<Vec<f32>, DeviceError> {
 }
 
 /// Fails at the first method that is further from the CPU than allowed.
-pub(crate) fn all<D: Device>(device: &D, figures: &mut Figures) -> Result<(), String> {
+pub(crate) fn all<D: Timed>(device: &D, figures: &mut Figures) -> Result<(), String> {
     let mut one =
         |name: &str, got: Result<Vec<f32>, DeviceError>, want: Result<Vec<f32>, DeviceError>, most: f64| {
             let (got, want) = (got.map_err(|e| e.to_string())?, want.map_err(|e| e.to_string())?);
@@ -211,6 +222,13 @@ pub(crate) fn all<D: Device>(device: &D, figures: &mut Figures) -> Result<(), St
     one("refine whole rows", swept(device), swept(&Cpu), 0.0)?;
     one("objective of rows", objective(device), objective(&Cpu), 1e-6)?;
     one("dots, scaled and copied rows", rows(device), rows(&Cpu), 1e-6)?;
+    let (w, shape) = (uniform(20, ROWS * COLS), (ROWS, COLS));
+    one(
+        "grids searched for",
+        Ok(device.search(&GRIDS, &w, shape)?),
+        Ok(Cpu.search(&GRIDS, &w, shape)?),
+        0.0,
+    )?;
     one("gather rows", gathered(device), gathered(&Cpu), 0.0)?;
     one("activation residual", residuals(device), residuals(&Cpu), 4e-5)
 }

@@ -30,9 +30,10 @@ use std::sync::Arc;
 use asked::{Asked, Part, Where};
 use figures::Figures;
 use halfstep::Halfstep;
-use halfstep_compute::cuda::{Cuda, CudaBuffer, CudaPlace, Precision, open_libraries};
+use halfstep_compute::cuda::{Cuda, CudaBuffer, CudaPlace, GridSearch, Precision, open_libraries};
 use halfstep_compute::decoder::Place;
 use halfstep_compute::{Cpu, CpuBuffer, Device, DeviceError, Host};
+use halfstep_quant::{GridSpec, MseGrids, estimate};
 
 /// So many parts of so many of the device's memory may be activations, as in a job.
 const STAYING: (usize, usize) = (2, 5);
@@ -47,6 +48,8 @@ pub(crate) trait Timed: Device {
     fn another(&self) -> Result<Self, DeviceError>
     where
         Self: Sized;
+    /// Scales, then zero points, of grids that are searched for where the device does that best.
+    fn search(&self, spec: &GridSpec, w: &[f32], shape: (usize, usize)) -> Result<Vec<f32>, String>;
     /// What runs decoders there.
     type Place: Place;
     /// The same device as a place for decoders.
@@ -64,10 +67,18 @@ impl Timed for Cpu {
     fn another(&self) -> Result<Self, DeviceError> {
         Ok(Self)
     }
+    fn search(&self, spec: &GridSpec, w: &[f32], (rows, cols): (usize, usize)) -> Result<Vec<f32>, String> {
+        let found = estimate(spec, w, rows, cols, None).map_err(|error| error.to_string())?;
+        Ok(listed(&found.scale, &found.zero_point))
+    }
     type Place = Host;
     fn place(&self) -> Result<Arc<Host>, DeviceError> {
         Ok(Arc::default())
     }
+}
+
+fn listed(scale: &[f32], zero_point: &[i32]) -> Vec<f32> {
+    scale.iter().copied().chain(zero_point.iter().map(|zero| *zero as f32)).collect()
 }
 
 impl Timed for Cuda {
@@ -79,6 +90,15 @@ impl Timed for Cuda {
     }
     fn another(&self) -> Result<Self, DeviceError> {
         self.lane()
+    }
+    fn search(&self, spec: &GridSpec, w: &[f32], (rows, cols): (usize, usize)) -> Result<Vec<f32>, String> {
+        let grids = MseGrids::new(spec, w, rows, cols, None).map_err(|error| error.to_string())?;
+        let grids = grids.ok_or("not a search by squared error")?;
+        let ((qmin, qmax), symmetric, width) = (grids.integers(), grids.is_symmetric(), grids.width());
+        let search = GridSearch { qmin, qmax, symmetric, width };
+        let found = self.search_grids((rows, cols), search, w, grids.importance());
+        let (scale, zero_point) = found.map_err(|error| error.to_string())?;
+        Ok(listed(&scale, &zero_point))
     }
     type Place = CudaPlace;
     fn place(&self) -> Result<Arc<CudaPlace>, DeviceError> {

@@ -34,10 +34,11 @@ fn lines_of(text: &str, expected: &[&str]) {
     }
 }
 
-const KERNELS: [&str; 14] = [
+const KERNELS: [&str; 15] = [
     "check adaround, 20 iterations",
     "check refine block",
     "check dots, scaled and copied rows",
+    "check grids searched for",
     "check refine whole rows",
     "check objective of rows",
     "copy on the device",

@@ -44,6 +44,7 @@ pub(crate) enum Progress {
         /// Weights not rounded to nearest, of `weights`.
         rounded_away: u64,
         weights: u64,
+        /// From the beginning of its first chunk to the end of its last.
         seconds: f64,
     },
     /// A layer stays as it is.

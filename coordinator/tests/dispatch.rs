@@ -63,6 +63,27 @@ fn solved_seconds(news: &News) -> Option<f64> {
     if let News::Solved { seconds, .. } = news { Some(*seconds) } else { None }
 }
 
+/// By the clock, from the first chunk's beginning: its slots waited for each other, so it is more than they took.
+#[test]
+fn a_layers_seconds_are_those_from_its_first_chunk_to_its_last() {
+    let mut fleet = Fleet::with_nodes(&Shape::new(1, 1), 1, 1);
+    until(&mut fleet, TaskPhase::Solve);
+    for seconds in [7, 1] {
+        assert_eq!(phases(&fleet, NodeId(0)), [TaskPhase::Solve]);
+        (0..seconds).for_each(|_| fleet.pass(1_000));
+        fleet.answer(NodeId(0), 0, true);
+    }
+    let solved: Vec<[f64; 2]> = fleet
+        .news
+        .iter()
+        .filter_map(|news| match news {
+            News::Solved { seconds, elapsed, .. } => Some([*seconds, *elapsed]),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(solved, [[2.0, 8.0]]);
+}
+
 #[test]
 fn any_number_of_nodes_does_every_task_once() {
     for propagation in [Propagation::Sequential, Propagation::Independent] {

@@ -58,7 +58,7 @@ pub enum JobEvent {
         rounded_away: u64,
         /// Weights.
         weights: u64,
-        /// Seconds of all its tasks together.
+        /// Seconds from the beginning of its first chunk to the end of its last, of the attempts that this coordinator saw succeed.
         seconds: f64,
     },
     /// A layer could not be solved and keeps its weights.

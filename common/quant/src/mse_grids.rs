@@ -15,7 +15,7 @@ pub struct MseGrids {
 }
 
 impl MseGrids {
-    /// Nothing if `spec` asks for another estimator, or for one grid of the whole matrix.
+    /// Nothing if `spec` asks for another estimator, or for one grid of the whole matrix: then nothing is looked at either.
     ///
     /// # Errors
     /// Those of [`crate::estimate`].
@@ -26,15 +26,15 @@ impl MseGrids {
         cols: usize,
         importance: Option<&[f32]>,
     ) -> Result<Option<Self>, QuantError> {
+        if spec.range != RangeEstimator::Mse || spec.granularity == Granularity::PerTensor {
+            return Ok(None);
+        }
         spec.validate()?;
         check_weights(w, rows, cols)?;
         let mut importance = match importance {
             Some(values) => normalised(values, cols)?,
             None => vec![1.0; cols],
         };
-        if spec.range != RangeEstimator::Mse || spec.granularity == Granularity::PerTensor {
-            return Ok(None);
-        }
         // Columns nobody weighs cannot be told apart.
         for run in importance.chunks_mut(width(spec, cols)) {
             if run.iter().all(|value| *value == 0.0) {

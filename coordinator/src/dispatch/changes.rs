@@ -1,6 +1,6 @@
 //! Consequences of events: queues, actions, news, and when a failed task may be tried again.
 
-use super::{Action, Attempt, AttemptEnd, Dispatch, News, Running};
+use super::{Action, Attempt, AttemptEnd, Dispatch, News, Running, Spent};
 use halfstep_work::{Change, Cost, Failure, FailureClass, LayerId, LeaseId, NodeId, TaskId, TaskPhase};
 use std::collections::BTreeMap;
 
@@ -66,7 +66,7 @@ impl Dispatch {
                 Change::Retry { task, node, failure } => self.retry(task, node, &failure),
                 Change::Revoked { lease, node, why } => self.revoked(lease, node, why, now_ms),
                 Change::DropSums { node, segment } => self.actions.push(Action::DropSums { node, segment }),
-                Change::LayerSolved(layer) => self.layer_solved(layer),
+                Change::LayerSolved(layer) => self.layer_solved(layer, now_ms),
                 Change::LayerFailed(layer) => self.layer_failed(layer),
             }
         }
@@ -136,10 +136,11 @@ impl Dispatch {
         }
     }
 
-    fn layer_solved(&mut self, layer: LayerId) {
-        let seconds = self.layer_seconds.remove(&layer).unwrap_or(0.0);
+    fn layer_solved(&mut self, layer: LayerId, now_ms: u64) {
+        let spent = self.spent.remove(&layer).unwrap_or(Spent { seconds: 0.0, since_ms: now_ms });
         let receipts = self.state.receipts(layer).unwrap_or_default();
-        self.actions.push(Action::News(News::Solved { layer, receipts, seconds }));
+        let elapsed = now_ms.saturating_sub(spent.since_ms) as f64 / 1e3;
+        self.actions.push(Action::News(News::Solved { layer, receipts, seconds: spent.seconds, elapsed }));
     }
 
     fn layer_failed(&mut self, layer: LayerId) {
@@ -161,7 +162,9 @@ impl Dispatch {
         }
         alike.push(spent);
         if let (TaskPhase::Solve, halfstep_work::Group::Solve(layer)) = (phase, group) {
-            *self.layer_seconds.entry(layer).or_default() += cost.seconds;
+            let spent = self.spent.entry(layer).or_insert(Spent { seconds: 0.0, since_ms: running.since_ms });
+            spent.seconds += cost.seconds;
+            spent.since_ms = spent.since_ms.min(running.since_ms);
         }
         let progress = self.state.progress(group);
         self.actions.push(Action::News(News::Task { phase, seconds: cost.seconds, progress }));

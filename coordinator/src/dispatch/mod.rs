@@ -57,6 +57,14 @@ struct Running {
     moved_ms: u64,
 }
 
+/// What a layer's chunks took so far.
+struct Spent {
+    /// Seconds of slots.
+    seconds: f64,
+    /// When the first of them began.
+    since_ms: u64,
+}
+
 /// See the module.
 pub struct Dispatch {
     state: JobState,
@@ -83,7 +91,8 @@ pub struct Dispatch {
     raced_ms: Option<u64>,
     /// Somebody slow was given nothing because others will be sooner.
     held_back: bool,
-    layer_seconds: BTreeMap<LayerId, f64>,
+    /// Of layers of which some chunks are solved.
+    spent: BTreeMap<LayerId, Spent>,
     alone_since_ms: Option<u64>,
     held_until_ms: u64,
     said_waiting: bool,
@@ -123,7 +132,7 @@ impl Dispatch {
             paced_ms: None,
             raced_ms: None,
             held_back: false,
-            layer_seconds: BTreeMap::new(),
+            spent: BTreeMap::new(),
             alone_since_ms: None,
             held_until_ms: 0,
             said_waiting: false,

@@ -87,6 +87,8 @@ pub enum News {
         receipts: Vec<Receipt>,
         /// Seconds of slots, all its chunks solved by this coordinator together.
         seconds: f64,
+        /// Seconds from the first of these chunks' beginning, of the attempts that succeeded, to the last one's end.
+        elapsed: f64,
     },
     /// A layer is given up and keeps its weights.
     Failed {

@@ -382,8 +382,12 @@ impl Lane {
         {
             let ((qmin, qmax), symmetric, width) = (grids.integers(), grids.is_symmetric(), grids.width());
             let search = GridSearch { qmin, qmax, symmetric, width };
-            let (scale, zero_point) = device.search_grids((rows, cols), search, w, grids.importance())?;
-            return Ok(grids.encodings(scale, zero_point)?);
+            match device.search_grids((rows, cols), search, w, grids.importance()) {
+                Ok((scale, zero_point)) => return Ok(grids.encodings(scale, zero_point)?),
+                // The CPU finds the same.
+                Err(DeviceError::OutOfMemory { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(estimate(spec, w, rows, cols, importance)?)
     }

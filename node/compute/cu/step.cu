@@ -1,6 +1,7 @@
 // The fused AdaRound iteration: gradient, rounding loss, Adam and the next soft weights in one pass over memory. Its data gradient
 // comes as f32, or as a product of half precision: errors and H are brought into its range by powers of two, one for every row
-// and every column, which change no digit. So only one rounding to 11 bits is lost, wherever a layer's inputs are large or small.
+// and every column, which change no digit. So one rounding to 11 bits is lost, wherever a layer's inputs are large or small; what is 2^28 times smaller than the largest
+// of its row, or a correlation below 2^-14, has fewer.
 //
 // Twins: `cpu::step` (cpu/step.rs), whose tolerance against f64 (5e-6) leaves room for the hardware's exponential, logarithm
 // and quotient: exp2 and log2 are within 3e-7, the quotient within 2 units in the last place. Square roots are exact. Of halves
@@ -135,11 +136,11 @@ struct Halves {
 
 template <bool ROUND>
 static __device__ __forceinline__ float renew(
-    const Step& step, float data, float lo, float delta, float scale, float& v, float& m1, float& m2) {
+    const Step& step, float data, float lo, float delta, float& v, float& m1, float& m2) {
     State state = {v, m1, m2, 0.0f};
     update<ROUND>(step, data, lo, delta, state);
     v = state.v, m1 = state.m1, m2 = state.m2;
-    return state.soft * scale;
+    return state.soft;
 }
 
 template <bool ROUND>
@@ -156,18 +157,20 @@ static __device__ __forceinline__ void pass_halves(const Halves& on, const Step&
             const float4 p = ((const float4*)on.product)[i], t = ((const float4*)on.target)[i];
             const float4 l = ((const float4*)on.lo)[i], d = ((const float4*)on.delta)[i];
             float4 v = ((float4*)on.v)[i], a = ((float4*)on.m1)[i], b = ((float4*)on.m2)[i];
-            const float x = renew<ROUND>(step, fmaf(p.x, c.x * back, -t.x), l.x, d.x, c.x * scale, v.x, a.x, b.x);
-            const float y = renew<ROUND>(step, fmaf(p.y, c.y * back, -t.y), l.y, d.y, c.y * scale, v.y, a.y, b.y);
-            const float z = renew<ROUND>(step, fmaf(p.z, c.z * back, -t.z), l.z, d.z, c.z * scale, v.z, a.z, b.z);
-            const float w = renew<ROUND>(step, fmaf(p.w, c.w * back, -t.w), l.w, d.w, c.w * scale, v.w, a.w, b.w);
+            const float x = renew<ROUND>(step, fmaf(p.x * back, c.x, -t.x), l.x, d.x, v.x, a.x, b.x);
+            const float y = renew<ROUND>(step, fmaf(p.y * back, c.y, -t.y), l.y, d.y, v.y, a.y, b.y);
+            const float z = renew<ROUND>(step, fmaf(p.z * back, c.z, -t.z), l.z, d.z, v.z, a.z, b.z);
+            const float w = renew<ROUND>(step, fmaf(p.w * back, c.w, -t.w), l.w, d.w, v.w, a.w, b.w);
             ((float4*)on.v)[i] = v, ((float4*)on.m1)[i] = a, ((float4*)on.m2)[i] = b;
-            ((uint2*)on.errors)[i] = halves_of(x, y, z, w);
+            // Factor by factor: their product may leave f32's range.
+            ((uint2*)on.errors)[i] =
+                halves_of(x * scale * c.x, y * scale * c.y, z * scale * c.z, w * scale * c.w);
         }
         for (u32 col = wide ? on.cols : first; col < on.cols; col += threads) {
             const u64 i = begin + col;
-            const float c = on.by_column[col], data = fmaf(on.product[i], c * back, -on.target[i]);
-            on.errors[i] = half_of(
-                renew<ROUND>(step, data, on.lo[i], on.delta[i], c * scale, on.v[i], on.m1[i], on.m2[i]));
+            const float c = on.by_column[col], data = fmaf(on.product[i] * back, c, -on.target[i]);
+            const float soft = renew<ROUND>(step, data, on.lo[i], on.delta[i], on.v[i], on.m1[i], on.m2[i]);
+            on.errors[i] = half_of(soft * scale * c);
         }
     }
 }

@@ -188,6 +188,8 @@ pub struct StepBuffers<'a, B> {
 /// H in the few digits that gradients need: `Q^-1 H Q^-1` in half precision; see [`cpu::scaled`].
 #[derive(Debug)]
 pub struct Steering<B> {
+    /// H's side.
+    pub(crate) cols: usize,
     /// `Q`: a power of two for every column, `[cols]`.
     pub(crate) scales: B,
     /// `[cols, cols]`, two numbers in each element.
@@ -338,7 +340,7 @@ pub trait Device: Send + Sync {
     ) -> Result<(), DeviceError>;
 
     /// `matmul` where the result only steers a search, as a gradient does: a device may round the factors to fewer
-    /// digits (TF32: 10 bits) where that is faster. Never for what is compared or reported.
+    /// digits (TF32: 11 bits) where that is faster. Never for what is compared or reported.
     fn matmul_rough(
         &self,
         product: Product,

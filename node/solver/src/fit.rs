@@ -51,7 +51,7 @@ pub fn solve_fitted<D: Device>(
     let mut best = Fit { encodings, q: solution.q };
     let mut reached = best.values(device, settings, &cells, &quadratic, None, arrays)?.1;
     let all: Vec<u32> = (0..problem.rows as u32).collect();
-    device.copy_rows(problem.cols, &all, &arrays.product, &mut arrays.kept)?;
+    device.copy_rows(problem.cols, &all, &arrays.product, &mut arrays.m1)?;
     for _ in 0..settings.scale_fits {
         watch(Step::Fit);
         let encodings = best.proposal(device, &quadratic, stored, arrays)?;
@@ -74,7 +74,7 @@ pub fn solve_fitted<D: Device>(
             reached.take_row(row, &fitted);
         }
         // A row's product does not depend on the others': nothing has to be multiplied again.
-        device.copy_rows(problem.cols, &rows, &arrays.product, &mut arrays.kept)?;
+        device.copy_rows(problem.cols, &rows, &arrays.product, &mut arrays.m1)?;
         quadratic.unit.clone_from(&reached.unit);
     }
     finite("objective", reached.values.iter().map(|value| value.damped), problem)?;
@@ -127,7 +127,7 @@ impl Fit {
         Ok((cells.integers(&up), Reached { values, unit: quadratic.unit.clone() }))
     }
 
-    /// The encodings with the best scales for the integers, row by row; their errors' product with H is in `arrays.kept`.
+    /// The encodings with the best scales for the integers, row by row; their errors' product with H is in `arrays.m1`.
     fn proposal<D: Device>(
         &self,
         device: &D,
@@ -137,7 +137,7 @@ impl Fit {
     ) -> Result<Encodings, DeviceError> {
         let (rows, cols) = (quadratic.rows, quadratic.cols);
         let (width, groups) = (self.encodings.group_cols(), self.encodings.groups_per_row());
-        let Arrays { soft: levels, product, kept, linear, .. } = arrays;
+        let Arrays { soft: levels, product, m1: kept, linear, .. } = arrays;
         device.write(&self.levels(), levels)?;
         // Half the gradient of a group's scale is its levels times `e H + d e + b`.
         let products = device.run_dots(rows, cols, width, kept, levels)?;
@@ -322,7 +322,7 @@ mod tests {
         let quadratic =
             Quadratic::new(&Cpu, &problem, &prepared, moments, &cells, &settings, arrays).unwrap();
         fit.values(&Cpu, &settings, &cells, &quadratic, None, arrays).unwrap();
-        Cpu.copy_rows(24, &[0, 1, 2], &arrays.product, &mut arrays.kept).unwrap();
+        Cpu.copy_rows(24, &[0, 1, 2], &arrays.product, &mut arrays.m1).unwrap();
         let proposal = fit.proposal(&Cpu, &quadratic, ScaleType::F32, arrays).unwrap();
         for row in 0..3 {
             let best = objective(&fixture, &proposal, &fit.q, row);

@@ -41,7 +41,8 @@ pub struct Prepared<B> {
     device: Option<OnDevice<B>>,
     /// Of the damped H; made when a solve first starts in GPTQ's order.
     factor: Mutex<Option<Arc<Factor<B>>>>,
-    /// Of the damped H; made when a solve first learns. Nothing in it: H itself is multiplied.
+    /// Of the damped H. Whether it was made, which the first solve that learns does; then what the device made, nothing if it
+    /// multiplies H itself.
     steering: Mutex<Option<Option<Arc<Steering<B>>>>>,
     /// Of samples, on the host.
     moments: Option<Moments>,

@@ -21,14 +21,12 @@ pub(crate) struct Arrays<B> {
     pub(crate) product: B,
     /// Rounding variables; in refinement the choices.
     pub(crate) v: B,
-    /// Adam's moments.
+    /// Adam's moments; while scales are fitted the first is each row's best `errors * h`.
     pub(crate) m1: B,
     pub(crate) m2: B,
-    /// While scales are fitted, each row's best `errors * h`.
-    pub(crate) kept: B,
     /// Flips of one block, `[rows, REFINE_BLOCK]`.
     pub(crate) flips: B,
-    /// What goes to the device and comes from it, on the host: a fresh array of this size costs more than filling it.
+    /// Scratch on the host: a fresh array of this size costs more than filling it.
     pub(crate) host: Vec<f32>,
 }
 
@@ -44,7 +42,6 @@ impl<B> Arrays<B> {
             v: device.zeros(size.area)?,
             m1: device.zeros(size.area)?,
             m2: device.zeros(size.area)?,
-            kept: device.zeros(size.area)?,
             flips: device.zeros(size.flips)?,
             host: Vec::new(),
         })

@@ -22,7 +22,9 @@ pub(super) fn news_event(plan: &Plan, news: News, decided: usize) -> JobEvent {
             done: progress.done,
             total: progress.total,
         },
-        News::Solved { layer, receipts, seconds } => layer_solved(plan, layer, &receipts, seconds, decided),
+        News::Solved { layer, receipts, elapsed, .. } => {
+            layer_solved(plan, layer, &receipts, elapsed, decided)
+        }
         News::Failed { layer, failure } => {
             JobEvent::LayerFailed { name: plan.layer(layer).name.clone(), cause: failure.message }
         }

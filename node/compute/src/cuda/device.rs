@@ -28,7 +28,7 @@ use crate::shape::length;
 /// How the factors of products that only steer a search, and the rows of statistics, are read; all others take all bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// TF32: 11 bits, several times faster.
+    /// 11 bits, several times faster: TF32, and half precision where H is multiplied.
     #[default]
     Tf32,
     /// All bits.
@@ -185,7 +185,7 @@ impl Cuda {
         give_back(&self.opened.context).map_err(|error| self.driver(error))
     }
 
-    /// How rows of any f32 are multiplied for statistics: as the factors of gradients are.
+    /// How rows of any f32 are multiplied for statistics: with as many bits as gradients.
     pub fn row_digits(&self) -> RowDigits {
         match self.opened.precision {
             Precision::Tf32 => RowDigits::Tf32,

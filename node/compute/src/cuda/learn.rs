@@ -41,7 +41,7 @@ impl Cuda {
         self.launch(kernels::scaled_halves(self.opened.size, shape, from, (by, by), to))?;
         self.share(&mut scales)?;
         self.share(&mut halves)?;
-        Ok(Some(Steering { scales, halves }))
+        Ok(Some(Steering { cols, scales, halves }))
     }
 
     /// See [`Device::learn`]. `soft` is where the first errors come from; later ones are kept in half precision only.
@@ -54,6 +54,10 @@ impl Cuda {
     ) -> Result<(), DeviceError> {
         let LearnBuffers { lo, delta, target, v, m1, m2, soft, product } = buffers;
         let len = area(rows, cols);
+        if steering.cols != cols {
+            let (operand, columns) = ("learn h", cols);
+            return Err(DeviceError::Stride { operand, stride: steering.cols, columns });
+        }
         let [lo, delta, target, soft] =
             [("learn lo", lo), ("learn delta", delta), ("learn target", target), ("learn soft", &*soft)]
                 .map(|(operand, buffer)| self.read(operand, buffer, len));

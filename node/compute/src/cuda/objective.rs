@@ -68,8 +68,6 @@ impl Cuda {
         let runs = area(rows, cols.div_ceil(width));
         let mut sums = self.allocate::<f64>(runs)?;
         let to = self.written("dots", &mut sums, runs)?;
-        // Fewer than all elements, whose number fits an array.
-        count("runs", runs)?;
         let shape = (count("dots rows", rows)?, count("dots columns", cols)?);
         let of_row = (count("run", width)?, count("runs", cols.div_ceil(width))?);
         self.launch(kernels::run_dots(self.opened.size, shape, of_row, from, to))?;

@@ -106,3 +106,24 @@ fn many_iterations_go_where_the_cpus_go_and_all_lanes_take_the_same_bits() {
     let moved: f32 = want.iter().map(|value| value.abs()).sum();
     assert!(moved > 0.0 && off <= 0.02 * moved, "off by {off} of {moved}");
 }
+
+#[test]
+fn what_was_made_of_another_h_is_refused() {
+    let Some(gpu) = cuda() else { return };
+    let h = gpu.zeros(64).unwrap();
+    let steering = gpu.steering(8, &h, &[1.0; 8]).unwrap();
+    let [lo, delta, target] = [(); 3].map(|()| gpu.zeros(16).unwrap());
+    let [mut v, mut m1, mut m2, mut soft, mut product] = [(); 5].map(|()| gpu.zeros(16).unwrap());
+    let buffers = LearnBuffers {
+        lo: &lo,
+        delta: &delta,
+        target: &target,
+        v: &mut v,
+        m1: &mut m1,
+        m2: &mut m2,
+        soft: &mut soft,
+        product: &mut product,
+    };
+    let refused = gpu.learn((4, 4), &h, steering.as_ref(), buffers, &mut std::iter::empty()).unwrap_err();
+    assert_eq!(refused.to_string(), "learn h: row stride 8 is smaller than the row of 4 elements");
+}

@@ -3,8 +3,11 @@
 //! Not here: the kernels one by one (`cuda_solver_kernels`, `cuda_moments_kernels`).
 
 use super::device::cuda;
+use super::uniform;
 use halfstep_compute::cuda::GridSearch;
+use halfstep_compute::random::Stream;
 use halfstep_compute::{Cpu, Device};
+use halfstep_quant::{Granularity, GridSpec, MseGrids, RangeEstimator, Scheme, estimate};
 
 const SEARCH: GridSearch = GridSearch { qmin: -8, qmax: 7, symmetric: true, width: 2 };
 
@@ -59,4 +62,24 @@ fn what_does_not_fit_is_refused_as_on_the_cpu() {
     let short = text(gpu.search_grids((2, 2), SEARCH, &[1.0; 3], &[1.0; 2]).map(drop));
     assert_eq!(short, "searched weights: buffer too short, expected at least 4 elements, actual 3");
     assert!(text(gpu.search_grids((1, 2), SEARCH, &[1.0; 2], &[1.0]).map(drop)).starts_with("importance"));
+}
+
+#[test]
+fn grids_are_those_of_the_cpu_to_the_bit() {
+    let Some(gpu) = cuda() else { return };
+    let (rows, cols) = (9, 210);
+    let mut stream = Stream::new(40, 0, 0);
+    let w = uniform(&mut stream, rows * cols);
+    let importance: Vec<f32> = uniform(&mut stream, cols).iter().map(|x| x.abs() * 5.0).collect();
+    for granularity in [Granularity::PerChannel, Granularity::PerGroup { group_size: 32 }] {
+        for (scheme, importance) in [(Scheme::Symmetric, None), (Scheme::Asymmetric, Some(&importance[..]))] {
+            let spec = GridSpec { bits: 3, scheme, granularity, range: RangeEstimator::Mse };
+            let want = estimate(&spec, &w, rows, cols, importance).unwrap();
+            let grids = MseGrids::new(&spec, &w, rows, cols, importance).unwrap().unwrap();
+            let ((qmin, qmax), symmetric, width) = (grids.integers(), grids.is_symmetric(), grids.width());
+            let search = GridSearch { qmin, qmax, symmetric, width };
+            let found = gpu.search_grids((rows, cols), search, &w, grids.importance()).unwrap();
+            assert_eq!(grids.encodings(found.0, found.1).unwrap(), want, "{scheme} {granularity}");
+        }
+    }
 }

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include <cmath>
 #include <deque>
 #include <fstream>
 #include <functional>
@@ -481,7 +482,7 @@ API int cublasGetProperty(int part, int* value) { return *value = part == 0 ? 13
 static uint32_t of_half(uint16_t half) {
     const uint32_t sign = (uint32_t)(half & 0x8000) << 16, size = half & 0x7fff;
     if (size >= 0x7c00) return sign | 0x7f800000u | size << 13;
-    float value = ldexpf((float)(size < 0x400 ? size : (size & 0x3ff) | 0x400), size < 0x400 ? -24 : (int)(size >> 10) - 25);
+    float value = std::ldexp((float)(size < 0x400 ? size : (size & 0x3ff) | 0x400), size < 0x400 ? -24 : (int)(size >> 10) - 25);
     uint32_t bits;
     memcpy(&bits, &value, 4);
     return sign | bits;
