@@ -396,7 +396,7 @@ mod tests {
         let anywhere = on(None);
         assert_eq!((anywhere.stage, anywhere.bytes), (0, sums + shared + 2 * chunk));
         assert_eq!(anywhere.threads_that_fit, 8);
-        let small = on(Some(1760 << 20));
+        let small = on(Some(1792 << 20));
         assert_eq!((small.bytes, small.threads_that_fit), (anywhere.bytes, 1));
         assert_eq!(on(Some(1 << 30)).threads_that_fit, 0);
     }
