@@ -327,6 +327,12 @@ pub trait Device: Send + Sync {
     /// Overwrites the start of `buffer`.
     fn write(&self, host: &[f32], buffer: &mut Self::Buffer) -> Result<(), DeviceError>;
 
+    /// The first `len` values become 0.
+    ///
+    /// # Errors
+    /// `Length`, `Failed`.
+    fn clear(&self, len: usize, buffer: &mut Self::Buffer) -> Result<(), DeviceError>;
+
     /// Reads the first `host.len()` values of `buffer`.
     fn download(&self, buffer: &Self::Buffer, host: &mut [f32]) -> Result<(), DeviceError>;
 

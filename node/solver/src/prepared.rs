@@ -216,13 +216,13 @@ impl<B: Send + Sync> Prepared<B> {
         let Some(rest) = &self.device else {
             return self.weights_times_host(device, w, rows, moments, arrays);
         };
-        let Arrays { soft, product, linear, host, .. } = arrays;
+        let Arrays { soft, product, linear, .. } = arrays;
         device.write(w, soft)?;
         let h = self.undamped(rest);
         let g = rest.g.as_ref().map(|g| halfstep_compute::Moments { matrix: g, diagonal: None });
         let gap = match &rest.c {
             None => {
-                zero(device, rows * cols, host, linear)?;
+                device.clear(rows * cols, linear)?;
                 vec![0.0; rows]
             }
             Some(c) => {
@@ -266,7 +266,7 @@ impl<B: Send + Sync> Prepared<B> {
         let energy = times(g_energy.unwrap_or(h), None, None)?;
         let gap = if self.gap_is_zero { vec![0.0; rows] } else { times(h, Some(c), Some(&mut *linear))? };
         if self.gap_is_zero {
-            zero(device, rows * cols, host, linear)?;
+            device.clear(rows * cols, linear)?;
         }
         Ok(Terms { constant: constant(gap, excess), energy })
     }
@@ -328,18 +328,6 @@ impl<B: Send + Sync> Prepared<B> {
 fn constant(gap: Vec<f64>, excess: Option<Vec<f64>>) -> Vec<f64> {
     let excess = excess.unwrap_or_else(|| gap.clone());
     gap.into_iter().zip(excess).map(|(gap, excess)| gap + excess).collect()
-}
-
-/// `len` zeros.
-fn zero<D: Device>(
-    device: &D,
-    len: usize,
-    host: &mut Vec<f32>,
-    to: &mut D::Buffer,
-) -> Result<(), DeviceError> {
-    host.clear();
-    host.resize(len, 0.0);
-    device.write(host, to)
 }
 
 /// Where statistics lie in memory and how long they are: enough to notice when they are others.

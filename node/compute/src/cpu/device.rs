@@ -109,6 +109,11 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn clear(&self, len: usize, buffer: &mut CpuBuffer) -> Result<(), DeviceError> {
+        first_mut("clear", buffer, len)?.fill(0.0);
+        Ok(())
+    }
+
     fn download(&self, buffer: &CpuBuffer, host: &mut [f32]) -> Result<(), DeviceError> {
         host.copy_from_slice(first("download", buffer, host.len())?);
         Ok(())

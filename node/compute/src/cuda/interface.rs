@@ -86,6 +86,17 @@ impl Device for Cuda {
         self.send(host, buffer)
     }
 
+    fn clear(&self, len: usize, buffer: &mut CudaBuffer) -> Result<(), DeviceError> {
+        self.written("clear", buffer, len)?;
+        match len {
+            0 => Ok(()),
+            len => {
+                let cleared = self.stream.memset_zeros(&mut buffer.slice.slice_mut(..len));
+                cleared.map_err(|error| self.driver(error))
+            }
+        }
+    }
+
     fn download(&self, buffer: &CudaBuffer, host: &mut [f32]) -> Result<(), DeviceError> {
         let (len, mut done) = (host.len(), 0);
         self.bring_parts("download", buffer, 0..len, &mut |part| {

@@ -19,8 +19,10 @@ fn rows_are_those_of_the_cpu() {
     let (on_cpu, mut want) = (Cpu.upload(&values).unwrap(), Cpu.upload(&[7.0; 12]).unwrap());
     gpu.scale_rows(4, &[0.1, -3.0], &source, &mut out).unwrap();
     gpu.copy_rows(4, &[2, 0], &source, &mut out).unwrap();
+    gpu.clear(3, &mut out).unwrap();
     Cpu.scale_rows(4, &[0.1, -3.0], &on_cpu, &mut want).unwrap();
     Cpu.copy_rows(4, &[2, 0], &on_cpu, &mut want).unwrap();
+    Cpu.clear(3, &mut want).unwrap();
     let mut got = [0.0; 12];
     gpu.download(&out, &mut got).unwrap();
     assert_eq!(got, want[..]);
@@ -34,6 +36,7 @@ fn rows_are_those_of_the_cpu() {
 fn nothing_is_nothing() {
     let Some(gpu) = cuda() else { return };
     let (source, mut out) = (gpu.zeros(4).unwrap(), gpu.zeros(4).unwrap());
+    gpu.clear(0, &mut out).unwrap();
     gpu.scale_rows(4, &[], &source, &mut out).unwrap();
     gpu.copy_rows(4, &[], &source, &mut out).unwrap();
     assert!(gpu.run_dots(0, 4, 2, &source, &source).unwrap().is_empty());
@@ -55,6 +58,7 @@ fn what_does_not_fit_is_refused_as_on_the_cpu() {
         text(gpu.copy_rows(2, &[2], &source, &mut out)),
         text(Cpu.copy_rows(2, &[2], &on_cpu, &mut cpu_out))
     );
+    assert_eq!(text(gpu.clear(5, &mut out)), text(Cpu.clear(5, &mut cpu_out)));
     assert_eq!(
         text(gpu.run_dots(2, 3, 3, &source, &out).map(drop)),
         text(Cpu.run_dots(2, 3, 3, &on_cpu, &cpu_out).map(drop))

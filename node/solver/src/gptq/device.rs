@@ -90,8 +90,7 @@ impl<B: Send + Sync> Lower<B> {
             device.gather_columns(linear, rows, order, target)?;
             self.solve(device, rows, target, offset)?;
         } else {
-            // All of it is 0.
-            device.scale_rows(n, &vec![0.0; rows], linear, offset)?;
+            device.clear(rows * n, offset)?;
         }
         for (start, end) in blocks(n).rev() {
             if end < n {
