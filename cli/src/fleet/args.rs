@@ -171,8 +171,8 @@ pub(crate) struct WorkArgs {
 
     /// Multiply gradients and statistics on CUDA devices in tf32 or f32 [default: tf32]
     ///
-    /// tf32 reads factors with 11 bits (AdaRound on statistics: in half precision, scaled). A gradient only steers: what is compared and reported is computed from the
-    /// statistics in f32 either way. f32 is several times slower.
+    /// tf32 reads factors with 11 bits (AdaRound on statistics: in half precision, scaled). A gradient only steers: what is
+    /// compared and reported is computed from the statistics in f32 either way. f32 is several times slower.
     #[arg(long, value_name = "DIGITS")]
     pub(crate) gradients: Option<GradientsArg>,
 

@@ -1,7 +1,7 @@
 // Sums over parts of rows, in f64.
 //
-// Twins: `cpu::exact_differences`, `cpu::normal_equations` (cpu/moments.rs), `cpu::run_dots` (cpu/objective.rs), which add in another order: results agree to the last
-// digits of f64. Here a warp adds a sum: lanes take every 32nd term, then lanes meet pairwise. The order depends on the shape alone.
+// Twins: `cpu::exact_differences`, `cpu::normal_equations` (cpu/moments.rs), `cpu::run_dots` (cpu/objective.rs), which add in
+// another order: results agree to the last digits of f64. Here a warp adds a sum: lanes take every 32nd term, then lanes meet pairwise. The order depends on the shape alone.
 //
 // Not here: the products that are summed (cuBLAS), where rows come from (moments.cu).
 

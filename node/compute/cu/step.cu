@@ -1,7 +1,7 @@
 // The fused AdaRound iteration: gradient, rounding loss, Adam and the next soft weights in one pass over memory. Its data gradient
 // comes as f32, or as a product of half precision: errors and H are brought into its range by powers of two, one for every row
-// and every column, which change no digit. So one rounding to 11 bits is lost, wherever a layer's inputs are large or small; what is 2^28 times smaller than the largest
-// of its row, or a correlation below 2^-14, has fewer.
+// and every column, which change no digit. So one rounding to 11 bits is lost, wherever a layer's inputs are large or small; what
+// is 2^28 times smaller than the largest of its row, or a correlation below 2^-14, has fewer.
 //
 // Twins: `cpu::step` (cpu/step.rs), whose tolerance against f64 (5e-6) leaves room for the hardware's exponential, logarithm
 // and quotient: exp2 and log2 are within 3e-7, the quotient within 2 units in the last place. Square roots are exact. Of halves

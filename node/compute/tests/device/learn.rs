@@ -45,31 +45,37 @@ fn chunk() -> Chunk {
     Chunk { h, low, delta, target, v, soft }
 }
 
+/// What a chunk learns with.
+struct Arrays<B> {
+    fixed: [B; 3],
+    moving: [B; 5],
+}
+
+impl<B> Arrays<B> {
+    fn buffers(&mut self) -> LearnBuffers<'_, B> {
+        let ([lo, delta, target], [v, m1, m2, soft, product]) = (&self.fixed, &mut self.moving);
+        LearnBuffers { lo, delta, target, v, m1, m2, soft, product }
+    }
+}
+
 /// Adam's first moments and the rounding variables after so many iterations.
 fn learned<D: Device>(device: &D, chunk: &Chunk, iterations: u32) -> [Vec<f32>; 2] {
     let up = |values: &[f32]| device.upload(values).unwrap();
+    let zeros = || device.zeros(ROWS * COLS).unwrap();
     let diagonal: Vec<f32> = chunk.h.iter().step_by(COLS + 1).copied().collect();
     let h = up(&chunk.h);
     let steering = device.steering(COLS, &h, &diagonal).unwrap();
-    let (lo, delta, target) = (up(&chunk.low), up(&chunk.delta), up(&chunk.target));
-    let (mut v, mut soft) = (up(&chunk.v), up(&chunk.soft));
-    let [mut m1, mut m2, mut product] = [(); 3].map(|()| device.zeros(ROWS * COLS).unwrap());
-    let buffers = LearnBuffers {
-        lo: &lo,
-        delta: &delta,
-        target: &target,
-        v: &mut v,
-        m1: &mut m1,
-        m2: &mut m2,
-        soft: &mut soft,
-        product: &mut product,
+    let mut arrays = Arrays {
+        fixed: [up(&chunk.low), up(&chunk.delta), up(&chunk.target)],
+        moving: [up(&chunk.v), zeros(), zeros(), up(&chunk.soft), zeros()],
     };
     let args = StepArgs { grad_scale: 2.0, eps: 1e-30, ..StepArgs::adam(0.01) };
     let mut steps = (1..=iterations).map(|t| args.at_iteration(t));
-    device.learn((ROWS, COLS), &h, steering.as_ref(), buffers, &mut steps).unwrap();
+    device.learn((ROWS, COLS), &h, steering.as_ref(), arrays.buffers(), &mut steps).unwrap();
+    let LearnBuffers { v, m1, .. } = arrays.buffers();
     [m1, v].map(|buffer| {
         let mut host = vec![0.0; ROWS * COLS];
-        device.download(&buffer, &mut host).unwrap();
+        device.download(buffer, &mut host).unwrap();
         host
     })
 }
@@ -112,18 +118,9 @@ fn what_was_made_of_another_h_is_refused() {
     let Some(gpu) = cuda() else { return };
     let h = gpu.zeros(64).unwrap();
     let steering = gpu.steering(8, &h, &[1.0; 8]).unwrap();
-    let [lo, delta, target] = [(); 3].map(|()| gpu.zeros(16).unwrap());
-    let [mut v, mut m1, mut m2, mut soft, mut product] = [(); 5].map(|()| gpu.zeros(16).unwrap());
-    let buffers = LearnBuffers {
-        lo: &lo,
-        delta: &delta,
-        target: &target,
-        v: &mut v,
-        m1: &mut m1,
-        m2: &mut m2,
-        soft: &mut soft,
-        product: &mut product,
-    };
-    let refused = gpu.learn((4, 4), &h, steering.as_ref(), buffers, &mut std::iter::empty()).unwrap_err();
+    let zeros = || gpu.zeros(16).unwrap();
+    let mut arrays = Arrays { fixed: [(); 3].map(|()| zeros()), moving: [(); 5].map(|()| zeros()) };
+    let mut none = std::iter::empty();
+    let refused = gpu.learn((4, 4), &h, steering.as_ref(), arrays.buffers(), &mut none).unwrap_err();
     assert_eq!(refused.to_string(), "learn h: row stride 8 is smaller than the row of 4 elements");
 }
